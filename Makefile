@@ -1,0 +1,45 @@
+# A fresh machine needs Python 3.11 or newer and make; everything else goes into .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format bench lock clean
+
+help: ## Say what can be made
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+
+install: $(INSTALLED) ## Make the environment in .venv, with the versions in requirements.lock
+
+$(INSTALLED): requirements.lock pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clarad needs Python 3.11 or newer")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+run: $(INSTALLED) ## Start the daemon in the foreground, with the echo responder
+	@exec $(BIN)/clarad run
+
+test: $(INSTALLED) ## Run every test that needs no engine
+	$(BIN)/pytest
+
+lint: $(INSTALLED) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Put the code into the project's form
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(INSTALLED) ## Measure, beside a bare server
+	$(BIN)/python -m bench
+
+lock: ## Resolve requirements.lock anew (needs uv)
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-annotate --extra postgres --group dev --group build pyproject.toml \
+	    --output-file requirements.lock
+
+clean: ## Remove the environment and what the tools have left
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

@@ -1,0 +1,202 @@
+"""The terminal adapter: one user, one channel, a line in and an answer out."""
+
+import itertools
+import os
+import secrets
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Final, TextIO
+
+import trio
+
+from clarad import protocol
+from clarad.adapters.client import GatewayClient
+
+PROMPT: Final = "> "
+SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+SPINNER_PAUSE: Final = 0.08
+"""Seconds a picture of the spinner is shown."""
+
+# What an answer holds is not to steer the terminal: control characters become their pictures.
+_HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"} | {
+    0x7F: "␡",
+    **dict.fromkeys(range(0x80, 0xA0), "�"),
+}
+
+
+Outcome = protocol.ResponseEnd | protocol.Cancelled | protocol.Error
+
+
+class Screen:
+    """Shows an answer as it comes. Only on a terminal is there a spinner, and are tools shown."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out = out
+        self._is_terminal = out.isatty()
+        self._spinning = False
+        self._at_line_start = True
+        self.waiting = False
+
+    def text(self, chunk: str) -> None:
+        """Show a piece of the answer; into a file or pipe it goes as it is."""
+        self._clear_spinner()
+        if not chunk:
+            return
+        self._write(chunk.translate(_HARMLESS) if self._is_terminal else chunk)
+        self._at_line_start = chunk.endswith("\n")
+
+    def note(self, text: str) -> None:
+        """Show a line that is not part of the answer."""
+        if self._is_terminal:
+            self.end_line()
+            self._write(f"\x1b[2m{text.translate(_HARMLESS)}\x1b[0m\n")
+
+    def remark(self, text: str) -> None:
+        """Show a line about a message that was not answered."""
+        if text:
+            self.end_line()
+            self._write(f"[{text.translate(_HARMLESS)}]\n")
+
+    def prompt(self) -> None:
+        """Ask for a line."""
+        if self._is_terminal:
+            self._write(PROMPT)
+            self._at_line_start = False
+
+    def end_line(self) -> None:
+        """Begin a new line, unless one is begun."""
+        self._clear_spinner()
+        if not self._at_line_start:
+            self._write("\n")
+            self._at_line_start = True
+
+    async def spin(self) -> None:
+        """Show a spinner while `waiting` is set and a line is begun; runs until cancelled."""
+        for picture in itertools.cycle(SPINNER if self._is_terminal else ""):
+            if self.waiting and self._at_line_start:
+                self._spinning = True
+                self._write(f"\r{picture} ")
+            await trio.sleep(SPINNER_PAUSE)
+
+    def _clear_spinner(self) -> None:
+        if self._spinning:
+            self._spinning = False
+            self._write("\r\x1b[K")
+
+    def _write(self, text: str) -> None:
+        self._out.write(text)
+        self._out.flush()
+
+
+class Terminal:
+    """A conversation over one connection."""
+
+    def __init__(self, client: GatewayClient, screen: Screen, *, user: str, channel: str) -> None:
+        self._client = client
+        self._screen = screen
+        self._user = protocol.User(id=f"cli-{user}", platform_id=user, name=user)
+        self._channel = protocol.Channel(id=channel, type="dm")
+        self._running: str | None = None
+
+    async def ask(self, content: str) -> Outcome:
+        """Send a message, show the answer as it comes, and return how it ended.
+
+        Raises:
+            GatewayError: the connection is lost.
+        """
+        message = protocol.Message(
+            id=f"cli-{secrets.token_hex(12)}",
+            user=self._user,
+            channel=self._channel,
+            content=content,
+        )
+        self._running = message.id
+        self._screen.waiting = True
+        try:
+            await self._client.send(message)
+            while True:
+                frame = await self._client.receive()
+                if getattr(frame, "request_id", None) == message.id:
+                    if isinstance(frame, Outcome):
+                        return frame
+                    self._show(frame)
+        finally:
+            self._running = None
+            self._screen.waiting = False
+            self._screen.end_line()
+
+    async def cancel(self) -> bool:
+        """Cancel the message that runs; `False` if none does."""
+        if self._running is None:
+            return False
+        await self._client.send(protocol.Cancel(request_id=self._running, reason="Ctrl-C"))
+        return True
+
+    def _show(self, frame: protocol.Outbound) -> None:
+        match frame:
+            case protocol.ResponseChunk():
+                self._screen.text(frame.chunk)
+            case protocol.ToolStart():
+                self._screen.note(f"{frame.emoji} {frame.tool_name} {frame.description or ''}")
+            case protocol.ToolResult():
+                outcome = "done" if frame.success else "failed"
+                self._screen.note(f"   {frame.tool_name} {outcome} ({frame.duration_ms} ms)")
+            case protocol.Status():
+                self._screen.note(f"waiting; {frame.queue_length} before this one")
+            case _:
+                pass
+
+
+async def chat(terminal: Terminal, screen: Screen) -> None:
+    """Ask for lines until Ctrl-D; Ctrl-C cancels the message that runs instead of leaving.
+
+    Raises:
+        GatewayError: the connection is lost.
+    """
+    with trio.open_signal_receiver(signal.SIGINT) as interrupts:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(screen.spin)
+            nursery.start_soon(_obey_interrupts, interrupts, terminal, screen)
+            while (line := await _read_line(screen)) is not None:
+                if line.strip():
+                    screen.remark(_remark(await terminal.ask(line)))
+            nursery.cancel_scope.cancel("Ctrl-D")
+
+
+def _remark(outcome: Outcome) -> str:
+    match outcome:
+        case protocol.Cancelled():
+            return f"cancelled: {outcome.reason}"
+        case protocol.Error():
+            return f"error: {outcome.message}"
+        case _:
+            return ""
+
+
+async def _obey_interrupts(
+    interrupts: AsyncIterator[int], terminal: Terminal, screen: Screen
+) -> None:
+    async for _ in interrupts:
+        if await terminal.cancel():
+            screen.remark("cancelling …")
+        else:
+            screen.remark("Ctrl-D leaves")
+            screen.prompt()
+
+
+async def _read_line(screen: Screen) -> str | None:
+    """Read a line from standard input; `None` at its end. The terminal itself does the editing."""
+    screen.prompt()
+    fd = sys.stdin.fileno()
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        with suppress(PermissionError):  # epoll refuses plain files, which are always readable
+            await trio.lowlevel.wait_readable(fd)
+        byte = os.read(fd, 1)
+        if not byte:
+            screen.end_line()
+            return line.decode(errors="replace") if line else None
+        line += byte
+    return line.decode(errors="replace").rstrip("\n")

@@ -1,0 +1,71 @@
+"""What `chat` and `send` share: finding the daemon, and talking to it."""
+
+import argparse
+import getpass
+import json
+import os
+import secrets
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+import trio
+
+from clarad import config
+from clarad.adapters.client import GatewayClient, GatewayError, open_gateway
+from clarad.cli import fail, innermost
+
+Talk = Callable[[GatewayClient], Awaitable[int]]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the daemon is and who is talking."""
+    parser.add_argument(
+        "--url",
+        help="the gateway's address (default: CLARA_GATEWAY_URL, else the daemon that runs "
+        "with the same settings)",
+    )
+    parser.add_argument(
+        "--user", default=getpass.getuser(), help="who you are (default: %(default)s)"
+    )
+    parser.add_argument("--channel", help="the conversation (default: one of your own)")
+
+
+def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
+    """Connect, have the conversation and return its exit status; 1 if the connection fails."""
+    try:
+        settings, _ = config.load()
+        url = arguments.url or os.environ.get("CLARA_GATEWAY_URL") or find_daemon(settings)
+        return trio.run(partial(_talk, url, settings.gateway_secret, conversation))
+    except config.ConfigError as error:
+        for problem in error.problems:
+            fail(problem)
+    except Exception as error:
+        cause = innermost(error)
+        if not isinstance(cause, GatewayError):
+            raise
+        fail(str(cause))
+    return 1
+
+
+def find_daemon(settings: config.Settings) -> str:
+    """Return the address of the daemon that runs with these settings, or would."""
+    host, port = settings.gateway_host, settings.gateway_port
+    try:
+        found = json.loads((settings.state_dir / "gateway.json").read_text())
+        host, port = found["host"], found["port"]
+    except (OSError, ValueError, KeyError):
+        pass  # it does not run, or under another user: then the settings say where it would be
+    if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here: the daemon's answer to "where"
+        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
+    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
+
+
+async def _talk(url: str, secret: str | None, conversation: Talk) -> int:
+    async with open_gateway(
+        url,
+        node_id=f"cli-{secrets.token_hex(8)}",
+        platform="cli",
+        capabilities=["streaming"],
+        secret=secret,
+    ) as client:
+        return await conversation(client)

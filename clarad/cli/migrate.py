@@ -1,0 +1,82 @@
+"""`clarad migrate`: the database's tables."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from clarad import config
+from clarad.cli import fail
+
+if TYPE_CHECKING:
+    from clarad.store.migrate import Revision
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its parts."""
+    parser.description = (
+        "Bring the database to the tables that this version needs. Only tables named clarad_*\n"
+        "are touched."
+    )
+    parts = parser.add_subparsers(dest="part", metavar="PART")
+    parts.add_parser("upgrade", help="apply what is pending (the default)")
+    parts.add_parser("status", help="where the database is, and what is pending")
+    parts.add_parser("history", help="all migrations, the newest first")
+    parts.add_parser("heads", help="the newest migrations of this version")
+    rollback = parts.add_parser("rollback", help="take migrations back, with the data they hold")
+    rollback.add_argument("steps", nargs="?", type=int, default=1, help="how many (default: 1)")
+    create = parts.add_parser("create", help="write a migration from the models (in a checkout)")
+    create.add_argument("title", help="what it does, in a few words")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do one part; 1 if the database does not let it."""
+    from clarad.store import StoreError
+
+    try:
+        settings, _ = config.load()
+        return _run(arguments, settings)
+    except config.ConfigError as error:
+        for problem in error.problems:
+            fail(problem)
+    except StoreError as error:
+        fail(str(error))
+    return 1
+
+
+def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    from clarad.store import migrate, open_engine
+
+    engine = open_engine(settings.database_url)
+    match arguments.part:
+        case "status":
+            _print_status(migrate.history(engine), migrate.HEAD)
+        case "history":
+            for revision in reversed(migrate.history(engine)):
+                print(f"{revision.id}  {revision.state:7}  {revision.title}")
+        case "heads":
+            print("\n".join(migrate.heads(engine)))
+        case "rollback":
+            if arguments.steps < 1:
+                fail("rollback takes a number from 1")
+                return 1
+            for revision in migrate.rollback(engine, arguments.steps):
+                print(f"rolled back {revision.id}  {revision.title}")
+        case "create":
+            print(migrate.create(engine, arguments.title))
+        case _:
+            applied = migrate.upgrade(engine)
+            for revision in applied:
+                print(f"applied {revision.id}  {revision.title}")
+            if not applied:
+                print("nothing to do")
+    return 0
+
+
+def _print_status(history: "list[Revision]", head: str) -> None:
+    applied = [revision for revision in history if revision.state == "applied"]
+    pending = [revision for revision in history if revision.state == "pending"]
+    print(f"revision  {applied[-1].id if applied else 'none'}")
+    print(f"head      {head}")
+    print(f"pending   {len(pending) or 'nothing'}")
+    for revision in pending:
+        print(f"  {revision.id}  {revision.title}")

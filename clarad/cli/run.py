@@ -1,0 +1,78 @@
+"""`clarad run`: the daemon in the foreground."""
+
+import argparse
+import logging
+import resource
+from enum import IntEnum
+
+from clarad import config
+from clarad.cli import fail, innermost
+
+log = logging.getLogger(__name__)
+
+
+class Exit(IntEnum):
+    """Why the daemon has ended, after sysexits.h where it has a name for it."""
+
+    STOPPED = 0
+    CANNOT_LISTEN = 69
+    FAILED = 70
+    STORE = 74
+    ALREADY_RUNNING = 75
+    CONFIG = 78
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = (
+        "Run the daemon in the foreground. SIGTERM and Ctrl-C let running messages finish\n"
+        "for CLARA_DRAIN_TIMEOUT seconds; a second one stops at once."
+    )
+    parser.epilog = (
+        "exit status:\n"
+        "  0   stopped when told to\n"
+        "  69  the address cannot be listened on\n"
+        "  70  a part of the daemon kept failing; the log says which\n"
+        "  74  the database cannot be used\n"
+        "  75  the state directory is another daemon's, or cannot be written\n"
+        "  78  a setting is wrong; `clarad check` says more"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """Run until stopped; every reason not to is one line."""
+    try:
+        settings, warnings = config.load()
+    except config.ConfigError as error:
+        for problem in error.problems:
+            fail(problem)
+        return Exit.CONFIG
+    from clarad import daemon
+    from clarad.log import set_up
+    from clarad.nurseries.gateway import CannotListen
+    from clarad.store import StoreError
+
+    set_up(settings.log_level)
+    for warning in warnings:
+        log.warning("%s", warning)
+    _allow_many_connections()
+    reasons: dict[type[BaseException], Exit] = {
+        daemon.AlreadyRunning: Exit.ALREADY_RUNNING,
+        StoreError: Exit.STORE,
+        CannotListen: Exit.CANNOT_LISTEN,
+    }
+    try:
+        daemon.run(settings)
+    except Exception as error:
+        cause = innermost(error)
+        log.debug("what failed", exc_info=error)
+        fail(str(cause) or type(cause).__name__)
+        return reasons.get(type(cause), Exit.FAILED)
+    return Exit.STOPPED
+
+
+def _allow_many_connections() -> None:
+    # The soft limit is 1024 for the sake of programs that use select(2); we do not.
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,245 @@
+"""The settings of the daemon: read once, from the environment, and refused as a whole if wrong."""
+
+import difflib
+import ipaddress
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+RESPONDERS: Final = ("echo", "command")
+
+# Names that belong to adapters and other parts of an installation, and share our prefix.
+_FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL"})
+# A database URL can hold a password; what is wrong with it is said without showing it.
+_CONFIDENTIAL: Final = frozenset({"CLARA_GATEWAY_SECRET", "DATABASE_URL"})
+_REMOVED_PREFIXES: Final = ("ORS_", "PROACTIVE_")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set. Times are in seconds."""
+
+    state_dir: Path
+    database_url: str
+    gateway_host: str = "127.0.0.1"
+    gateway_port: int = 18789
+    gateway_secret: str | None = field(default=None, repr=False)
+    gateway_allowed_origins: frozenset[str] = frozenset()
+    gateway_max_connections: int = 4096
+    responder: str = "echo"
+    responder_command: str | None = None
+    session_timeout: float = 1800
+    message_timeout: float = 300
+    drain_timeout: float = 30
+    auto_migrate: bool = True
+    log_level: str = "INFO"
+    hooks_dir: Path = Path("hooks")
+    scheduler_dir: Path = Path(".")
+
+
+class ConfigError(Exception):
+    """The settings cannot be used; `problems` has one sentence for each thing that is wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class _Reader:
+    """Reads variables one by one and collects what is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+        self.known: set[str] = set()
+
+    def read(self, name: str, default: T, parse: Callable[[str], T]) -> T:
+        """Read one variable; an empty one counts as not set, as compose files write it."""
+        self.known.add(name)
+        text = self._environ.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            shown = name if name in _CONFIDENTIAL else f"{name}={text!r}"
+            self.problems.append(f"{shown}: {error}")
+            return default
+
+
+def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
+    """Read the settings from `environ`.
+
+    Returns:
+        The settings, and warnings: sentences about variables that have no effect.
+
+    Raises:
+        ConfigError: naming every variable that is wrong and what to write instead.
+    """
+    reader = _Reader(environ)
+    read = reader.read
+    state_dir = read("CLARA_STATE_DIR", _default_state_dir(environ), _absolute_path)
+    settings = Settings(
+        state_dir=state_dir,
+        database_url=read("DATABASE_URL", f"sqlite:///{state_dir / 'clarad.db'}", _database_url),
+        gateway_host=read("CLARA_GATEWAY_HOST", Settings.gateway_host, str),
+        gateway_port=read("CLARA_GATEWAY_PORT", Settings.gateway_port, _port),
+        gateway_secret=read("CLARA_GATEWAY_SECRET", None, str),
+        gateway_allowed_origins=read("CLARA_GATEWAY_ALLOWED_ORIGINS", frozenset(), _origins),
+        gateway_max_connections=read(
+            "CLARA_GATEWAY_MAX_CONNECTIONS", Settings.gateway_max_connections, _count
+        ),
+        responder=read("CLARA_RESPONDER", Settings.responder, _responder),
+        responder_command=read("CLARA_RESPONDER_COMMAND", None, str),
+        session_timeout=read("CLARA_SESSION_TIMEOUT", Settings.session_timeout, _seconds),
+        message_timeout=read("CLARA_MESSAGE_TIMEOUT", Settings.message_timeout, _seconds),
+        drain_timeout=read("CLARA_DRAIN_TIMEOUT", Settings.drain_timeout, _seconds_or_zero),
+        auto_migrate=read("CLARA_AUTO_MIGRATE", Settings.auto_migrate, _switch),
+        log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),
+        hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, Path),
+        scheduler_dir=read("CLARA_SCHEDULER_DIR", Settings.scheduler_dir, Path),
+    )
+    reader.problems += _contradictions(settings)
+    if reader.problems:
+        raise ConfigError(reader.problems)
+    return settings, _warnings(environ, reader.known)
+
+
+def _contradictions(settings: Settings) -> list[str]:
+    """What is wrong only in combination."""
+    problems = []
+    if settings.responder == "command" and not settings.responder_command:
+        problems.append(
+            "CLARA_RESPONDER=command needs CLARA_RESPONDER_COMMAND: set it to the shell command "
+            "that answers a message, or CLARA_RESPONDER to echo"
+        )
+    if settings.gateway_secret is None and not is_loopback(settings.gateway_host):
+        problems.append(
+            f"CLARA_GATEWAY_HOST={settings.gateway_host!r} is reachable from other machines: set "
+            "CLARA_GATEWAY_SECRET to a long random word, or the host to 127.0.0.1"
+        )
+    return problems
+
+
+def _warnings(environ: Mapping[str, str], known: set[str]) -> list[str]:
+    warnings = [
+        f"{name} has no effect: the proactive system (ORS) was removed. Delete the variable"
+        for name in sorted(environ)
+        if name.startswith(_REMOVED_PREFIXES)
+    ]
+    for name in sorted(environ):
+        if name.startswith("CLARA_") and name not in known | _FOREIGN:
+            close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85)
+            warnings += [f"{name} is not a setting; did you mean {close[0]}?"] if close else []
+    return warnings
+
+
+def is_loopback(host: str) -> bool:
+    """Whether binding `host` can be reached from this machine only. Looks names up."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None)
+    except OSError:
+        return True  # it cannot be bound either, and that error says it better
+    return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
+
+
+def sqlite_path(database_url: str) -> Path:
+    """Return the file that an SQLite URL names."""
+    return Path(database_url.partition("://")[2].removeprefix("/").partition("?")[0])
+
+
+def _default_state_dir(environ: Mapping[str, str]) -> Path:
+    # systemd.exec(5): with more than one StateDirectory= the variable holds them colon-separated.
+    from_systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
+    return Path(from_systemd) if from_systemd else Path.home() / ".local/state/clarad"
+
+
+def _absolute_path(text: str) -> Path:
+    return Path(text).expanduser().absolute()
+
+
+def _database_url(text: str) -> str:
+    """SQLAlchemy wants the driver named; `postgres://` is what hosting services hand out."""
+    scheme, separator, rest = text.partition("://")
+    if not separator:
+        raise ValueError("write it as sqlite:////path/file.db or postgresql://user@host/name")
+    if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
+        return f"postgresql+psycopg://{rest}"
+    if scheme in ("sqlite", "sqlite+pysqlite"):
+        if rest in ("", "/", "/:memory:"):
+            raise ValueError("a database in memory is lost at every stop; name a file")
+        return f"sqlite://{rest}"
+    raise ValueError(f"no such database here: {scheme!r}; write sqlite or postgresql")
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:
+        raise ValueError("write a number from 0 (any free port) to 65535")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ValueError("write a whole number from 1")
+    return int(text)
+
+
+def _seconds_or_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise ValueError("write a number of seconds, such as 30 or 0.5")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = _seconds_or_zero(text)
+    if value == 0:
+        raise ValueError("write a number of seconds above 0")
+    return value
+
+
+def _switch(text: str) -> bool:
+    switch = {"1": True, "true": True, "yes": True, "on": True}
+    switch |= {"0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in switch:
+        raise ValueError("write 1 or 0")
+    return switch[text.lower()]
+
+
+def _choice(text: str, choices: tuple[str, ...]) -> str:
+    if text not in choices:
+        close = difflib.get_close_matches(text, choices, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"{hint}write one of {', '.join(choices)}")
+    return text
+
+
+def _responder(text: str) -> str:
+    return _choice(text, RESPONDERS)
+
+
+def _log_level(text: str) -> str:
+    return _choice(text.upper(), ("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def _origins(text: str) -> frozenset[str]:
+    origins = [origin.strip().rstrip("/") for origin in text.split(",") if origin.strip()]
+    for origin in origins:
+        if "://" not in origin:
+            raise ValueError(
+                f"write {origin!r} with its scheme, such as https://chat.example.org; "
+                "separate several with commas"
+            )
+    return frozenset(origin.lower() for origin in origins)

@@ -1,0 +1,97 @@
+"""What happens in the daemon, as events: the closed list of types, and the bus for them."""
+
+import itertools
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import trio
+from msgspec import Struct
+
+
+class EventType(StrEnum):
+    """The closed list. Hooks and log queries name these."""
+
+    GATEWAY_STARTUP = "gateway:startup"
+    GATEWAY_SHUTDOWN = "gateway:shutdown"
+    ADAPTER_CONNECTED = "adapter:connected"
+    ADAPTER_DISCONNECTED = "adapter:disconnected"
+    SESSION_START = "session:start"
+    SESSION_END = "session:end"
+    SESSION_TIMEOUT = "session:timeout"
+    MESSAGE_RECEIVED = "message:received"
+    MESSAGE_SENT = "message:sent"
+    MESSAGE_CANCELLED = "message:cancelled"
+    TOOL_START = "tool:start"
+    TOOL_END = "tool:end"
+    TOOL_ERROR = "tool:error"
+    SCHEDULER_TASK_RUN = "scheduler:task_run"
+    SCHEDULER_TASK_ERROR = "scheduler:task_error"
+
+
+class Event(Struct, frozen=True, kw_only=True):
+    """One thing that happened; fields that do not apply are `None`."""
+
+    id: str
+    type: EventType
+    time: datetime
+    node_id: str | None = None
+    platform: str | None = None
+    user_id: str | None = None
+    channel_id: str | None = None
+    request_id: str | None = None
+    session_id: str | None = None
+    data: dict[str, Any] = {}
+
+
+class Subscription:
+    """One subscriber's bounded queue: iterate over `events`; `dropped` counts what did not fit."""
+
+    def __init__(self, types: frozenset[EventType], capacity: int) -> None:
+        self.types = types
+        self._send, self.events = trio.open_memory_channel[Event](capacity)
+        self.dropped = 0
+
+    def offer(self, event: Event) -> None:
+        """Put the event into the queue, or count it as dropped if the queue is full."""
+        try:
+            self._send.send_nowait(event)
+        except trio.WouldBlock:
+            self.dropped += 1
+
+    def close(self) -> None:
+        """End the subscriber's iteration after what is queued."""
+        self._send.close()
+
+
+class Bus:
+    """Hands every event to every subscriber, and never waits for one."""
+
+    def __init__(self) -> None:
+        self._subscriptions: list[Subscription] = []
+        boot = secrets.token_hex(8)
+        self._ids = (f"event-{boot}-{n}" for n in itertools.count(1))
+
+    @contextmanager
+    def subscribe(
+        self, types: Iterable[EventType] = EventType, capacity: int = 1000
+    ) -> Iterator[Subscription]:
+        """Receive the events of these types within the block, at most `capacity` unread."""
+        subscription = Subscription(frozenset(types), capacity)
+        self._subscriptions.append(subscription)
+        try:
+            yield subscription
+        finally:
+            self._subscriptions.remove(subscription)
+            subscription.close()
+
+    def publish(self, event_type: EventType, **fields: Any) -> None:
+        """Make an event of now and hand it on; `fields` are those of `Event`. Never blocks."""
+        interested = [s for s in self._subscriptions if event_type in s.types]
+        if interested:
+            event = Event(id=next(self._ids), type=event_type, time=datetime.now(UTC), **fields)
+            for subscription in interested:
+                subscription.offer(event)

@@ -1,0 +1,258 @@
+"""One adapter's connection: a nursery with its reader, its writer and its heartbeat."""
+
+import logging
+import secrets
+from datetime import UTC, datetime
+from typing import Final, Protocol
+
+import trio
+from msgspec import Struct
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from clarad import protocol
+from clarad.access import Door
+from clarad.events import Bus, EventType
+from clarad.nodes import Node, Nodes
+from clarad.outbox import Outbox, Overflow
+from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
+from clarad.websocket import ClientStream, FrameWriter
+
+log = logging.getLogger(__name__)
+
+REGISTER_TIMEOUT: Final = 10.0
+"""Seconds a connection has to register."""
+
+PING_INTERVAL: Final = 30.0
+"""Seconds between the gateway's WebSocket pings."""
+
+PONG_TIMEOUT: Final = 10.0
+"""Seconds a peer has to answer one."""
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that a close may take: what is queued is written, then the peer answers the close."""
+
+
+class Desk(Protocol):
+    """Where messages are handed in: the sessions. Nothing here blocks."""
+
+    def submit(self, node: Node, message: protocol.Message, text: str) -> None:
+        """Take a message; the answer comes through the node."""
+
+    def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
+        """Stop a message of this node."""
+
+    def status(self, node: Node) -> protocol.Status:
+        """Say how much of this node's work runs and waits."""
+
+    def abandon(self, node: Node) -> None:
+        """Stop everything of a node that is gone for good."""
+
+
+class Connection:
+    """A WebSocket connection after its handshake."""
+
+    def __init__(
+        self,
+        websocket: WebSocketConnection,
+        stream: ClientStream,
+        trusted: bool,
+        *,
+        door: Door,
+        nodes: Nodes,
+        desk: Desk,
+        bus: Bus,
+    ) -> None:
+        """`trusted` if the handshake has already shown the secret."""
+        self._websocket = websocket
+        self._frames = FrameWriter(websocket, stream)
+        self._address = stream.address
+        self._trusted = trusted
+        self._door = door
+        self._nodes = nodes
+        self._desk = desk
+        self._bus = bus
+        self._outbox = Outbox()
+        self._closing: tuple[CloseCode, str] | None = None
+        self._limit = trio.CancelScope()
+        self.node: Node | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; if the peer does not keep up the connection ends with 4008."""
+        try:
+            self._outbox.put(frame)
+        except Overflow:
+            self.end(CloseCode.TOO_SLOW, "the adapter reads too slowly")
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
+        if self._closing is None:
+            self._closing = (code, reason)
+            self._limit.deadline = trio.current_time() + CLOSE_TIMEOUT
+            self._outbox.close()
+
+    async def run(self) -> None:
+        """Serve until either side closes. Cancelling drops the connection without a close frame."""
+        try:
+            with self._limit:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write, nursery.cancel_scope)
+                    nursery.start_soon(self._beat)
+                    await self._read()
+                    # If the close is ours, the writer is still waiting for the peer's answer to it.
+                    if self._closing is None:
+                        nursery.cancel_scope.cancel("the peer has closed")
+        finally:
+            self._outbox.close()
+            if self.node is not None:
+                self._disconnect(self.node)
+
+    # --- the three tasks -------------------------------------------------------------------------
+
+    async def _write(self, whole: trio.CancelScope) -> None:
+        """Own the sending side: write frames as they come, and the close frame last."""
+        while frames := await self._outbox.take():
+            if not await self._frames.write(frames):
+                break
+        else:
+            assert self._closing is not None
+            code, reason = self._closing
+            await self._websocket.aclose(code, reason)
+        whole.cancel("the connection is closed")
+
+    async def _beat(self) -> None:
+        """Wait for the registration, then see that the peer is alive."""
+        await trio.sleep(REGISTER_TIMEOUT)
+        if self.node is None:
+            self.end(CloseCode.REFUSED, "no register within 10 s")
+        await trio.sleep(PING_INTERVAL - REGISTER_TIMEOUT)
+        while True:
+            with trio.move_on_after(PONG_TIMEOUT) as limit:
+                try:
+                    await self._websocket.ping()
+                except ConnectionClosed:
+                    return
+            if limit.cancelled_caught:
+                self.end(CloseCode.HEARTBEAT_LOST, "no pong within 10 s")
+                return
+            await trio.sleep(PING_INTERVAL)
+
+    async def _read(self) -> None:
+        """Take frames as they come, and never wait for the work that they cause."""
+        try:
+            while True:
+                text = await self._websocket.get_message()
+                if self._closing is None:
+                    self._take(text)
+        except ConnectionClosed:
+            return
+
+    # --- frames ----------------------------------------------------------------------------------
+
+    def _take(self, text: str | bytes) -> None:
+        try:
+            if isinstance(text, bytes):
+                raise protocol.Refused(
+                    ErrorCode.INVALID_MESSAGE, "Frames are text; this one was binary."
+                )
+            frame = self._decode(text)
+            if self.node is None:
+                self._register(frame)
+            else:
+                self._handle(self.node, frame, text)
+        except protocol.Refused as refused:
+            self._reply(refused.error)
+
+    def _decode(self, text: str) -> protocol.Inbound:
+        # trio-websocket counts characters, and one of them can be four bytes.
+        if len(text) > MAX_FRAME_BYTES // 4 and len(text.encode()) > MAX_FRAME_BYTES:
+            raise protocol.Refused(
+                ErrorCode.TOO_LARGE,
+                f"A frame may have {MAX_FRAME_BYTES} bytes; send less, or in several messages.",
+            )
+        return protocol.decode(text)
+
+    def _handle(self, node: Node, frame: protocol.Inbound, text: str) -> None:
+        match frame:
+            case protocol.Message():
+                self._desk.submit(node, frame, text)
+            case protocol.Cancel():
+                self._desk.cancel(node, frame)
+            case protocol.Ping():
+                self._reply(protocol.Pong(timestamp=_now()))
+            case protocol.StatusRequest():
+                self._reply(self._desk.status(node))
+            case protocol.Unregister():
+                self._desk.abandon(node)
+                self.end(CloseCode.UNREGISTERED, "unregistered")
+            case protocol.Register():
+                raise protocol.Refused(
+                    ErrorCode.ALREADY_REGISTERED,
+                    "This connection is registered; open another one for another node.",
+                )
+            case protocol.Ack():
+                pass  # nothing is kept yet that could be forgotten
+
+    def _register(self, frame: protocol.Inbound) -> None:
+        if not isinstance(frame, protocol.Register):
+            raise protocol.Refused(
+                ErrorCode.NOT_REGISTERED, 'Send "register" first, with node_id and platform.'
+            )
+        if not self._trusted and not self._admits(frame):
+            self.end(CloseCode.REFUSED, "authentication failed")
+            return
+        self._connect(frame)
+
+    def _admits(self, frame: protocol.Register) -> bool:
+        now = trio.current_time()
+        if self._door.is_closed(self._address, now):
+            code, message = ErrorCode.RATE_LIMITED, "Too many wrong secrets; wait a minute."
+        elif self._door.admits(self._address, frame.secret, now):
+            return True
+        else:
+            code = ErrorCode.AUTH_FAILED
+            message = "The secret is wrong; send the gateway's CLARA_GATEWAY_SECRET."
+        log.warning("refused node %r from %s: %s", frame.node_id, self._address, code)
+        self._reply(protocol.Error(code=code, message=message, recoverable=False))
+        return False
+
+    def _connect(self, frame: protocol.Register) -> None:
+        node = self._nodes.connect(
+            frame.node_id, frame.platform, frozenset(frame.capabilities), self
+        )
+        self.node = node
+        self._reply(
+            protocol.Registered(
+                node_id=node.id,
+                session_id=node.session_id,
+                server_time=_now(),
+                adapter_token=secrets.token_urlsafe(32),
+            )
+        )
+        self._bus.publish(
+            EventType.ADAPTER_CONNECTED,
+            node_id=node.id,
+            platform=node.platform,
+            data={"address": self._address, "capabilities": sorted(frame.capabilities)},
+        )
+
+    def _disconnect(self, node: Node) -> None:
+        self._nodes.disconnect(node, self)
+        code: int | None = None
+        reason: str | None = None
+        if self._closing is not None:
+            code, reason = self._closing
+        elif (closed := self._websocket.closed) is not None:
+            code, reason = closed.code, closed.reason
+        self._bus.publish(
+            EventType.ADAPTER_DISCONNECTED,
+            node_id=node.id,
+            platform=node.platform,
+            data={"code": None if code is None else int(code), "reason": reason},
+        )
+
+    def _reply(self, frame: Struct) -> None:
+        self.send(protocol.encode(frame))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

@@ -1,0 +1,190 @@
+"""The listener: takes connections in, checks their handshakes, and contains whatever they break."""
+
+import errno
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    wrap_server_stream,
+)
+from wsproto.utilities import ProtocolError
+
+from clarad.access import Door, bearer
+from clarad.nurseries.connection import Connection
+from clarad.protocol import MAX_FRAME_BYTES, CloseCode
+from clarad.websocket import ClientStream
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+"""Seconds from the TCP connection to the end of the WebSocket handshake."""
+
+LINGER: Final = 2.0
+"""Seconds that a peer which is still sending has to read why it was closed."""
+
+_READ_SIZE: Final = 64 * 1024
+
+MakeConnection = Callable[[WebSocketConnection, ClientStream, bool], Connection]
+
+
+class CannotListen(Exception):  # noqa: N818 - it is an answer, not a fault
+    """The address cannot be bound; the text says why and what to do."""
+
+
+class Gateway:
+    """Listens on one address. `make_connection` is given the WebSocket, its
+    stream, and whether the handshake has shown the secret."""
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        door: Door,
+        max_connections: int,
+        make_connection: MakeConnection,
+    ) -> None:
+        self._host = host
+        self._port = port
+        self._door = door
+        self._max_connections = max_connections
+        self._make_connection = make_connection
+        self._listening = trio.CancelScope()
+        self._connections: set[Connection] = set()
+        self._handshakes: set[trio.CancelScope] = set()
+
+    async def run(
+        self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Serve; `started` with the address that was bound, once connections are taken.
+
+        After `stop_listening` and when the last connection has ended, this returns. Cancelling
+        drops all connections.
+
+        Raises:
+            CannotListen: the port is taken, the address is not ours, …
+        """
+        try:
+            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
+        except OSError as error:
+            raise CannotListen(_why(self._host, self._port, error)) from None
+        # Two nurseries: the listeners can be ended while their connections live on.
+        async with trio.open_nursery() as handlers:
+            with self._listening:
+                task_status.started(listeners[0].socket.getsockname()[:2])
+                await trio.serve_listeners(self._contain, listeners, handler_nursery=handlers)
+
+    def stop_listening(self) -> None:
+        """Take no new connection."""
+        self._listening.cancel("stopping")
+
+    def close_all(self) -> None:
+        """Close every connection with 1001, after what is queued for it."""
+        for scope in self._handshakes:
+            scope.cancel("stopping")
+        for connection in self._connections:
+            connection.end(CloseCode.STOPPING, "the daemon is stopping")
+
+    async def _contain(self, socket_stream: trio.SocketStream) -> None:
+        """Serve one connection and let no exception out: it would take all the others along."""
+        try:
+            address = socket_stream.socket.getpeername()[0]
+        except OSError:  # gone before we looked
+            await trio.aclose_forcefully(socket_stream)
+            return
+        stream = ClientStream(socket_stream, address)
+        try:
+            await self._serve(stream)
+        except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
+            log.debug("the connection from %s broke: %r", address, group.exceptions)
+        except* Exception:
+            log.exception("the connection from %s failed", address)
+        finally:
+            with trio.move_on_after(LINGER):
+                await stream.linger()
+            await trio.aclose_forcefully(stream)
+
+    async def _serve(self, stream: ClientStream) -> None:
+        # trio-websocket's own task, which reads, lives here: what it raises ends this connection.
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(HANDSHAKE_TIMEOUT) as limit:
+                self._handshakes.add(limit)
+                try:
+                    connection = await self._shake_hands(nursery, stream, limit)
+                finally:
+                    self._handshakes.discard(limit)
+            if not limit.cancelled_caught and connection is not None:
+                await self._talk(connection)
+            nursery.cancel_scope.cancel("the connection is closed")
+
+    async def _shake_hands(
+        self, nursery: trio.Nursery, stream: ClientStream, limit: trio.CancelScope
+    ) -> Connection | None:
+        """Return the connection, or `None` if the handshake was refused."""
+        async with trio.open_nursery() as watch:
+            watch.start_soon(_cancel_at_end, stream, limit)
+            request = await wrap_server_stream(
+                nursery, stream, max_message_size=MAX_FRAME_BYTES, receive_buffer_size=_READ_SIZE
+            )
+            headers = {
+                name.decode("latin-1").lower(): value.decode("latin-1")
+                for name, value in request.headers
+            }
+            refusal = self._refusal(headers, stream.address)
+            if refusal is None:
+                websocket = await request.accept()
+            else:
+                status, text = refusal
+                log.warning("refused a handshake from %s: %d %s", stream.address, status, text)
+                await request.reject(status, body=f"{text}\n".encode())
+            watch.cancel_scope.cancel("the handshake is done")
+        if refusal is not None:
+            return None
+        return self._make_connection(websocket, stream, bearer(headers) is not None)
+
+    def _refusal(self, headers: dict[str, str], address: str) -> tuple[int, str] | None:
+        """Return the HTTP status and the reason if this handshake may not be."""
+        if not self._door.admits_origin(headers):
+            return 403, "This origin is not in CLARA_GATEWAY_ALLOWED_ORIGINS."
+        if self._door.is_closed(address, trio.current_time()):
+            return 429, "Too many wrong secrets; wait a minute."
+        token = bearer(headers)
+        if token is not None and not self._door.admits(address, token, trio.current_time()):
+            return 401, "The token is wrong; send the gateway's CLARA_GATEWAY_SECRET."
+        return None
+
+    async def _talk(self, connection: Connection) -> None:
+        if self._listening.cancel_called:
+            connection.end(CloseCode.STOPPING, "the daemon is stopping")
+        elif len(self._connections) >= self._max_connections:
+            connection.end(CloseCode.TOO_MANY_CONNECTIONS, "too many connections; try later")
+        self._connections.add(connection)
+        try:
+            await connection.run()
+        finally:
+            self._connections.discard(connection)
+
+
+async def _cancel_at_end(stream: ClientStream, scope: trio.CancelScope) -> None:
+    await stream.ended.wait()
+    scope.cancel("the peer has gone")
+
+
+def _why(host: str, port: int, error: OSError) -> str:
+    what = {
+        errno.EADDRINUSE: "the port is taken; stop the other program, or set CLARA_GATEWAY_PORT",
+        errno.EADDRNOTAVAIL: "this machine has no such address; set CLARA_GATEWAY_HOST to one",
+        errno.EACCES: "ports below 1024 need privileges; set CLARA_GATEWAY_PORT to a higher one",
+    }
+    cause = error.__cause__
+    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else [cause]
+    number = error.errno
+    for inner in causes:
+        if isinstance(inner, OSError):
+            number = inner.errno
+    reason = what.get(number or 0, error.strerror or str(error))
+    return f"cannot listen on {host} port {port}: {reason}"

@@ -1,0 +1,119 @@
+"""Keeps the parts of the daemon running: restarts what fails, gives up on what keeps failing.
+
+Erlang's rules in Trio's words: children are started in order, each ready before the next; one that
+fails with an `Exception` is started again alone (permanent, one_for_one) after a jittered pause;
+all restarts are paid from one budget, and when that is spent the last failure leaves as an
+exception, so that systemd restarts the daemon whole. A cancellation is not a failure.
+"""
+
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+log = logging.getLogger(__name__)
+
+MAX_RESTARTS: Final = 5
+"""Restarts within `PERIOD` that are put up with."""
+
+PERIOD: Final = 60.0
+"""Seconds over which restarts are counted."""
+
+FIRST_PAUSE: Final = 0.1
+MAX_PAUSE: Final = 5.0
+"""Seconds before a restart: doubled with each restart in the period, up to the maximum."""
+
+Serve = Callable[..., Awaitable[Any]]
+
+
+class Child:
+    """A part of the daemon; `serve` takes `task_status` and calls `started` when it is ready."""
+
+    def __init__(self, name: str, serve: Serve) -> None:
+        self.name = name
+        self.serve = serve
+        self.scope = trio.CancelScope()
+        self.ended = trio.Event()
+
+
+class Supervisor:
+    """Holds the children in a nursery that the caller owns."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._children: dict[str, Child] = {}
+        self._restarts: deque[float] = deque()
+
+    async def start(self, name: str, serve: Serve) -> Any:
+        """Start a child and wait until it is ready; return what it was `started` with.
+
+        A failure before it is ready is not retried: it is raised here.
+        """
+        child = self._children[name] = Child(name, serve)
+        return await self._nursery.start(self._keep, child)
+
+    async def stop(self, name: str) -> None:
+        """Cancel a child and wait until it has ended."""
+        child = self._children[name]
+        child.scope.cancel("stopping")
+        await child.ended.wait()
+
+    async def ended(self, name: str) -> None:
+        """Wait until a child has ended by itself."""
+        await self._children[name].ended.wait()
+
+    async def _keep(
+        self, child: Child, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        first = _Once(task_status)
+        try:
+            with child.scope:
+                while True:
+                    if await self._serve(child, first):
+                        return
+                    await trio.sleep(self._pause())
+        finally:
+            child.ended.set()
+
+    async def _serve(self, child: Child, first: "_Once") -> bool:
+        """Run the child once; `False` if it failed and is to be started again."""
+        try:
+            await child.serve(task_status=first)
+        except Exception:
+            if not first.called:
+                raise
+            # A failure on the way out of a cancellation is not to be paid from the budget.
+            await trio.lowlevel.checkpoint_if_cancelled()
+            if self._is_spent(trio.current_time()):
+                log.critical("%s keeps failing; giving up", child.name)
+                raise
+            log.exception("%s failed and is started again", child.name)
+            return False
+        return True
+
+    def _is_spent(self, now: float) -> bool:
+        while self._restarts and self._restarts[0] <= now - PERIOD:
+            self._restarts.popleft()
+        self._restarts.append(now)
+        return len(self._restarts) > MAX_RESTARTS
+
+    def _pause(self) -> float:
+        longest = min(FIRST_PAUSE * 2.0 ** len(self._restarts), MAX_PAUSE)
+        return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
+
+
+class _Once:
+    """A `task_status` for all starts of a child: `started` counts the first time only."""
+
+    def __init__(self, task_status: trio.TaskStatus[Any]) -> None:
+        self._task_status = task_status
+        self.called = False
+
+    def started(self, value: Any = None) -> None:
+        """Pass the first call on; Trio takes only one."""
+        if not self.called:
+            self.called = True
+            self._task_status.started(value)

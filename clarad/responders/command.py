@@ -1,0 +1,69 @@
+"""The responder that runs a shell command: standard output is the answer, as it is written."""
+
+import codecs
+import signal
+
+import msgspec
+
+from clarad import shell
+from clarad.responders import Answer, Request, ResponderError
+
+
+class Command:
+    """Runs `command` through `/bin/sh -c` once a message.
+
+    The message is on its standard input as JSON, and in `CLARA_*` variables. Nothing of a message
+    is ever put into the command's text.
+    """
+
+    def __init__(self, command: str) -> None:
+        self._command = command
+
+    async def respond(self, request: Request, answer: Answer) -> None:
+        """Stream what the command writes; cancelling ends all its processes."""
+        # A sequence that is cut in half by a read is held back until its rest has come.
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+        def say(data: bytes | bytearray) -> None:
+            if text := decoder.decode(data):
+                answer.text(text)
+
+        def count(processes: int) -> None:
+            answer.stopped.processes += processes
+
+        result = await shell.run(
+            self._command,
+            env=shell.environment(_variables(request)),
+            stdin=msgspec.json.encode(request.message),
+            on_stdout=say,
+            on_stopped=count,
+        )
+        if rest := decoder.decode(b"", final=True):
+            answer.text(rest)
+        if result.exit_status != 0:
+            raise ResponderError(_failure(result))
+
+
+def _variables(request: Request) -> dict[str, str]:
+    message = request.message
+    return {
+        "CLARA_REQUEST_ID": message.id,
+        "CLARA_NODE_ID": request.node_id,
+        "CLARA_PLATFORM": request.platform,
+        "CLARA_SESSION_ID": request.session_id,
+        "CLARA_USER_ID": message.user.id,
+        "CLARA_USER_NAME": message.user.display_name or message.user.name or "",
+        "CLARA_CHANNEL_ID": message.channel.id,
+        "CLARA_CHANNEL_TYPE": message.channel.type,
+        "CLARA_TIER": message.tier_override or "",
+        "CLARA_CONTENT": message.content,
+    }
+
+
+def _failure(result: shell.Result) -> str:
+    lines = result.stderr.decode(errors="replace").strip().splitlines()
+    if lines:
+        return lines[-1]
+    if result.exit_status < 0:
+        return f"The command was ended by {signal.Signals(-result.exit_status).name}."
+    return f"The command failed with exit status {result.exit_status}."

@@ -1,0 +1,70 @@
+"""Opens the database: SQLite with the settings that keep what was committed, or PostgreSQL."""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.exc import ArgumentError
+
+BUSY_TIMEOUT = 5.0
+"""How long to wait for another process that holds SQLite's write lock, in seconds."""
+
+
+class StoreError(Exception):
+    """The database did not do what was asked; the text says why, in one line."""
+
+
+def open_engine(url: str) -> Engine:
+    """Make an engine for `url`; nothing is connected yet.
+
+    Raises:
+        StoreError: the URL cannot be read, or its driver is not installed.
+    """
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        raise StoreError("DATABASE_URL cannot be read; write dialect://user@host/name") from None
+    if parsed.get_backend_name() == "sqlite":
+        return _open_sqlite(parsed)
+    try:
+        return create_engine(parsed, pool_size=1, max_overflow=1, pool_pre_ping=True)
+    except ModuleNotFoundError:
+        raise StoreError(
+            "PostgreSQL needs the driver psycopg; install clarad with its extra: clarad[postgres]"
+        ) from None
+
+
+def one_line(error: BaseException) -> str:
+    """What a database says, without the statement and its parameters, which can be private."""
+    original = getattr(error, "orig", None) or error
+    return " ".join(str(original).split()) or type(original).__name__
+
+
+def _open_sqlite(url: URL) -> Engine:
+    path = Path(url.database or "")
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make the directory {path.parent}: {error.strerror}") from None
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
+    event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    # The driver's own BEGIN comes late and not before DDL; we emit ours (SQLAlchemy, "Serializable
+    # isolation / Savepoints / Transactional DDL" in the pysqlite dialect's documentation).
+    connection.isolation_level = None
+    # WAL lets the command line read while the daemon writes. FULL makes a commit survive a power
+    # cut (sqlite.org/pragma.html#pragma_synchronous): an accepted message is on the disk.
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute("PRAGMA foreign_keys = ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # IMMEDIATE: a transaction that will write waits for the lock at its start, where waiting is
+    # safe; a deferred one fails half way, without waiting.
+    connection.exec_driver_sql("BEGIN IMMEDIATE")

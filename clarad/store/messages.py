@@ -1,0 +1,169 @@
+"""What the store knows of messages. Each method returns when it is on the disk."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+
+from clarad.store.engine import StoreError, one_line
+from clarad.store.models import MessageRow
+from clarad.store.writer import Writer
+
+
+class MessageKey(NamedTuple):
+    """A message's identity, on the wire and in the store."""
+
+    platform: str
+    channel_id: str
+    request_id: str
+
+
+class Stored(NamedTuple):
+    """A message as it came, and its terminal frame if it has ended; both JSON."""
+
+    frame: str
+    terminal: str | None
+
+
+class Unfinished(NamedTuple):
+    """A message that an earlier run of the daemon accepted and did not end."""
+
+    key: MessageKey
+    node_id: str
+    frame: str
+    begun: bool
+
+
+_ROW: Final = MessageRow.__table__
+_THIS: Final = (
+    (MessageRow.platform == bindparam("key_platform"))
+    & (MessageRow.channel_id == bindparam("key_channel_id"))
+    & (MessageRow.request_id == bindparam("key_request_id"))
+)
+_INSERT: Final = insert(_ROW)  # type: ignore[arg-type]
+_BEGIN: Final = (
+    update(_ROW).where(_THIS).values(begun_at=bindparam("begun_at"))  # type: ignore[arg-type]
+)
+_END: Final = (
+    update(_ROW)  # type: ignore[arg-type]
+    .where(_THIS)
+    .values(
+        ended_at=bindparam("ended_at"),
+        outcome=bindparam("outcome"),
+        reason=bindparam("reason"),
+        terminal=bindparam("terminal"),
+    )
+)
+
+
+class Messages:
+    """The table `clarad_messages`. Every method raises `StoreError` if the database fails."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def accept(
+        self,
+        key: MessageKey,
+        *,
+        node_id: str,
+        user_id: str,
+        session_id: str,
+        frame: str,
+        begun: bool,
+    ) -> bool:
+        """Write a new message; `begun` if it starts at once.
+
+        Returns:
+            Whether it is new: `False` if the store has it already, and then nothing is changed.
+        """
+        now = datetime.now(UTC)
+        row = {
+            "platform": key.platform,
+            "channel_id": key.channel_id,
+            "request_id": key.request_id,
+            "node_id": node_id,
+            "user_id": user_id,
+            "session_id": session_id,
+            "frame": frame,
+            "received_at": now,
+            "begun_at": now if begun else None,
+        }
+        try:
+            await self._writer.execute(_INSERT, row)
+        except IntegrityError:
+            return False
+        except SQLAlchemyError as error:
+            raise StoreError(one_line(error)) from error
+        return True
+
+    async def begin(self, key: MessageKey) -> None:
+        """Note that work on the message begins now."""
+        try:
+            await self._writer.execute(_BEGIN, {**_this(key), "begun_at": datetime.now(UTC)})
+        except SQLAlchemyError as error:
+            raise StoreError(one_line(error)) from error
+
+    async def end(
+        self, key: MessageKey, *, outcome: str, reason: str | None, terminal: str
+    ) -> None:
+        """Note how the message ended, with its terminal frame."""
+        values = {
+            "ended_at": datetime.now(UTC),
+            "outcome": outcome,
+            "reason": reason,
+            "terminal": terminal,
+        }
+        try:
+            await self._writer.execute(_END, {**_this(key), **values})
+        except SQLAlchemyError as error:
+            raise StoreError(one_line(error)) from error
+
+    async def find(self, key: MessageKey) -> Stored | None:
+        """Return what is there of a message, `None` if nothing is."""
+        statement = select(MessageRow.frame, MessageRow.terminal).where(_THIS)
+
+        def find(connection: Connection) -> Stored | None:
+            row = connection.execute(statement, _this(key)).one_or_none()
+            return None if row is None else Stored(*row)
+
+        try:
+            return await self._writer.call(find)
+        except SQLAlchemyError as error:
+            raise StoreError(one_line(error)) from error
+
+    async def unfinished(self) -> Sequence[Unfinished]:
+        """Return what was accepted and has not ended, in the order in which it came."""
+        statement = (
+            select(
+                MessageRow.platform,
+                MessageRow.channel_id,
+                MessageRow.request_id,
+                MessageRow.node_id,
+                MessageRow.frame,
+                MessageRow.begun_at,
+            )
+            .where(MessageRow.ended_at.is_(None))
+            .order_by(MessageRow.id)
+        )
+
+        def find(connection: Connection) -> list[Unfinished]:
+            return [
+                Unfinished(MessageKey(*row[:3]), row.node_id, row.frame, row.begun_at is not None)
+                for row in connection.execute(statement)
+            ]
+
+        try:
+            return await self._writer.call(find)
+        except SQLAlchemyError as error:
+            raise StoreError(one_line(error)) from error
+
+
+def _this(key: MessageKey) -> dict[str, str]:
+    return {
+        "key_platform": key.platform,
+        "key_channel_id": key.channel_id,
+        "key_request_id": key.request_id,
+    }

@@ -1,0 +1,179 @@
+"""Brings the database to the tables that this version needs, and back. Alembic does the work.
+
+Alembic is imported only when it has something to do: a start on a database that is up to date
+reads one row and knows.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sqlalchemy import Connection, Engine, String, column, inspect, select, table
+from sqlalchemy.exc import SQLAlchemyError
+
+from clarad.store.engine import StoreError, one_line
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+VERSION_TABLE: Final = "clarad_alembic_version"
+HEAD: Final = "0001"
+"""The revision that this version of clarad works with; a test holds it to the scripts."""
+
+
+class Revision(NamedTuple):
+    """One step of the schema; `state` is `applied` or `pending`."""
+
+    id: str
+    title: str
+    state: str
+
+
+def current_revision(connection: Connection) -> str | None:
+    """Return the revision that the database is at, `None` if it has never been migrated."""
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    version = column("version_num", String)
+    return connection.execute(select(version).select_from(table(VERSION_TABLE, version))).scalar()
+
+
+def is_behind(engine: Engine) -> bool:
+    """Whether the database needs a migration.
+
+    Raises:
+        StoreError: it cannot be read, or it was made by a newer clarad.
+    """
+    with _errors_in_one_line(), engine.connect() as connection:
+        at = current_revision(connection)
+    _refuse_unknown(at)
+    return at != HEAD
+
+
+def require_head(engine: Engine, *, migrate: bool) -> str | None:
+    """Make sure that the database is at `HEAD`; called before the daemon starts.
+
+    Returns:
+        The revision that it was at if it had to be migrated, else `None`.
+
+    Raises:
+        StoreError: it is behind and `migrate` is off, it is ahead, or a migration failed.
+    """
+    with _errors_in_one_line(), engine.connect() as connection:
+        at = current_revision(connection)
+    if at == HEAD:
+        return None
+    _refuse_unknown(at)
+    if not migrate:
+        raise StoreError(
+            f"the database is at revision {at or 'none'}, this version needs {HEAD}: "
+            "run `clarad migrate`, or leave out CLARA_AUTO_MIGRATE=0"
+        )
+    upgrade(engine)
+    return at or "empty"
+
+
+def upgrade(engine: Engine, to: str = "head") -> list[Revision]:
+    """Apply what is pending, each migration in a transaction of its own; return what it was."""
+    from alembic import command
+
+    before = {revision.id for revision in history(engine) if revision.state == "applied"}
+    with _alembic(engine) as config:
+        command.upgrade(config, to)
+    return [r for r in history(engine) if r.state == "applied" and r.id not in before]
+
+
+def rollback(engine: Engine, steps: int = 1) -> list[Revision]:
+    """Take back the last `steps` migrations, with the data in their tables; return them."""
+    from alembic import command
+
+    applied = [revision for revision in history(engine) if revision.state == "applied"]
+    if steps > len(applied):
+        raise StoreError(f"there are only {len(applied)} migrations to roll back, not {steps}")
+    with _alembic(engine) as config:
+        command.downgrade(config, f"-{steps}")
+    return applied[-steps:][::-1]
+
+
+def create(engine: Engine, title: str) -> Path:
+    """Write a new migration from the difference between the models and the database."""
+    from alembic import command
+
+    if not _is_checkout():
+        raise StoreError("migrations are made in a checkout of clarad, not in an installed one")
+    with _alembic(engine) as config:
+        number = len(list(_scripts(config).walk_revisions())) + 1
+        made = command.revision(config, title, autogenerate=True, rev_id=f"{number:04}")
+    assert made is not None
+    assert not isinstance(made, list)
+    return Path(made.path)
+
+
+def history(engine: Engine) -> list[Revision]:
+    """Return every revision, the oldest first."""
+    with _alembic(engine) as config:
+        at = current_revision(config.attributes["connection"])
+        scripts = list(_scripts(config).walk_revisions())[::-1]
+    _refuse_unknown(at)
+    applied = 0 if at is None else [script.revision for script in scripts].index(at) + 1
+    return [
+        Revision(script.revision, script.doc.rstrip("."), "applied" if n < applied else "pending")
+        for n, script in enumerate(scripts)
+    ]
+
+
+def heads(engine: Engine) -> list[str]:
+    """Return the newest revisions of the scripts; more than one is a mistake in a checkout."""
+    with _alembic(engine) as config:
+        return list(_scripts(config).get_heads())
+
+
+def _scripts(config: "Config") -> "ScriptDirectory":
+    from alembic.script import ScriptDirectory
+
+    return ScriptDirectory.from_config(config)
+
+
+def _refuse_unknown(revision: str | None) -> None:
+    if revision is not None and not any(_directory().glob(f"versions/{revision}_*.py")):
+        raise StoreError(
+            f"the database is at revision {revision}, which this version does not know: it was "
+            "made by a newer clarad; install that one, or roll the database back with it first"
+        )
+
+
+def _directory() -> Path:
+    """Where the scripts are: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent.parent
+    installed = package / "migrations"
+    return installed if installed.is_dir() else package.parent / "migrations"
+
+
+def _is_checkout() -> bool:
+    return (_directory().parent / "pyproject.toml").is_file()
+
+
+@contextmanager
+def _alembic(engine: Engine) -> "Iterator[Config]":
+    from alembic.config import Config
+    from alembic.util import CommandError
+
+    config = Config()
+    config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    config.set_main_option("path_separator", "os")
+    try:
+        with _errors_in_one_line(), engine.connect() as connection:
+            config.attributes["connection"] = connection
+            yield config
+    except CommandError as error:
+        raise StoreError(str(error)) from error
+
+
+@contextmanager
+def _errors_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreError(one_line(error)) from error

@@ -1,0 +1,101 @@
+"""The stream between trio-websocket and a socket, and the way around for frames that are ready.
+
+trio-websocket's `send_message` costs a lock, a pass through the scheduler and a system call each;
+three frames that are ready together can do with one of each. So the connection's writer encodes
+them itself, with the encoder that trio-websocket uses too, and writes them here, under a lock that
+trio-websocket's own frames (pong, close) also pass through: this class is its stream.
+"""
+
+from collections.abc import Iterable
+from contextlib import suppress
+from typing import Final
+
+import trio
+import wsproto.connection
+from trio_websocket import WebSocketConnection
+from wsproto.events import TextMessage
+
+_READ_SIZE: Final = 64 * 1024
+
+
+class ClientStream(trio.abc.Stream):
+    """One client's byte stream; several tasks may write, a write is never torn apart by another.
+
+    `address` is the peer's, for the log and for the door. `ended` is set when nothing more can
+    come: trio-websocket alone would let a handshake wait for ever on a connection that is gone.
+    """
+
+    def __init__(self, stream: trio.SocketStream, address: str) -> None:
+        self.address = address
+        self._stream = stream
+        self._lock = trio.Lock()
+        self._torn = False
+        self.ended = trio.Event()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write everything.
+
+        If this is cancelled half way nothing can be written any more: every later write raises
+        `BrokenResourceError`, since a frame without its end would corrupt all that follows.
+        """
+        async with self._lock:
+            if self._torn:
+                raise trio.BrokenResourceError("an earlier write was cancelled half way")
+            self._torn = True
+            await self._stream.send_all(data)
+            self._torn = False
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room in the socket's buffer."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Read; sets `ended` at the end of the stream."""
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            self.ended.set()
+            raise
+        if not data:
+            self.ended.set()
+        return data
+
+    async def linger(self) -> None:
+        """Say that nothing more will be written, and read what comes until the peer has closed.
+
+        Closing a socket that has unread data resets it, and the peer may lose what was written
+        last: the reason for the close (RFC 9112, section 9.6). The caller owns the timeout.
+        """
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with self._lock:
+                await self._stream.send_eof()
+            while await self._stream.receive_some(_READ_SIZE):
+                pass
+
+    async def aclose(self) -> None:
+        """Close the socket; what waits to be read or written by the kernel is dropped."""
+        self.ended.set()
+        await self._stream.aclose()
+
+
+class FrameWriter:
+    """Writes text frames to a connection, all that are ready in one go."""
+
+    def __init__(self, websocket: WebSocketConnection, stream: ClientStream) -> None:
+        self._websocket = websocket
+        self._stream = stream
+        self._encoder = wsproto.connection.Connection(wsproto.connection.ConnectionType.SERVER)
+
+    async def write(self, frames: Iterable[bytes]) -> bool:
+        """Write frames; `False` if the connection is closed or closing, and they are not written.
+
+        Cancelling this half way makes the connection unusable; see `ClientStream.send_all`.
+        """
+        data = b"".join(self._encoder.send(TextMessage(frame.decode())) for frame in frames)
+        if self._websocket.closed is not None:
+            return False
+        try:
+            await self._stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
