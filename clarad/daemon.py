@@ -2,7 +2,6 @@
 
 import fcntl
 import gc
-import json
 import logging
 import os
 import signal
@@ -14,8 +13,9 @@ from pathlib import Path
 from typing import Final
 
 import trio
+from sqlalchemy import Engine
 
-from clarad import __version__, log, responders
+from clarad import __version__, address, log, responders
 from clarad.access import Door
 from clarad.config import Settings
 from clarad.events import Bus, EventType
@@ -23,7 +23,8 @@ from clarad.nodes import Nodes
 from clarad.nurseries.connection import CLOSE_TIMEOUT, Connection
 from clarad.nurseries.gateway import LINGER, Gateway
 from clarad.nurseries.sessions import Sessions
-from clarad.nurseries.supervisor import Supervisor
+from clarad.nurseries.supervisor import Supervisor, open_supervisor
+from clarad.responders import Responder
 from clarad.store import Messages, Writer, open_engine
 from clarad.store.migrate import require_head
 
@@ -31,9 +32,6 @@ logger = logging.getLogger(__name__)
 
 CANCEL_BUDGET: Final = 10.0
 """Seconds from the end of the drain until every cancelled message has ended and is stored."""
-
-ADDRESS_FILE: Final = "gateway.json"
-"""Where the daemon listens, for `clarad chat` and `send`; lies in the state directory."""
 
 
 class AlreadyRunning(Exception):  # noqa: N818 - it is an answer, not a fault
@@ -54,110 +52,125 @@ def run(settings: Settings) -> None:
         if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
             logger.info("migrated the database (it was: %s)", before)
         try:
-            trio.run(_Daemon(settings, Writer(engine)).run, strict_exception_groups=True)
+            trio.run(_run_until_signal, settings, engine)
         finally:
             engine.dispose()
 
 
-class _Daemon:
-    """The parts, while the daemon runs."""
+async def _run_until_signal(settings: Settings, engine: Engine) -> None:
+    daemon = Daemon(settings, engine, responders.make(settings))
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+            host, port = await nursery.start(daemon.run)
+            logger.info(
+                "listening on %s; now type in another terminal: %s chat",
+                address.url(host, port),
+                _how_called(),
+            )
+            number = await anext(signals)
+            daemon.request_stop()
+            logger.info("%s: stopping", signal.Signals(number).name)
+            nursery.start_soon(_hurry_at_signal, signals, daemon)
+            await daemon.stopped.wait()
+            nursery.cancel_scope.cancel("stopped")
+    logger.info("stopped")
 
-    def __init__(self, settings: Settings, writer: Writer) -> None:
+
+async def _hurry_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
+    await anext(signals)
+    logger.warning("second signal: stopping at once")
+    daemon.stop_at_once()
+
+
+class Daemon:
+    """The tree of scopes, from the supervisor down, on a database that is migrated."""
+
+    def __init__(self, settings: Settings, engine: Engine, responder: Responder) -> None:
         self._settings = settings
-        self._writer = writer
-        self._bus = Bus()
-        self._nodes = Nodes()
-        self._messages = Messages(writer)
-
-    async def run(self) -> None:
-        """Start everything in order, serve, and stop in reverse order."""
-        with (
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
-            self._bus.subscribe(log.logged_types()) as events,
-        ):
-            async with trio.open_nursery() as nursery:
-                supervisor = Supervisor(nursery)
-                await supervisor.start("event log", partial(log.write_events, events))
-                sessions, gateway = await self._start(supervisor)
-                number = await anext(signals)
-                logger.info("%s: stopping", signal.Signals(number).name)
-                await self._stop(supervisor, sessions, gateway, signals)
-                nursery.cancel_scope.cancel("stopped")
-        logger.info("stopped")
-
-    async def _start(self, supervisor: Supervisor) -> tuple[Sessions, Gateway]:
-        settings = self._settings
-        sessions = Sessions(
+        self.bus = Bus()
+        self.nodes = Nodes()
+        self._writer = Writer(engine)
+        self._messages = Messages(self._writer)
+        self._sessions = Sessions(
             session_timeout=settings.session_timeout,
             message_timeout=settings.message_timeout,
-            bus=self._bus,
-            nodes=self._nodes,
+            bus=self.bus,
+            nodes=self.nodes,
             store=self._messages,
-            responder=responders.make(settings),
+            responder=responder,
         )
         door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
-        gateway = Gateway(
+        self._gateway = Gateway(
             settings.gateway_host,
             settings.gateway_port,
             door=door,
             max_connections=settings.gateway_max_connections,
             make_connection=partial(
-                Connection, door=door, nodes=self._nodes, desk=sessions, bus=self._bus
+                Connection, door=door, nodes=self.nodes, desk=self._sessions, bus=self.bus
             ),
         )
-        await supervisor.start("store", self._writer.run)
-        await supervisor.start("sessions", sessions.run)
-        await sessions.recover(await self._messages.unfinished())
-        host, port = await supervisor.start("gateway", gateway.run)
-        _leave_alone_what_stays()
-        self._announce(host, port)
-        return sessions, gateway
+        self._stop_requested = trio.Event()
+        self._drain = trio.CancelScope()
+        self.stopped = trio.Event()
 
-    def _announce(self, host: str, port: int) -> None:
-        address = {"host": host, "port": port, "pid": os.getpid()}
-        _write_whole(self._settings.state_dir / ADDRESS_FILE, json.dumps(address) + "\n")
-        self._bus.publish(
+    async def run(
+        self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Start everything in order, serve until `request_stop`, and stop in reverse order.
+
+        `started` with the address, when connections are taken. Cancelling ends everything without
+        draining; what is stored stays stored.
+        """
+        with self.bus.subscribe(log.logged_types()) as events:
+            async with open_supervisor() as supervisor:
+                await supervisor.start("event log", partial(log.write_events, events))
+                try:
+                    task_status.started(await self._start(supervisor))
+                    await self._stop_requested.wait()
+                    await self._stop(supervisor)
+                finally:
+                    self._sessions.give_up()
+        self.stopped.set()
+
+    def request_stop(self) -> None:
+        """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
+        self._gateway.stop_listening()
+        self._sessions.refuse()
+        self._stop_requested.set()
+
+    def stop_at_once(self) -> None:
+        """Cut the drain short."""
+        self._drain.cancel("stopping at once")
+
+    async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
+        await supervisor.start("store", self._writer.run)
+        await supervisor.start("sessions", self._sessions.run)
+        await self._sessions.recover(await self._messages.unfinished())
+        host, port = await supervisor.start("gateway", self._gateway.run)
+        _leave_alone_what_stays()
+        address.announce(self._settings.state_dir, host, port, os.getpid())
+        self.bus.publish(
             EventType.GATEWAY_STARTUP, data={"host": host, "port": port, "version": __version__}
         )
-        shown = f"[{host}]" if ":" in host else host
-        logger.info(
-            "listening on ws://%s:%d; now type in another terminal: %s chat",
-            shown,
-            port,
-            _how_called(),
-        )
+        return host, port
 
-    async def _stop(
-        self,
-        supervisor: Supervisor,
-        sessions: Sessions,
-        gateway: Gateway,
-        signals: AsyncIterator[int],
-    ) -> None:
-        """Refuse, drain, cancel the rest, say good-bye, flush. Bounded by the budgets above."""
-        gateway.stop_listening()
-        (self._settings.state_dir / ADDRESS_FILE).unlink(missing_ok=True)
-        await self._drain(sessions, signals)
-        sessions.stop()
+    async def _stop(self, supervisor: Supervisor) -> None:
+        """Drain, cancel the rest, say good-bye, flush. Bounded by the budgets above."""
+        address.withdraw(self._settings.state_dir)
+        self._drain.deadline = trio.current_time() + self._settings.drain_timeout
+        with self._drain:
+            await self._sessions.drained()
+        self._sessions.stop()
         with trio.move_on_after(CANCEL_BUDGET) as limit:
-            await sessions.drained()
+            await self._sessions.drained()
         if limit.cancelled_caught:
-            sessions.give_up()
+            self._sessions.give_up()
         await supervisor.stop("sessions")
-        self._bus.publish(EventType.GATEWAY_SHUTDOWN)
-        gateway.close_all()
+        self.bus.publish(EventType.GATEWAY_SHUTDOWN)
+        self._gateway.close_all()
         with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
             await supervisor.ended("gateway")
-        await supervisor.stop("gateway")
-        await supervisor.stop("store")
-
-    async def _drain(self, sessions: Sessions, signals: AsyncIterator[int]) -> None:
-        """Let messages end by themselves, until the timeout or a second signal."""
-        async with trio.open_nursery() as nursery:
-            nursery.cancel_scope.deadline = trio.current_time() + self._settings.drain_timeout
-            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-            await sessions.drained()
-            nursery.cancel_scope.cancel("drained")
+        await supervisor.stop_all()
 
 
 def _leave_alone_what_stays() -> None:
@@ -168,12 +181,6 @@ def _leave_alone_what_stays() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-
-
-async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
-    await anext(signals)
-    logger.warning("second signal: stopping at once")
-    scope.cancel("second signal")
 
 
 @contextmanager
@@ -202,13 +209,6 @@ def _only_one(state_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader finds all of it or none."""
-    beside = path.with_suffix(".new")
-    beside.write_text(text)
-    beside.replace(path)
 
 
 def _how_called() -> str:

@@ -30,6 +30,7 @@ class ClientStream(trio.abc.Stream):
         self._stream = stream
         self._lock = trio.Lock()
         self._torn = False
+        self._closed = False
         self.ended = trio.Event()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -51,6 +52,8 @@ class ClientStream(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Read; sets `ended` at the end of the stream."""
+        if self._closed:
+            raise trio.ClosedResourceError
         try:
             data = await self._stream.receive_some(max_bytes)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -60,22 +63,34 @@ class ClientStream(trio.abc.Stream):
             self.ended.set()
         return data
 
-    async def linger(self) -> None:
-        """Say that nothing more will be written, and read what comes until the peer has closed.
-
-        Closing a socket that has unread data resets it, and the peer may lose what was written
-        last: the reason for the close (RFC 9112, section 9.6). The caller owns the timeout.
-        """
-        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            async with self._lock:
-                await self._stream.send_eof()
-            while await self._stream.receive_some(_READ_SIZE):
-                pass
-
     async def aclose(self) -> None:
-        """Close the socket; what waits to be read or written by the kernel is dropped."""
+        """Say that nothing more will be written. The socket itself is closed by `hang_up`.
+
+        trio-websocket calls this as soon as it has written its last word; closing the socket while
+        there is unread data would reset it, and the peer could lose that word.
+        """
+        first, self._closed = not self._closed, True
         self.ended.set()
-        await self._stream.aclose()
+        if first and not self._lock.locked():
+            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._stream.send_eof()
+        await trio.lowlevel.checkpoint()
+
+    async def hang_up(self, patience: float) -> None:
+        """Read what comes until the peer has closed, for `patience` seconds, then close the socket.
+
+        So the peer can read why it was closed (RFC 9112, section 9.6). Cancelling closes at once.
+        """
+        try:
+            await self.aclose()
+            with (
+                trio.move_on_after(patience),
+                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+            ):
+                while await self._stream.receive_some(_READ_SIZE):
+                    pass
+        finally:
+            await trio.aclose_forcefully(self._stream)
 
 
 class FrameWriter:

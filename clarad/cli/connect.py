@@ -2,7 +2,6 @@
 
 import argparse
 import getpass
-import json
 import os
 import secrets
 from collections.abc import Awaitable, Callable
@@ -10,7 +9,7 @@ from functools import partial
 
 import trio
 
-from clarad import config
+from clarad import address, config
 from clarad.adapters.client import GatewayClient, GatewayError, open_gateway
 from clarad.cli import fail, innermost
 
@@ -34,7 +33,8 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
     """Connect, have the conversation and return its exit status; 1 if the connection fails."""
     try:
         settings, _ = config.load()
-        url = arguments.url or os.environ.get("CLARA_GATEWAY_URL") or find_daemon(settings)
+        found = address.find(settings.state_dir) or (settings.gateway_host, settings.gateway_port)
+        url = arguments.url or os.environ.get("CLARA_GATEWAY_URL") or address.url(*found)
         return trio.run(partial(_talk, url, settings.gateway_secret, conversation))
     except config.ConfigError as error:
         for problem in error.problems:
@@ -45,19 +45,6 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
             raise
         fail(str(cause))
     return 1
-
-
-def find_daemon(settings: config.Settings) -> str:
-    """Return the address of the daemon that runs with these settings, or would."""
-    host, port = settings.gateway_host, settings.gateway_port
-    try:
-        found = json.loads((settings.state_dir / "gateway.json").read_text())
-        host, port = found["host"], found["port"]
-    except (OSError, ValueError, KeyError):
-        pass  # it does not run, or under another user: then the settings say where it would be
-    if host in ("0.0.0.0", "::"):  # noqa: S104 - not bound here: the daemon's answer to "where"
-        host = "127.0.0.1" if host == "0.0.0.0" else "::1"  # noqa: S104
-    return f"ws://[{host}]:{port}" if ":" in host else f"ws://{host}:{port}"
 
 
 async def _talk(url: str, secret: str | None, conversation: Talk) -> int:

@@ -66,9 +66,11 @@ def run(_arguments: argparse.Namespace) -> int:
         daemon.run(settings)
     except Exception as error:
         cause = innermost(error)
-        log.debug("what failed", exc_info=error)
-        fail(str(cause) or type(cause).__name__)
-        return reasons.get(type(cause), Exit.FAILED)
+        if type(cause) in reasons:
+            fail(str(cause))
+            return reasons[type(cause)]
+        log.critical("the daemon failed; this is a bug", exc_info=error)
+        return Exit.FAILED
     return Exit.STOPPED
 
 

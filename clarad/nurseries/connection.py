@@ -32,6 +32,9 @@ CLOSE_TIMEOUT: Final = 5.0
 """Seconds that a close may take: what is queued is written, then the peer answers the close."""
 
 
+_ABNORMAL: Final = 1006  # RFC 6455, section 7.4.1: never sent, it stands for "no close frame"
+
+
 class Desk(Protocol):
     """Where messages are handed in: the sessions. Nothing here blocks."""
 
@@ -89,6 +92,12 @@ class Connection:
             self._closing = (code, reason)
             self._limit.deadline = trio.current_time() + CLOSE_TIMEOUT
             self._outbox.close()
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether the closing handshake was held, as far as trio-websocket lets us know."""
+        closed = self._websocket.closed
+        return closed is not None and closed.code not in (_ABNORMAL, CloseCode.TOO_LARGE)
 
     async def run(self) -> None:
         """Serve until either side closes. Cancelling drops the connection without a close frame."""

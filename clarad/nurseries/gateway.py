@@ -97,18 +97,19 @@ class Gateway:
             await trio.aclose_forcefully(socket_stream)
             return
         stream = ClientStream(socket_stream, address)
+        patience = LINGER
         try:
-            await self._serve(stream)
+            if await self._serve(stream):
+                patience = 0
         except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
             log.debug("the connection from %s broke: %r", address, group.exceptions)
         except* Exception:
             log.exception("the connection from %s failed", address)
         finally:
-            with trio.move_on_after(LINGER):
-                await stream.linger()
-            await trio.aclose_forcefully(stream)
+            await stream.hang_up(patience)
 
-    async def _serve(self, stream: ClientStream) -> None:
+    async def _serve(self, stream: ClientStream) -> bool:
+        """Serve one connection; return whether both sides have said good-bye."""
         # trio-websocket's own task, which reads, lives here: what it raises ends this connection.
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(HANDSHAKE_TIMEOUT) as limit:
@@ -120,6 +121,7 @@ class Gateway:
             if not limit.cancelled_caught and connection is not None:
                 await self._talk(connection)
             nursery.cancel_scope.cancel("the connection is closed")
+        return not limit.cancelled_caught and connection is not None and connection.said_goodbye
 
     async def _shake_hands(
         self, nursery: trio.Nursery, stream: ClientStream, limit: trio.CancelScope

@@ -11,7 +11,8 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -43,7 +44,7 @@ STORE_RETRY: Final = 1.0
 class MessageStore(Protocol):
     """Where messages are written down; `clarad.store.Messages`."""
 
-    async def accept(
+    def accept(
         self,
         key: MessageKey,
         *,
@@ -52,8 +53,8 @@ class MessageStore(Protocol):
         session_id: str,
         frame: str,
         begun: bool,
-    ) -> bool:
-        """Write a new message; `False` if it is there already."""
+    ) -> Awaitable[bool]:
+        """Have a new message written, in the order of the calls; `False` if it is there already."""
 
     async def begin(self, key: MessageKey) -> None:
         """Note that work begins."""
@@ -74,8 +75,7 @@ class Session:
         self.id = f"session-{secrets.token_hex(8)}"
         self.platform, self.user_id, self.channel_id = key
         self.scope = trio.CancelScope()
-        self.why_ended = "timeout"
-        self.ended_at: float | None = None
+        self.ended_at: float | None = None  # set when it times out
         self._timeout = timeout
         self._nursery: trio.Nursery | None = None
         self._early: list[Callable[[], Any]] = []
@@ -292,9 +292,12 @@ class Sessions:
             task_status.started()
             await trio.sleep_forever()
 
-    async def drained(self) -> None:
-        """Take no new messages, and wait until none is left."""
+    def refuse(self) -> None:
+        """Take no new messages."""
         self._stopping = True
+
+    async def drained(self) -> None:
+        """Wait until no message is left; to be called after `refuse`."""
         while self._turns:
             self._idle = trio.Event()
             await self._idle.wait()
@@ -303,8 +306,6 @@ class Sessions:
         """Cancel what is left; to be followed by `drained`."""
         for turn in list(self._turns.values()):
             turn.cancel("the daemon is stopping", "daemon")
-        for session in self._sessions.values():
-            session.why_ended = "shutdown"
 
     def give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
@@ -393,7 +394,18 @@ class Sessions:
         self._by_request.setdefault((node.id, message.id), []).append(turn)
         self._channels.setdefault((turn.key.platform, turn.key.channel_id), deque()).append(turn)
         session.touch()
-        session.start_soon(lambda: self._live(turn))
+        stored = None
+        if state is State.RECEIVED:
+            turn.begun = self._is_first(turn)
+            stored = self._store.accept(
+                turn.key,
+                node_id=node.id,
+                user_id=session.user_id,
+                session_id=session.id,
+                frame=text,
+                begun=turn.begun,
+            )
+        session.start_soon(partial(self._live, turn, stored))
 
     def _session(self, platform: str, message: protocol.Message) -> Session:
         key = (platform, message.user.id, message.channel.id)
@@ -414,20 +426,21 @@ class Sessions:
         self._bus.publish(EventType.SESSION_START, **about)
         try:
             await session.run()
-            if session.why_ended == "timeout":
+            if session.ended_at is not None:
                 self._bus.publish(
                     EventType.SESSION_TIMEOUT, **about, data={"timeout": self._session_timeout}
                 )
         finally:
             if self._sessions.get(key) is session:
                 del self._sessions[key]
-            self._bus.publish(EventType.SESSION_END, **about, data={"reason": session.why_ended})
+            why = "shutdown" if session.ended_at is None else "timeout"
+            self._bus.publish(EventType.SESSION_END, **about, data={"reason": why})
 
-    async def _live(self, turn: Turn) -> None:
+    async def _live(self, turn: Turn, stored: Awaitable[bool] | None) -> None:
         """A message's whole life, as a task below its session."""
         try:
-            if turn.life.state in (State.RECEIVED, State.DOOMED):
-                await self._accept(turn)
+            if stored is not None:
+                await self._accept(turn, stored)
             with turn.scope:
                 await self._answer(turn)
             if turn.scope.cancelled_caught:
@@ -439,18 +452,10 @@ class Sessions:
             await self._settle(turn)
             self._leave(turn)
 
-    async def _accept(self, turn: Turn) -> None:
-        """Write the message down; from then on it is owed an answer."""
-        turn.begun = self._is_first(turn) and not turn.life.decided
+    async def _accept(self, turn: Turn, stored: Awaitable[bool]) -> None:
+        """Wait until the message is written down; from then on it is owed an answer."""
         try:
-            new = await self._store.accept(
-                turn.key,
-                node_id=turn.node.id,
-                user_id=turn.session.user_id,
-                session_id=turn.session.id,
-                frame=turn.frame,
-                begun=turn.begun,
-            )
+            new = await stored
         except Exception as error:
             turn.life.apply(Signal.DROPPED)
             log.error(
@@ -518,10 +523,8 @@ class Sessions:
         have the message answered twice."""
         if turn.life.state is State.DROPPED:
             return
-        # Cancelled from above, and nobody has said why: the session's deadline has.
-        if not turn.life.decided:
-            session = turn.session
-            turn.decide(Signal.CANCELLED, "the session timed out", "session", session.ended_at)
+        if not turn.life.decided:  # cancelled from above
+            self._decide_from_above(turn)
         stopped_in = trio.current_time() - turn.decided_at
         terminal = protocol.encode(turn.terminal())
         if await self._store_end(turn, terminal.decode()):
@@ -529,6 +532,12 @@ class Sessions:
             turn.session.touch()
             turn.node.deliver(turn.key, terminal)
             self._publish_end(turn, stopped_in)
+
+    def _decide_from_above(self, turn: Turn) -> None:
+        if (at := turn.session.ended_at) is not None:
+            turn.decide(Signal.CANCELLED, "the session timed out", "session", at)
+        else:
+            turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
 
     async def _store_end(self, turn: Turn, terminal: str) -> bool:
         """Try until it is stored; `False` if the daemon has to stop before."""

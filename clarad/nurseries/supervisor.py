@@ -4,12 +4,16 @@ Erlang's rules in Trio's words: children are started in order, each ready before
 fails with an `Exception` is started again alone (permanent, one_for_one) after a jittered pause;
 all restarts are paid from one budget, and when that is spent the last failure leaves as an
 exception, so that systemd restarts the daemon whole. A cancellation is not a failure.
+
+However it ends, by `stop`, a cancellation or a failure, children are stopped in reverse order, each
+ended before the one it was built upon: what is cancelled can still write to the store.
 """
 
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import trio
@@ -35,12 +39,13 @@ class Child:
     def __init__(self, name: str, serve: Serve) -> None:
         self.name = name
         self.serve = serve
-        self.scope = trio.CancelScope()
+        # Shielded: only the supervisor ends a child, and it does so in order.
+        self.scope = trio.CancelScope(shield=True)
         self.ended = trio.Event()
 
 
 class Supervisor:
-    """Holds the children in a nursery that the caller owns."""
+    """Holds the children; made by `open_supervisor`."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -60,6 +65,11 @@ class Supervisor:
         child = self._children[name]
         child.scope.cancel("stopping")
         await child.ended.wait()
+
+    async def stop_all(self) -> None:
+        """Stop the children in reverse order."""
+        for name in reversed(self._children):
+            await self.stop(name)
 
     async def ended(self, name: str) -> None:
         """Wait until a child has ended by itself."""
@@ -103,6 +113,18 @@ class Supervisor:
     def _pause(self) -> float:
         longest = min(FIRST_PAUSE * 2.0 ** len(self._restarts), MAX_PAUSE)
         return longest * random.uniform(0.5, 1)  # noqa: S311 - not a secret
+
+
+@asynccontextmanager
+async def open_supervisor() -> AsyncIterator[Supervisor]:
+    """Supervise for the length of the block; at its end, all children are stopped."""
+    async with trio.open_nursery() as nursery:
+        supervisor = Supervisor(nursery)
+        try:
+            yield supervisor
+        finally:
+            with trio.CancelScope(shield=True):
+                await supervisor.stop_all()
 
 
 class _Once:

@@ -1,6 +1,6 @@
 """What the store knows of messages. Each method returns when it is on the disk."""
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from clarad.store.engine import StoreError, one_line
 from clarad.store.models import MessageRow
-from clarad.store.writer import Writer
+from clarad.store.writer import Job, Writer
 
 
 class MessageKey(NamedTuple):
@@ -64,7 +64,7 @@ class Messages:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    async def accept(
+    def accept(
         self,
         key: MessageKey,
         *,
@@ -73,11 +73,12 @@ class Messages:
         session_id: str,
         frame: str,
         begun: bool,
-    ) -> bool:
-        """Write a new message; `begun` if it starts at once.
+    ) -> Awaitable[bool]:
+        """Have a new message written, after those before it; `begun` if it starts at once.
 
         Returns:
-            Whether it is new: `False` if the store has it already, and then nothing is changed.
+            Something to wait with, for whether it is new: `False` if the store has it already, and
+            then nothing is changed.
         """
         now = datetime.now(UTC)
         row = {
@@ -91,8 +92,11 @@ class Messages:
             "received_at": now,
             "begun_at": now if begun else None,
         }
+        return self._accepted(self._writer.execute(_INSERT, row))
+
+    async def _accepted(self, job: Job) -> bool:
         try:
-            await self._writer.execute(_INSERT, row)
+            await job.wait()
         except IntegrityError:
             return False
         except SQLAlchemyError as error:
@@ -102,7 +106,8 @@ class Messages:
     async def begin(self, key: MessageKey) -> None:
         """Note that work on the message begins now."""
         try:
-            await self._writer.execute(_BEGIN, {**_this(key), "begun_at": datetime.now(UTC)})
+            begun = {"begun_at": datetime.now(UTC)}
+            await self._writer.execute(_BEGIN, _this(key) | begun).wait()
         except SQLAlchemyError as error:
             raise StoreError(one_line(error)) from error
 
@@ -117,7 +122,7 @@ class Messages:
             "terminal": terminal,
         }
         try:
-            await self._writer.execute(_END, {**_this(key), **values})
+            await self._writer.execute(_END, _this(key) | values).wait()
         except SQLAlchemyError as error:
             raise StoreError(one_line(error)) from error
 

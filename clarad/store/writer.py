@@ -11,11 +11,13 @@ hardly ever comes), and `trio.to_thread` for each batch (a thread hop that one l
 
 import queue
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import trio
 from sqlalchemy import Connection, Engine, Executable
-from sqlalchemy.exc import SQLAlchemyError
+
+from clarad.store.engine import StoreError
 
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ MAX_BATCH: Final = 512
 class Job:
     """A statement with its parameters, or a function of the connection, and what came of it."""
 
-    __slots__ = ("error", "function", "parameters", "result", "statement", "waiter")
+    __slots__ = ("error", "finished", "function", "parameters", "result", "statement", "waiter")
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class Job:
         self.statement = statement
         self.parameters = parameters
         self.function = function
+        self.finished = False
         self.waiter: trio.lowlevel.Task | None = None
         self.result: Any = None
         self.error: Exception | None = None
@@ -48,6 +51,25 @@ class Job:
         elif self.function is not None:
             self.result = self.function(connection)
 
+    def finish(self) -> None:
+        """Wake whoever waits."""
+        self.finished = True
+        if self.waiter is not None:
+            trio.lowlevel.reschedule(self.waiter)
+
+    async def wait(self) -> None:
+        """Wait until it is committed, or raise why it failed; once, by one task.
+
+        Raises whatever SQLAlchemy raises, or `StoreError` if the store is not running. Cancelling
+        has no effect: the job is on the disk, or it failed.
+        """
+        if not self.finished:
+            self.waiter = trio.lowlevel.current_task()
+            # A shielded wait for an Event would say the same, at three times the cost.
+            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+        if self.error is not None:
+            raise self.error
+
 
 class Writer:
     """Hands jobs to the thread. `run` is the thread's place in the tree of scopes."""
@@ -56,28 +78,26 @@ class Writer:
         self._engine = engine
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limiter = trio.CapacityLimiter(1)
+        self._serving = False
 
-    async def execute(self, statement: Executable, parameters: dict[str, Any]) -> None:
-        """Run one statement and return once it is committed.
-
-        Raises whatever SQLAlchemy raises. Not cancelled half way: it is on the disk or it failed.
-        """
-        await self._submit(Job(statement, parameters))
+    def execute(self, statement: Executable, parameters: dict[str, Any]) -> Job:
+        """Have one statement run, after all that were handed in before; `wait` for the job."""
+        return self._hand_in(Job(statement, parameters))
 
     async def call(self, function: Callable[[Connection], T]) -> T:
         """Run `function` in the thread, inside a transaction, and return its result."""
-        job = Job(function=function)
-        await self._submit(job)
+        job = self._hand_in(Job(function=function))
+        await job.wait()
         result: T = job.result
         return result
 
-    async def _submit(self, job: Job) -> None:
-        job.waiter = trio.lowlevel.current_task()
-        self._jobs.put(job)
-        # A shielded wait for an Event would say the same, at three times the cost.
-        await trio.lowlevel.wait_task_rescheduled(_refuse_abort)
-        if job.error is not None:
-            raise job.error
+    def _hand_in(self, job: Job) -> Job:
+        if self._serving:
+            self._jobs.put(job)
+        else:
+            job.error = StoreError("the store is not running")
+            job.finish()
+        return job
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve jobs until cancelled; then commit what is queued, and return.
@@ -87,13 +107,28 @@ class Writer:
         """
         token = trio.lowlevel.current_trio_token()
         connection = await trio.to_thread.run_sync(self._engine.connect)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._run_thread, connection, token)
-            task_status.started()
-            try:
-                await trio.sleep_forever()
-            finally:
-                self._jobs.put(None)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._run_thread, connection, token)
+                self._serving = True
+                task_status.started()
+                try:
+                    await trio.sleep_forever()
+                finally:
+                    self._serving = False
+                    self._jobs.put(None)
+        finally:
+            self._fail_what_is_left()
+
+    def _fail_what_is_left(self) -> None:
+        """Answer whoever came too late: nobody is to wait for a thread that has ended."""
+        left = []
+        with suppress(queue.Empty):
+            while True:
+                if (job := self._jobs.get_nowait()) is not None:
+                    job.error = StoreError("the store has stopped")
+                    left.append(job)
+        _answer(left)
 
     async def _run_thread(self, connection: Connection, token: trio.lowlevel.TrioToken) -> None:
         # Not cancellable, and it need not be: `None` in the queue wakes it and ends it.
@@ -126,12 +161,7 @@ class Writer:
 
 def _answer(batch: Sequence[Job]) -> None:
     for job in batch:
-        assert job.waiter is not None
-        trio.lowlevel.reschedule(job.waiter)
-
-
-def _refuse_abort(_raise_cancel: object) -> trio.lowlevel.Abort:
-    return trio.lowlevel.Abort.FAILED
+        job.finish()
 
 
 def _commit(connection: Connection, batch: Sequence[Job]) -> None:
@@ -166,7 +196,7 @@ def _commit_apart(connection: Connection, batch: Sequence[Job]) -> None:
         with connection.begin():
             for job in batch:
                 job.error = _run_in_savepoint(connection, job)
-    except SQLAlchemyError as error:
+    except Exception as error:
         for job in batch:
             job.error = job.error or error
 

@@ -1,0 +1,104 @@
+"""A real daemon for each test: real sockets, a real database, and a responder under control."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from clarad.config import Settings
+from clarad.daemon import Daemon
+from clarad.events import Event, EventType
+from clarad.store import open_engine
+from clarad.store.migrate import require_head
+from tests import peer
+from tests.peer import Peer
+from tests.scripted import Scripted
+
+
+@dataclass
+class Running:
+    """A daemon that runs, and what a test does with it."""
+
+    daemon: Daemon
+    responder: Scripted
+    url: str
+    host: str
+    port: int
+    settings: Settings
+    nursery: trio.Nursery
+    events: trio.MemoryReceiveChannel[Event]
+    peers: list[Peer] = field(default_factory=list)
+
+    async def connect(self, headers: Any = ()) -> Peer:
+        connection = await peer.connect(self.nursery, self.url, headers)
+        self.peers.append(connection)
+        return connection
+
+    async def node(self, node_id: str = "node-1", capabilities: Any = ("streaming",)) -> Peer:
+        """Return a connection that is registered."""
+        connection = await self.connect()
+        await connection.register(node_id, capabilities)
+        return connection
+
+    async def event(self, kind: EventType) -> Event:
+        """Wait for an event of this type; the ones before it are dropped."""
+        with trio.fail_after(10):
+            async for event in self.events:
+                if event.type is kind:
+                    return event
+        raise AssertionError("the daemon has ended")
+
+    def events_of(self, kind: EventType) -> list[Event]:
+        """Return the events of this type that are there already; the others are dropped."""
+        found = []
+        with suppress(trio.WouldBlock):
+            while True:
+                if (event := self.events.receive_nowait()).type is kind:
+                    found.append(event)
+        return found
+
+
+Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
+    """Start daemons; keyword arguments are settings. They end with the test."""
+    defaults: dict[str, Any] = {
+        "state_dir": tmp_path,
+        "database_url": f"sqlite:///{tmp_path}/clarad.db",
+        "gateway_port": 0,
+        "drain_timeout": 10,
+    }
+    started: list[Running] = []
+    with ExitStack() as stack:
+
+        async def start_one(**settings: Any) -> Running:
+            chosen = Settings(**defaults | settings)
+            engine = open_engine(chosen.database_url)
+            stack.callback(engine.dispose)
+            await trio.to_thread.run_sync(partial(require_head, engine, migrate=True))
+            responder = Scripted()
+            daemon = Daemon(chosen, engine, responder)
+            events = stack.enter_context(daemon.bus.subscribe(capacity=10_000)).events
+            host, port = await nursery.start(daemon.run)
+            url = f"ws://{host}:{port}"
+            one = Running(daemon, responder, url, host, port, chosen, nursery, events)
+            started.append(one)
+            return one
+
+        yield start_one
+        for connection in [peer for one in started for peer in one.peers]:
+            await connection.drop()
+        nursery.cancel_scope.cancel("the test has ended")
+
+
+@pytest.fixture
+async def running(start: Start) -> Running:
+    """A daemon with the default settings."""
+    return await start()

@@ -1,0 +1,171 @@
+"""The door: who may connect, and what comes to it that is no WebSocket at all."""
+
+import socket
+
+import pytest
+import trio
+import trio.testing
+
+from clarad.access import MAX_FAILURES
+from clarad.nurseries.gateway import CannotListen
+from tests.conftest import Running, Start
+
+SECRET = "a long random word"
+
+
+async def refusal(running: Running, *headers: str) -> tuple[int, str]:
+    """Return the HTTP status and the body that a handshake with these headers is refused with."""
+    handshake = [
+        "GET / HTTP/1.1",
+        f"Host: {running.host}:{running.port}",
+        "Connection: Upgrade",
+        "Upgrade: websocket",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Sec-WebSocket-Version: 13",
+        *headers,
+    ]
+    answer = await exchange(running, "\r\n".join([*handshake, "", ""]).encode())
+    return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2].decode()
+
+
+async def exchange(running: Running, request: bytes, *, then_eof: bool = False) -> bytes:
+    """Send bytes, and return all that comes until the gateway closes."""
+    async with await trio.open_tcp_stream(running.host, running.port) as stream:
+        await stream.send_all(request)
+        if then_eof:
+            await stream.send_eof()
+        answer = b""
+        with trio.fail_after(10):
+            while data := await stream.receive_some():
+                answer += data
+        return answer
+
+
+async def test_port_0_binds_a_free_port(running: Running) -> None:
+    assert running.port > 0
+
+
+async def test_a_taken_port_is_named_with_what_to_do(start: Start) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ExceptionGroup) as caught:
+            await start(gateway_port=port)
+    error: BaseException = caught.value
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, CannotListen)
+    assert str(port) in str(error)
+    assert "CLARA_GATEWAY_PORT" in str(error)
+
+
+# --- the secret ----------------------------------------------------------------------------------
+
+
+async def test_the_secret_opens(start: Start) -> None:
+    running = await start(gateway_secret=SECRET)
+    peer = await running.connect()
+    await peer.register(secret=SECRET)
+
+
+@pytest.mark.parametrize("secret", ["", "wrong", None, SECRET + " ", "ä"])
+async def test_a_wrong_secret_is_refused_and_closed(start: Start, secret: str | None) -> None:
+    running = await start(gateway_secret=SECRET)
+    peer = await running.connect()
+    await peer.send("register", node_id="n", platform="p", secret=secret)
+    assert (await peer.expect("error"))["code"] == "auth_failed"
+    assert await peer.close_code() == 1008
+
+
+async def test_the_secret_may_come_in_the_handshake(start: Start) -> None:
+    running = await start(gateway_secret=SECRET)
+    peer = await running.connect([("Authorization", f"Bearer {SECRET}")])
+    await peer.register()
+
+
+async def test_a_wrong_token_in_the_handshake_is_refused(start: Start) -> None:
+    running = await start(gateway_secret=SECRET)
+    status, _ = await refusal(running, "Authorization: Bearer wrong")
+    assert status == 401
+
+
+async def test_guessing_closes_the_door_to_the_address(start: Start) -> None:
+    running = await start(gateway_secret=SECRET)
+    waiting = await running.connect()
+    inside = await running.connect()
+    await inside.register(secret=SECRET)
+    for n in range(MAX_FAILURES):
+        peer = await running.connect()
+        await peer.send("register", node_id="n", platform="p", secret=f"guess {n}")
+        assert (await peer.expect("error"))["code"] == "auth_failed"
+    assert (await refusal(running))[0] == 429
+    await waiting.send("register", node_id="n", platform="p", secret=SECRET)
+    assert (await waiting.expect("error"))["code"] == "rate_limited"
+    assert await waiting.close_code() == 1008
+    assert await inside.is_silent()
+
+
+# --- browsers ------------------------------------------------------------------------------------
+
+
+async def test_a_web_page_cannot_connect(running: Running) -> None:
+    status, reason = await refusal(running, "Origin: https://evil.example")
+    assert status == 403
+    assert "CLARA_GATEWAY_ALLOWED_ORIGINS" in reason
+
+
+async def test_a_web_page_that_is_listed_can(start: Start) -> None:
+    origins = frozenset({"https://chat.example"})
+    running = await start(gateway_allowed_origins=origins)
+    peer = await running.connect([("Origin", "https://chat.example")])
+    await peer.register()
+    assert (await refusal(running, "Origin: https://chat.example.evil"))[0] == 403
+
+
+# --- numbers -------------------------------------------------------------------------------------
+
+
+async def test_one_connection_too_many_is_told_to_try_later(start: Start) -> None:
+    running = await start(gateway_max_connections=2)
+    first = await running.node("a")
+    await running.node("b")
+    assert await (await running.connect()).close_code() == 1013
+    await first.drop()
+    while running.daemon.nodes.find("a", "test").outlet is not None:
+        await trio.testing.wait_all_tasks_blocked()
+    await running.node("c")
+
+
+# --- what is no WebSocket ------------------------------------------------------------------------
+
+TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(189))
+STRANGERS = {
+    "plain HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "a POST": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
+    "TLS": TLS_HELLO,
+    "rubbish": b"\x00\xff\r\n\r\n" * 100,
+    "an endless header": b"GET / HTTP/1.1\r\nX: " + b"a" * 200_000,
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+async def test_a_stranger_is_turned_away_and_others_are_served(running: Running, name: str) -> None:
+    good = await running.node()
+    answer = await exchange(running, STRANGERS[name], then_eof=True)
+    assert b"101" not in answer.partition(b"\r\n")[0]
+    await good.ask("m1")
+    assert (await good.outcome_of("m1"))["type"] == "response_end"
+
+
+async def test_plain_http_is_told_that_it_is_wrong_here(running: Running) -> None:
+    assert (await exchange(running, STRANGERS["plain HTTP"])).startswith(b"HTTP/1.1 4")
+
+
+async def test_a_reset_in_the_middle_of_the_handshake_disturbs_nobody(running: Running) -> None:
+    good = await running.node()
+    for _ in range(20):
+        stream = await trio.open_tcp_stream(running.host, running.port)
+        await stream.send_all(b"GET / HTTP/1.1\r\nrubbish")
+        stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+        stream.socket.close()
+    assert await good.is_silent()

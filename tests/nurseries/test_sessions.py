@@ -1,0 +1,425 @@
+"""A message's life on the wire: docs/protocol.md, section 4."""
+
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from clarad.events import EventType
+from clarad.nurseries.sessions import MAX_WAITING
+from tests.conftest import Running, Start
+
+
+def types(frames: list[dict[str, Any]]) -> list[str]:
+    return [frame["type"] for frame in frames]
+
+
+async def test_an_answer_streams_and_ends_in_one_terminal_frame(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hello")
+    frames = await peer.frames_of("m1")
+    assert types(frames) == ["response_start", "response_chunk", "response_end"]
+    assert frames[1]["chunk"] == frames[2]["full_text"] == "hello"
+    assert len({frame["id"] for frame in frames}) == 1
+    assert await peer.is_silent()
+
+
+async def test_a_node_without_streaming_gets_no_chunks(running: Running) -> None:
+    peer = await running.node(capabilities=())
+    await peer.ask("m1", "hello")
+    frames = await peer.frames_of("m1")
+    assert types(frames) == ["response_start", "response_end"]
+    assert frames[-1]["full_text"] == "hello"
+
+
+async def test_accepted_comes_first_and_only_to_a_node_that_asked_for_it(running: Running) -> None:
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("m1")
+    frames = await peer.frames_of("m1")
+    assert frames[0] == {"type": "accepted", "request_id": "m1", "duplicate": False}
+
+
+async def test_tools_are_shown_while_they_run(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "tool")
+    _, begun, ended, end = await peer.frames_of("m1")
+    assert (begun["type"], begun["tool_name"], begun["step"]) == ("tool_start", "hammer", 1)
+    assert (ended["type"], ended["success"]) == ("tool_result", True)
+    assert end["tool_count"] == 1
+
+
+async def test_messages_of_one_channel_run_one_at_a_time_in_order(running: Running) -> None:
+    peer = await running.node()
+    for n in range(3):
+        await peer.ask(f"m{n}", "hold")
+    waiting: dict[str, int] = {}
+    while len(waiting) < 2:
+        frame = await peer.receive()
+        if frame["type"] == "status":
+            waiting[frame["request_id"]] = frame["queue_length"]
+    assert waiting == {"m1": 1, "m2": 2}
+    for n in range(3):
+        with trio.fail_after(10):
+            await running.responder.begun[f"m{n}"].wait()
+        assert len(running.responder.ran) == n + 1
+        running.responder.release[f"m{n}"].set()
+        assert (await peer.outcome_of(f"m{n}"))["type"] == "response_end"
+    assert running.responder.ran == ["m0", "m1", "m2"]
+
+
+async def test_channels_run_side_by_side_on_one_connection(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hold", channel="a")
+    await peer.ask("m2", "quick", channel="b")
+    assert (await peer.outcome_of("m2"))["full_text"] == "quick"
+    running.responder.release["m1"].set()
+    assert (await peer.outcome_of("m1"))["full_text"] == "partly done"
+
+
+async def test_a_channel_is_shared_by_its_users(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await peer.ask("m2", "hello", user={"id": "test-other", "platform_id": "other"})
+    while (await peer.receive())["type"] != "status":
+        pass
+    assert running.responder.ran == ["m1"]
+
+
+async def test_a_full_channel_says_so_and_goes_on(running: Running) -> None:
+    peer = await running.node()
+    for n in range(MAX_WAITING + 1):
+        await peer.ask(f"m{n}", "hold")
+    await peer.ask("too-many", "hold")
+    refused = await peer.outcome_of("too-many")
+    assert (refused["code"], refused["recoverable"]) == ("queue_full", True)
+    await peer.ask("elsewhere", "hello", channel="other")
+    assert (await peer.outcome_of("elsewhere"))["type"] == "response_end"
+
+
+# --- cancelling ----------------------------------------------------------------------------------
+
+
+async def test_a_running_message_is_cancelled_with_the_reason(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    await peer.send("cancel", request_id="m1", reason="changed my mind")
+    outcome = await peer.outcome_of("m1")
+    assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
+    assert outcome["stopped"] == {"tools": 0, "processes": 0, "sandbox_execs": 0}
+
+
+async def test_a_waiting_message_gets_cancelled_alone(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await peer.ask("m2", "hold")
+    while (await peer.receive())["type"] != "status":
+        pass
+    await peer.send("cancel", request_id="m2")
+    assert types(await peer.frames_of("m2")) == ["cancelled"]
+    running.responder.release["m1"].set()
+    assert (await peer.outcome_of("m1"))["type"] == "response_end"
+    assert running.responder.ran == ["m1"]
+
+
+async def test_a_cancel_that_overtakes_the_store_still_ends_the_message(running: Running) -> None:
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("m1", "hold")
+    await peer.send("cancel", request_id="m1")
+    frames = await peer.frames_of("m1")
+    assert types(frames)[0] == "accepted"
+    assert types(frames)[-1] == "cancelled"
+    assert await peer.is_silent()
+
+
+async def test_of_many_cancels_the_first_wins(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "slow to stop")
+    await running.responder.begun["m1"].wait()
+    await peer.send("cancel", request_id="m1", reason="first")
+    await peer.send("cancel", request_id="m1", reason="second")
+    while (frame := await peer.receive())["type"] != "error":
+        pass
+    assert (frame["code"], frame["request_id"]) == ("not_found", "m1")
+    running.responder.release["m1"].set()
+    outcome = await peer.expect("cancelled")
+    assert outcome["reason"] == "first"
+    assert outcome["stopped"]["processes"] == 3
+
+
+async def test_a_cancelled_message_says_nothing_more(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "slow to stop")
+    await running.responder.begun["m1"].wait()
+    await peer.send("cancel", request_id="m1")
+    running.responder.release["m1"].set()
+    assert types(await peer.frames_of("m1")) == ["response_start", "cancelled"]
+    assert await peer.is_silent()
+
+
+async def test_a_message_can_be_cancelled_from_another_connection_of_the_node(
+    running: Running,
+) -> None:
+    first = await running.node("same")
+    await first.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    second = await running.node("same")
+    await second.send("cancel", request_id="m1")
+    assert (await second.outcome_of("m1"))["type"] == "cancelled"
+
+
+async def test_another_node_cannot_cancel_it(running: Running) -> None:
+    owner, other = await running.node("owner"), await running.node("other")
+    await owner.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    await other.send("cancel", request_id="m1")
+    assert (await other.outcome_of("m1"))["code"] == "not_found"
+    running.responder.release["m1"].set()
+    assert (await owner.outcome_of("m1"))["type"] == "response_end"
+
+
+async def test_cancelling_what_is_not_there_says_so(running: Running) -> None:
+    peer = await running.node()
+    await peer.send("cancel", request_id="nothing")
+    assert (await peer.outcome_of("nothing"))["code"] == "not_found"
+
+
+async def test_the_event_of_a_cancel_says_why_who_how_long_and_what(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "slow to stop")
+    await running.responder.begun["m1"].wait()
+    await peer.send("cancel", request_id="m1", reason="enough")
+    running.responder.release["m1"].set()
+    event = await running.event(EventType.MESSAGE_CANCELLED)
+    assert (event.request_id, event.node_id, event.platform) == ("m1", "node-1", "test")
+    assert (event.data["reason"], event.data["by"]) == ("enough", "node-1")
+    assert event.data["stopped"] == {"tools": 0, "processes": 3, "sandbox_execs": 0}
+    assert event.data["stopped_in"] >= 0
+
+
+# --- failing -------------------------------------------------------------------------------------
+
+
+async def test_a_responder_that_refuses_tells_the_user_why(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "refuse")
+    outcome = await peer.outcome_of("m1")
+    assert (outcome["code"], outcome["message"]) == ("processing_error", "I would rather not.")
+
+
+async def test_the_reason_is_found_inside_a_nursery_s_group(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "fail in a nursery")
+    assert (await peer.outcome_of("m1"))["message"] == "From deep inside."
+
+
+async def test_a_crash_tells_the_log_and_not_the_user(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "crash")
+    outcome = await peer.outcome_of("m1")
+    assert outcome["code"] == "processing_error"
+    assert "passwd" not in outcome["message"]
+    assert "/etc/passwd" in caplog.text
+    await peer.ask("m2", "hello")
+    assert (await peer.outcome_of("m2"))["type"] == "response_end"
+
+
+async def test_an_answer_without_end_is_cut_off(running: Running) -> None:
+    peer = await running.node(capabilities=())
+    await peer.ask("m1", "endless")
+    outcome = await peer.outcome_of("m1")
+    assert outcome["code"] == "processing_error"
+    assert "longer" in outcome["message"]
+
+
+# --- timeouts ------------------------------------------------------------------------------------
+
+
+async def test_a_message_that_takes_too_long_times_out(start: Start) -> None:
+    running = await start(message_timeout=0.05)
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    outcome = await peer.outcome_of("m1")
+    assert (outcome["type"], outcome["code"]) == ("error", "timeout")
+    event = await running.event(EventType.MESSAGE_CANCELLED)
+    assert (event.data["reason"], event.data["by"]) == ("timeout", "deadline")
+
+
+async def test_waiting_does_not_count_against_the_message_timeout(start: Start) -> None:
+    running = await start(message_timeout=0.3)
+    peer = await running.node()
+    for n in range(4):
+        await peer.ask(f"m{n}", "hold")
+    for n in range(3):
+        assert (await peer.outcome_of(f"m{n}"))["code"] == "timeout"
+    await running.responder.begun["m3"].wait()
+    running.responder.release["m3"].set()
+    assert (await peer.outcome_of("m3"))["type"] == "response_end"
+
+
+async def test_a_session_starts_with_its_first_message_and_ends_when_nothing_happens(
+    start: Start,
+) -> None:
+    running = await start(session_timeout=0.05)
+    peer = await running.node()
+    await peer.ask("m1")
+    begun = await running.event(EventType.SESSION_START)
+    assert (begun.platform, begun.user_id, begun.channel_id) == ("test", "test-u", "c")
+    timeout = await running.event(EventType.SESSION_TIMEOUT)
+    ended = await running.event(EventType.SESSION_END)
+    assert begun.session_id == timeout.session_id == ended.session_id
+    assert ended.data == {"reason": "timeout"}
+    await peer.ask("m2")
+    again = await running.event(EventType.SESSION_START)
+    assert again.session_id != begun.session_id
+
+
+async def test_a_session_that_times_out_takes_its_messages_along(start: Start) -> None:
+    running = await start(session_timeout=0.05)
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await peer.ask("m2", "hold")
+    outcomes = await peer.outcomes_of("m1", "m2")
+    assert [o["reason"] for o in outcomes] == ["the session timed out"] * 2
+    assert (await running.event(EventType.MESSAGE_CANCELLED)).data["by"] == "session"
+    assert running.responder.ran == ["m1"]
+
+
+async def test_frames_of_the_answer_are_activity(start: Start) -> None:
+    running = await start(session_timeout=0.5)
+    peer = await running.node()
+    await peer.ask("m1", "endless")
+    assert (await peer.outcome_of("m1"))["code"] == "processing_error"
+
+
+# --- sent again ----------------------------------------------------------------------------------
+
+
+async def test_a_message_that_is_sent_again_while_it_runs_runs_once(running: Running) -> None:
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    await peer.ask("m1", "hold")
+    while (frame := await peer.receive())["type"] != "accepted" or not frame["duplicate"]:
+        pass
+    running.responder.release["m1"].set()
+    assert (await peer.outcome_of("m1"))["type"] == "response_end"
+    assert running.responder.ran == ["m1"]
+    assert await peer.is_silent()
+
+
+async def test_sent_again_after_its_end_a_message_is_not_answered_twice(running: Running) -> None:
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("m1")
+    await peer.outcome_of("m1")
+    await peer.ask("m1")
+    assert await peer.expect("accepted") == {
+        "type": "accepted",
+        "request_id": "m1",
+        "duplicate": True,
+    }
+    assert await peer.is_silent()
+    assert running.responder.ran == ["m1"]
+
+
+async def test_sent_again_on_another_connection_the_node_gets_what_it_missed(
+    running: Running,
+) -> None:
+    first = await running.node("same", ("accepted",))
+    await first.ask("m1", "hello")
+    await first.outcome_of("m1")
+    second = await running.node("same", ("accepted",))
+    await second.ask("m1", "hello")
+    frames = await second.frames_of("m1")
+    assert types(frames) == ["accepted", "response_end"]
+    assert frames[0]["duplicate"] is True
+    assert running.responder.ran == ["m1"]
+
+
+async def test_an_id_that_is_used_for_another_message_is_refused(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hello")
+    await peer.outcome_of("m1")
+    await peer.ask("m1", "something else")
+    assert (await peer.outcome_of("m1"))["code"] == "invalid_message"
+
+
+async def test_the_same_id_in_another_channel_is_another_message(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hello", channel="a")
+    await peer.outcome_of("m1")
+    await peer.ask("m1", "hello", channel="b")
+    assert (await peer.outcome_of("m1"))["type"] == "response_end"
+    assert len(running.responder.ran) == 2
+
+
+# --- lost connections and stops ------------------------------------------------------------------
+
+
+async def test_a_lost_connection_ends_no_message(running: Running) -> None:
+    first = await running.node("same")
+    await first.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    await first.drop()
+    await running.event(EventType.ADAPTER_DISCONNECTED)
+    second = await running.node("same")
+    running.responder.release["m1"].set()
+    assert (await second.outcome_of("m1"))["full_text"] == "partly done"
+
+
+async def test_unregistering_cancels_what_nobody_will_see(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    await peer.send("unregister")
+    assert await peer.close_code() == 1000
+    event = await running.event(EventType.MESSAGE_CANCELLED)
+    assert event.data["reason"] == "the node unregistered"
+
+
+async def test_a_stop_lets_messages_end_and_takes_no_new_ones(running: Running) -> None:
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    running.daemon.request_stop()
+    await peer.ask("late")
+    assert (await peer.outcome_of("late"))["code"] == "shutting_down"
+    running.responder.release["m1"].set()
+    assert (await peer.outcome_of("m1"))["type"] == "response_end"
+    assert await peer.close_code() == 1001
+
+
+async def test_past_the_drain_timeout_a_stop_cancels(start: Start) -> None:
+    running = await start(drain_timeout=0.05)
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await peer.ask("m2", "hold")
+    await running.responder.begun["m1"].wait()
+    running.daemon.request_stop()
+    outcomes = await peer.outcomes_of("m1", "m2")
+    assert [o["type"] for o in outcomes] == ["cancelled"] * 2
+    assert await peer.close_code() == 1001
+    event = await running.event(EventType.MESSAGE_CANCELLED)
+    assert event.data["by"] == "daemon"
+
+
+async def test_the_next_start_runs_what_had_not_begun_and_ends_what_had(start: Start) -> None:
+    before = await start()
+    peer = await before.node(capabilities=("accepted",))
+    for n in (1, 2):
+        await peer.ask(f"m{n}", "hold")
+    await before.responder.begun["m1"].wait()
+    while (await peer.receive())["type"] != "status":
+        pass
+    after = await start()  # on the same database, as if the first had been killed
+    with trio.fail_after(10):
+        await after.responder.begun["m2"].wait()
+    assert after.responder.ran == ["m2"]
+    again = await after.node(capabilities=("accepted",))
+    await again.ask("m1", "hold")
+    assert (await again.outcome_of("m1"))["code"] == "interrupted"
+    after.responder.release["m2"].set()
+    assert (await again.outcome_of("m2"))["full_text"] == "partly done"
