@@ -63,6 +63,7 @@ class Door:
         if len(failures) == MAX_FAILURES and failures[0] > now - WINDOW:
             del self._failures[address]
             self._closed_until[address] = now + WINDOW
+            self._closed_until.move_to_end(address)
         for remembered in (self._failures, self._closed_until):
             if len(remembered) > MAX_ADDRESSES:
                 remembered.popitem(last=False)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
+from urllib.parse import quote
 
 T = TypeVar("T")
 
@@ -17,6 +18,9 @@ RESPONDERS: Final = ("echo", "command")
 _FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL"})
 # A database URL can hold a password; what is wrong with it is said without showing it.
 _CONFIDENTIAL: Final = frozenset({"CLARA_GATEWAY_SECRET", "DATABASE_URL"})
+_DATABASE_FORMS: Final = (
+    "write sqlite or postgresql, as sqlite:////path/file.db or postgresql://user@host:port/name"
+)
 _REMOVED_PREFIXES: Final = ("ORS_", "PROACTIVE_")
 
 
@@ -25,7 +29,7 @@ class Settings:
     """Everything that can be set. Times are in seconds."""
 
     state_dir: Path
-    database_url: str
+    database_url: str = field(repr=False)
     gateway_host: str = "127.0.0.1"
     gateway_port: int = 18789
     gateway_secret: str | None = field(default=None, repr=False)
@@ -43,11 +47,16 @@ class Settings:
 
 
 class ConfigError(Exception):
-    """The settings cannot be used; `problems` has one sentence for each thing that is wrong."""
+    """The settings cannot be used; `problems` has one sentence for each thing that is wrong.
 
-    def __init__(self, problems: list[str]) -> None:
+    `settings` are those that would be, with the default for each that is wrong.
+    """
+
+    def __init__(self, settings: Settings, problems: list[str], warnings: list[str]) -> None:
         super().__init__("; ".join(problems))
+        self.settings = settings
         self.problems = problems
+        self.warnings = warnings
 
 
 class _Reader:
@@ -63,6 +72,11 @@ class _Reader:
         self.known.add(name)
         text = self._environ.get(name, "").strip()
         if not text:
+            return default
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # os.environ keeps such bytes as lone surrogates
+            self.problems.append(f"{name}: write it in UTF-8")
             return default
         try:
             return parse(text)
@@ -83,11 +97,13 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
     """
     reader = _Reader(environ)
     read = reader.read
-    state_dir = read("CLARA_STATE_DIR", _default_state_dir(environ), _absolute_path)
+    state_dir = read("CLARA_STATE_DIR", None, _path) or _default_state_dir(environ)
     settings = Settings(
         state_dir=state_dir,
-        database_url=read("DATABASE_URL", f"sqlite:///{state_dir / 'clarad.db'}", _database_url),
-        gateway_host=read("CLARA_GATEWAY_HOST", Settings.gateway_host, str),
+        database_url=read(
+            "DATABASE_URL", f"sqlite:///{quote(str(state_dir))}/clarad.db", _database_url
+        ),
+        gateway_host=read("CLARA_GATEWAY_HOST", Settings.gateway_host, _host),
         gateway_port=read("CLARA_GATEWAY_PORT", Settings.gateway_port, _port),
         gateway_secret=read("CLARA_GATEWAY_SECRET", None, str),
         gateway_allowed_origins=read("CLARA_GATEWAY_ALLOWED_ORIGINS", frozenset(), _origins),
@@ -101,13 +117,14 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         drain_timeout=read("CLARA_DRAIN_TIMEOUT", Settings.drain_timeout, _seconds_or_zero),
         auto_migrate=read("CLARA_AUTO_MIGRATE", Settings.auto_migrate, _switch),
         log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),
-        hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, Path),
-        scheduler_dir=read("CLARA_SCHEDULER_DIR", Settings.scheduler_dir, Path),
+        hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, _path),
+        scheduler_dir=read("CLARA_SCHEDULER_DIR", Settings.scheduler_dir, _path),
     )
     reader.problems += _contradictions(settings)
+    warnings = _warnings(environ, reader.known)
     if reader.problems:
-        raise ConfigError(reader.problems)
-    return settings, _warnings(environ, reader.known)
+        raise ConfigError(settings, reader.problems, warnings)
+    return settings, warnings
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -152,33 +169,50 @@ def is_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(entry[4][0])).is_loopback for entry in found)
 
 
-def sqlite_path(database_url: str) -> Path:
-    """Return the file that an SQLite URL names."""
-    return Path(database_url.partition("://")[2].removeprefix("/").partition("?")[0])
-
-
 def _default_state_dir(environ: Mapping[str, str]) -> Path:
     # systemd.exec(5): with more than one StateDirectory= the variable holds them colon-separated.
     from_systemd = environ.get("STATE_DIRECTORY", "").split(":")[0]
-    return Path(from_systemd) if from_systemd else Path.home() / ".local/state/clarad"
+    return Path(from_systemd) if from_systemd else _path("~/.local/state/clarad")
 
 
-def _absolute_path(text: str) -> Path:
-    return Path(text).expanduser().absolute()
+def _path(text: str) -> Path:
+    try:
+        return Path(text).expanduser().absolute()
+    except RuntimeError:
+        raise ValueError("nobody knows where this home is; write the whole path") from None
 
 
 def _database_url(text: str) -> str:
     """SQLAlchemy wants the driver named; `postgres://` is what hosting services hand out."""
-    scheme, separator, rest = text.partition("://")
-    if not separator:
-        raise ValueError("write it as sqlite:////path/file.db or postgresql://user@host/name")
-    if scheme in ("postgres", "postgresql", "postgresql+psycopg"):
-        return f"postgresql+psycopg://{rest}"
-    if scheme in ("sqlite", "sqlite+pysqlite"):
-        if rest in ("", "/", "/:memory:"):
-            raise ValueError("a database in memory is lost at every stop; name a file")
-        return f"sqlite://{rest}"
-    raise ValueError(f"no such database here: {scheme!r}; write sqlite or postgresql")
+    # Imported only where the variable is set: `clarad chat` can do without.
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(_DATABASE_FORMS) from None
+    match url.drivername:
+        case "postgres" | "postgresql" | "postgresql+psycopg":
+            url = url.set(drivername="postgresql+psycopg")
+        case "sqlite" | "sqlite+pysqlite":
+            if url.host is not None:
+                raise ValueError(_DATABASE_FORMS)
+            in_memory = not url.database or url.database.startswith((":memory:", "file:"))
+            if in_memory or url.query.get("mode") == "memory":
+                raise ValueError("a database in memory is lost at every stop; name a file")
+            url = url.set(drivername="sqlite")
+        case _:
+            raise ValueError(_DATABASE_FORMS)
+    return url.render_as_string(hide_password=False)
+
+
+def _host(text: str) -> str:
+    try:
+        text.encode("idna")
+    except UnicodeError:
+        raise ValueError("no host can be called so; write an address, such as 127.0.0.1") from None
+    return text
 
 
 def _port(text: str) -> int:

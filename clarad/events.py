@@ -59,7 +59,7 @@ class Subscription:
         """Put the event into the queue, or count it as dropped if the queue is full."""
         try:
             self._send.send_nowait(event)
-        except trio.WouldBlock:
+        except (trio.WouldBlock, trio.BrokenResourceError):  # full, or nobody reads any more
             self.dropped += 1
 
     def close(self) -> None:

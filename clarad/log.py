@@ -48,7 +48,7 @@ async def write_events(
     dropped = 0
     async for first in subscription.events:
         lines = [_stamped(first)]
-        with suppress(trio.WouldBlock):
+        with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
                 lines.append(_stamped(subscription.events.receive_nowait()))
         sys.stderr.write("".join(lines))

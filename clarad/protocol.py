@@ -131,7 +131,7 @@ class Cancel(Struct, frozen=True, tag="cancel"):
     """Stop the message with this id."""
 
     request_id: Id
-    reason: str | None = None
+    reason: Annotated[str, Meta(max_length=4096)] | None = None
 
 
 class StatusRequest(Struct, frozen=True, tag="status"):
@@ -288,9 +288,6 @@ Outbound = (
     | Status
 )
 
-TERMINAL_TYPES: Final = frozenset({"response_end", "cancelled", "error"})
-
-
 # --- decode and encode ---------------------------------------------------------------------------
 
 
@@ -302,18 +299,10 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
         self.error = Error(code=code, message=message, recoverable=False, request_id=request_id)
 
 
-class _Envelope(Struct):
-    """What can still be read of a frame that is not one of ours."""
-
-    type: Any = None
-    request_id: Any = None
-    id: Any = None
-
-
 _inbound: Final = msgspec.json.Decoder(Inbound)
 _outbound: Final = msgspec.json.Decoder(Outbound)
-_envelope: Final = msgspec.json.Decoder(_Envelope)
 _encoder: Final = msgspec.json.Encoder()
+_LONGEST_REASON: Final = 300
 _INBOUND_TYPES: Final = frozenset(str(struct.__struct_config__.tag) for struct in Inbound.__args__)
 
 
@@ -341,32 +330,33 @@ encode: Final[Callable[[Struct], bytes]] = _encoder.encode
 
 
 def _refusal(text: str, error: Exception) -> Refused:
-    if isinstance(error, RecursionError):
-        return Refused(ErrorCode.INVALID_JSON, "The frame is nested too deeply; flatten it.")
     try:
-        envelope = _envelope.decode(text)
-    except msgspec.ValidationError:
-        return Refused(
-            ErrorCode.INVALID_MESSAGE, 'A frame is a JSON object with a "type"; send one.'
-        )
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        return Refused(ErrorCode.INVALID_JSON, f"The frame is not valid JSON: {error}.")
-    request_id = _readable_id(envelope)
-    if not isinstance(envelope.type, str):
+        whole = msgspec.json.decode(text)
+    except RecursionError:
+        return Refused(ErrorCode.INVALID_JSON, "The frame is nested too deeply; flatten it.")
+    except msgspec.ValidationError as unusable:  # a number that nothing can hold
+        return Refused(ErrorCode.INVALID_MESSAGE, f"The frame is wrong: {unusable}.")
+    except (msgspec.DecodeError, UnicodeError) as malformed:
+        return Refused(ErrorCode.INVALID_JSON, f"The frame is not valid JSON: {malformed}.")
+    if not isinstance(whole, dict):
+        return Refused(ErrorCode.INVALID_MESSAGE, "A frame is a JSON object; send one.")
+    request_id = _readable_id(whole)
+    kind = whole.get("type")
+    if not isinstance(kind, str):
         return Refused(ErrorCode.INVALID_MESSAGE, 'The frame has no "type"; add one.', request_id)
-    if envelope.type not in _INBOUND_TYPES:
+    if kind not in _INBOUND_TYPES:
         return Refused(
             ErrorCode.UNKNOWN_TYPE,
-            f"This gateway does not know frames of type {envelope.type[:64]!r}; do not send them.",
+            f"This gateway does not know frames of type {kind[:64]!r}; do not send them.",
             request_id,
         )
-    return Refused(
-        ErrorCode.INVALID_MESSAGE, f"The {envelope.type!r} frame is wrong: {error}.", request_id
-    )
+    # The error may quote what was sent, and that may be megabytes.
+    what = str(error) if len(str(error)) <= _LONGEST_REASON else f"{error!s:.{_LONGEST_REASON}} …"
+    return Refused(ErrorCode.INVALID_MESSAGE, f"The {kind!r} frame is wrong: {what}.", request_id)
 
 
-def _readable_id(envelope: _Envelope) -> str | UnsetType:
-    for value in (envelope.request_id, envelope.id):
+def _readable_id(frame: dict[str, Any]) -> str | UnsetType:
+    for value in (frame.get("request_id"), frame.get("id")):
         if isinstance(value, str) and 1 <= len(value) <= 255:
             return value
     return UNSET

@@ -6,7 +6,8 @@ nothing is found any more.
 
 Whose parent ends is adopted by this process (prctl(2), PR_SET_CHILD_SUBREAPER), so everything that
 a command has started is below the command or is a child of ours, also what called setsid. An
-adopted child is known for its run's by its session, or by a mark in its environment. Rejected:
+adopted child is known for its run's by its session, or by a mark in its environment; one that has
+left its session and emptied its environment ends with the last command that runs. Rejected:
 looking through all of /proc at every end, which takes 8 ms of CPU, a hundred times as much.
 """
 
@@ -36,6 +37,9 @@ OUTPUT_CAP: Final = 64 * 1024
 
 MAX_VARIABLE: Final = 32 * 1024
 """Bytes of one environment variable; Linux refuses to start a command with one over 128 KiB."""
+
+LAST_WORDS: Final = 0.5
+"""Seconds that the output is still read after the last process of a run has ended."""
 
 _READ_SIZE: Final = 64 * 1024
 _MARK: Final = "CLARA_RUN_ID"
@@ -115,12 +119,12 @@ async def run(
                 await process.wait()
                 finished = True
             finally:
-                # What still holds the pipes open after the command itself has ended is ended
-                # here, so that the readers come to the end of them.
                 with trio.CancelScope(shield=True):
                     stopped = await _end(process, mark)
                 if on_stopped is not None and not finished:
                     on_stopped(stopped)
+                # Nobody is left to write, as far as we can see; what has been written is read.
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
     finally:
         _family.commands.discard(process.pid)
     assert process.returncode is not None
@@ -201,17 +205,18 @@ async def _drain(
 
 async def _end(process: trio.Process, mark: str) -> int:
     """End every process of the run; return how many there were."""
-    found = _members(process, mark)
+    found = known = _members(process, mark, set())
     count = len(found)
     for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, UNKILLABLE)):
         with trio.move_on_after(patience):
             _signal(found, number)
             pause = 0.001
             # One look can miss a child whose sibling ends at that moment (proc(5)); two do not.
-            while found or (found := _members(process, mark)):
+            while found or (found := _members(process, mark, known)):
                 await trio.sleep(pause)
                 pause = min(pause * 2, 0.05)
-                found = _members(process, mark)
+                found = _members(process, mark, known)
+                known |= found
                 if number == signal.SIGKILL:  # again: one of them may have forked meanwhile
                     _signal(found, number)
             return count
@@ -224,13 +229,15 @@ def _signal(pids: set[int], number: signal.Signals) -> None:
             os.kill(pid, number)
 
 
-def _members(process: trio.Process, mark: str) -> set[int]:
-    """Return the ids of all living processes of the run."""
+def _members(process: trio.Process, mark: str, known: set[int]) -> set[int]:
+    """Return the ids of all living processes of the run; `known` are those found before."""
     process.poll()
     needle = f"{_MARK}={mark}".encode()
     adopted = _children(os.getpid()) - _family.commands
     _bury(adopted)
-    generation = {pid for pid in adopted if _is_of(pid, process.pid, needle)} | {process.pid}
+    if _family.starting or _family.commands != {process.pid}:
+        adopted = {pid for pid in adopted if pid in known or _is_of(pid, process.pid, needle)}
+    generation = adopted if process.returncode is not None else adopted | {process.pid}
     found: set[int] = set()
     while generation:
         found |= generation

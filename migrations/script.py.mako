@@ -1,4 +1,4 @@
-"""${message}."""
+"""${message.replace(chr(92), chr(92) * 2).replace(chr(34) * 3, (chr(92) + chr(34)) * 3)}."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -65,6 +65,10 @@ class Screen:
             self._write(PROMPT)
             self._at_line_start = False
 
+    def line_was_entered(self) -> None:
+        """Note that the terminal has begun a new line by itself."""
+        self._at_line_start = True
+
     def end_line(self) -> None:
         """Begin a new line, unless one is begun."""
         self._clear_spinner()
@@ -199,4 +203,5 @@ async def _read_line(screen: Screen) -> str | None:
             screen.end_line()
             return line.decode(errors="replace") if line else None
         line += byte
+    screen.line_was_entered()
     return line.decode(errors="replace").rstrip("\n")

@@ -1,6 +1,8 @@
 """`clarad check`: what is wrong with the configuration, all of it, before the daemon meets it."""
 
 import argparse
+import os
+from pathlib import Path
 
 from clarad import config
 from clarad.cli import fail
@@ -17,33 +19,46 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Check the settings, then whether what they name can be used."""
+    problems: list[str] = []
     try:
         settings, warnings = config.load()
     except config.ConfigError as error:
-        for problem in error.problems:
-            fail(problem)
-        return 1
-    for warning in warnings:
-        fail(f"warning: {warning}")
-    if (trouble := _store_problem(settings)) is not None:
-        fail(trouble)
+        settings, warnings, problems = error.settings, error.warnings, error.problems
+    problems += filter(None, [_state_dir_problem(settings.state_dir) or _store_problem(settings)])
+    for line in [*(f"warning: {warning}" for warning in warnings), *problems]:
+        fail(line)
+    if problems:
         return 1
     print("The configuration is good.")
     return 0
+
+
+def _state_dir_problem(state_dir: Path) -> str | None:
+    """Say why the directory could not be made, or written to, without making it."""
+    try:
+        existing = next(path for path in (state_dir, *state_dir.parents) if path.exists())
+    except OSError as error:
+        return f"CLARA_STATE_DIR: {error.strerror}: {state_dir}"
+    if not existing.is_dir():
+        return f"CLARA_STATE_DIR: {existing} is not a directory; name one"
+    if not os.access(existing, os.W_OK | os.X_OK):
+        return f"CLARA_STATE_DIR: {existing} cannot be written to; name a directory of your own"
+    return None
 
 
 def _store_problem(settings: config.Settings) -> str | None:
     """Look into the database, without changing or creating anything."""
     from clarad.store import StoreError, migrate, open_engine
 
-    url = settings.database_url
-    if url.startswith("sqlite://") and not config.sqlite_path(url).exists():
-        return None
     try:
-        engine = open_engine(url)
-        behind = migrate.is_behind(engine)
+        engine = open_engine(settings.database_url, read_only=True)
+        try:
+            behind = migrate.is_new(engine) or migrate.is_behind(engine)
+        finally:
+            engine.dispose()
     except StoreError as error:
-        return f"DATABASE_URL: {error}"
+        name = "DATABASE_URL" if os.environ.get("DATABASE_URL") else "CLARA_STATE_DIR"
+        return f"{name}: {error}"
     if behind and not settings.auto_migrate:
         return "the database is behind and CLARA_AUTO_MIGRATE=0 is set: run `clarad migrate`"
     return None

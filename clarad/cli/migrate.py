@@ -7,6 +7,8 @@ from clarad import config
 from clarad.cli import fail
 
 if TYPE_CHECKING:
+    from sqlalchemy import Engine
+
     from clarad.store.migrate import Revision
 
 
@@ -44,9 +46,18 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    from clarad.store import migrate, open_engine
+    from clarad.store import open_engine
 
     engine = open_engine(settings.database_url)
+    try:
+        return _do(arguments, engine)
+    finally:
+        engine.dispose()
+
+
+def _do(arguments: argparse.Namespace, engine: "Engine") -> int:
+    from clarad.store import migrate
+
     match arguments.part:
         case "status":
             _print_status(migrate.history(engine), migrate.HEAD)

@@ -133,7 +133,7 @@ class Gateway:
                 nursery, stream, max_message_size=MAX_FRAME_BYTES, receive_buffer_size=_READ_SIZE
             )
             headers = {
-                name.decode("latin-1").lower(): value.decode("latin-1")
+                name.decode("latin-1").lower(): value.decode(errors="replace")
                 for name, value in request.headers
             }
             refusal = self._refusal(headers, stream.address)

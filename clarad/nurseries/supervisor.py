@@ -39,8 +39,8 @@ class Child:
     def __init__(self, name: str, serve: Serve) -> None:
         self.name = name
         self.serve = serve
-        # Shielded: only the supervisor ends a child, and it does so in order.
-        self.scope = trio.CancelScope(shield=True)
+        self.scope = trio.CancelScope()
+        self.is_ready = False
         self.ended = trio.Event()
 
 
@@ -78,31 +78,39 @@ class Supervisor:
     async def _keep(
         self, child: Child, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        first = _Once(task_status)
+        ready = _Ready(child, task_status)
         try:
             with child.scope:
-                while True:
-                    if await self._serve(child, first):
-                        return
+                while (failure := await self._serve(child, ready)) is not None:
+                    if not child.is_ready:
+                        raise failure
+                    if self._is_spent(trio.current_time()):
+                        log.critical("%s keeps failing; giving up", child.name)
+                        raise failure
+                    log.error("%s failed and is started again", child.name, exc_info=failure)
                     await trio.sleep(self._pause())
         finally:
             child.ended.set()
 
-    async def _serve(self, child: Child, first: "_Once") -> bool:
-        """Run the child once; `False` if it failed and is to be started again."""
+    async def _serve(self, child: Child, ready: "_Ready") -> Exception | None:
+        """Run the child once and return what it failed with.
+
+        A failure on the way out of a cancellation is logged, and the cancellation goes on: it is
+        not to be paid from the budget.
+        """
+        failure: Exception | None = None
         try:
-            await child.serve(task_status=first)
-        except Exception:
-            if not first.called:
+            await child.serve(task_status=ready)
+        except Exception as error:
+            failure = error
+        except BaseExceptionGroup as group:  # a nursery's: the failure, and the cancellation
+            failure, rest = group.split(Exception)
+            if failure is None or rest is None:
                 raise
-            # A failure on the way out of a cancellation is not to be paid from the budget.
-            await trio.lowlevel.checkpoint_if_cancelled()
-            if self._is_spent(trio.current_time()):
-                log.critical("%s keeps failing; giving up", child.name)
-                raise
-            log.exception("%s failed and is started again", child.name)
-            return False
-        return True
+            log.error("%s failed while it was stopped", child.name, exc_info=failure)
+            raise rest from None
+        await trio.lowlevel.checkpoint_if_cancelled()
+        return failure
 
     def _is_spent(self, now: float) -> bool:
         while self._restarts and self._restarts[0] <= now - PERIOD:
@@ -127,15 +135,17 @@ async def open_supervisor() -> AsyncIterator[Supervisor]:
                 await supervisor.stop_all()
 
 
-class _Once:
+class _Ready:
     """A `task_status` for all starts of a child: `started` counts the first time only."""
 
-    def __init__(self, task_status: trio.TaskStatus[Any]) -> None:
+    def __init__(self, child: Child, task_status: trio.TaskStatus[Any]) -> None:
+        self._child = child
         self._task_status = task_status
-        self.called = False
 
     def started(self, value: Any = None) -> None:
         """Pass the first call on; Trio takes only one."""
-        if not self.called:
-            self.called = True
+        if not self._child.is_ready:
+            self._child.is_ready = True
+            # From here on only the supervisor ends it, and it does so in order.
+            self._child.scope.shield = True
             self._task_status.started(value)

@@ -65,5 +65,12 @@ def _failure(result: shell.Result) -> str:
     if lines:
         return lines[-1]
     if result.exit_status < 0:
-        return f"The command was ended by {signal.Signals(-result.exit_status).name}."
+        return f"The command was ended by {_signal_name(-result.exit_status)}."
     return f"The command failed with exit status {result.exit_status}."
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # real-time signals have no names
+        return f"signal {number}"

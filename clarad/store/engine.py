@@ -1,8 +1,10 @@
 """Opens the database: SQLite with the settings that keep what was committed, or PostgreSQL."""
 
+import os
 import sqlite3
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
@@ -15,21 +17,23 @@ class StoreError(Exception):
     """The database did not do what was asked; the text says why, in one line."""
 
 
-def open_engine(url: str) -> Engine:
-    """Make an engine for `url`; nothing is connected yet.
+def open_engine(url: str, *, read_only: bool = False) -> Engine:
+    """Make an engine for `url`; nothing is connected yet. To be disposed of by the caller.
+
+    `read_only` keeps an SQLite file as it is, and takes no lock on it that others would feel.
 
     Raises:
         StoreError: the URL cannot be read, or its driver is not installed.
     """
     try:
         parsed = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise StoreError("DATABASE_URL cannot be read; write dialect://user@host/name") from None
     if parsed.get_backend_name() == "sqlite":
-        return _open_sqlite(parsed)
+        return _open_sqlite(parsed, read_only=read_only)
     try:
         return create_engine(parsed, pool_size=1, max_overflow=1, pool_pre_ping=True)
-    except ModuleNotFoundError:
+    except ImportError:
         raise StoreError(
             "PostgreSQL needs the driver psycopg; install clarad with its extra: clarad[postgres]"
         ) from None
@@ -38,11 +42,18 @@ def open_engine(url: str) -> Engine:
 def one_line(error: BaseException) -> str:
     """What a database says, without the statement and its parameters, which can be private."""
     original = getattr(error, "orig", None) or error
-    return " ".join(str(original).split()) or type(original).__name__
+    # PostgreSQL goes on with the statement after the first line.
+    return str(original).strip().partition("\n")[0] or type(original).__name__
 
 
-def _open_sqlite(url: URL) -> Engine:
+def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
     path = Path(url.database or "")
+    if read_only:
+        # Without a log beside it nobody has it open, and reading need not make one.
+        has_log = os.path.exists(f"{path}-wal")
+        how = "mode=ro" if has_log else "mode=ro&immutable=1"  # sqlite.org/uri.html
+        uri = f"file:{quote(str(path.absolute()))}?{how}"
+        return create_engine(url, creator=lambda: sqlite3.connect(uri, uri=True))
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:

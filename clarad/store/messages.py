@@ -118,7 +118,8 @@ class Messages:
         values = {
             "ended_at": datetime.now(UTC),
             "outcome": outcome,
-            "reason": reason,
+            # PostgreSQL cannot hold NUL; in the frame JSON has it escaped.
+            "reason": None if reason is None else reason.replace("\0", ""),
             "terminal": terminal,
         }
         try:

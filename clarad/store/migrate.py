@@ -39,6 +39,15 @@ def current_revision(connection: Connection) -> str | None:
     return connection.execute(select(version).select_from(table(VERSION_TABLE, version))).scalar()
 
 
+def is_new(engine: Engine) -> bool:
+    """Whether there is no database yet, which the first start will make."""
+    path = engine.url.database if engine.dialect.name == "sqlite" else None
+    try:
+        return path is not None and not Path(path).exists()
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+
+
 def is_behind(engine: Engine) -> bool:
     """Whether the database needs a migration.
 

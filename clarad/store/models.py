@@ -34,10 +34,11 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: Any, dialect: Dialect) -> datetime | None:
-        """Give SQLite's times their zone back."""
-        if value is None or value.tzinfo is not None:
-            return value  # type: ignore[no-any-return]
-        return value.replace(tzinfo=UTC)  # type: ignore[no-any-return]
+        """Give the time in UTC; SQLite's come without their zone, PostgreSQL's in the server's."""
+        if value is None:
+            return None
+        aware: datetime = value if value.tzinfo is not None else value.replace(tzinfo=UTC)
+        return aware.astimezone(UTC)
 
 
 class Base(DeclarativeBase):

@@ -2,11 +2,13 @@
 
 Whatever has queued up while the last commit was under way goes into one transaction, equal
 statements as one `executemany`, and everyone is answered after its commit: on a disk that takes
-0.3 ms to flush this is ten times the commits of one by one. If the transaction fails, it is done
-again with a savepoint around each job, so that only the job at fault fails.
+0.3 ms to flush this is ten times the commits of one by one. If the transaction fails, each job is
+done again in a transaction of its own, so that only the job at fault fails.
 
-Rejected: a savepoint around each job from the start (two statements more a job, for a failure that
-hardly ever comes), and `trio.to_thread` for each batch (a thread hop that one long call saves).
+Rejected: a savepoint around each job. A full disk makes SQLite take back the whole transaction, not
+only the statement (sqlite.org/lang_transaction.html), and jobs before it would be lost after they
+had been called done. Rejected too: `trio.to_thread` for each batch, a thread hop that one long call
+saves.
 """
 
 import queue
@@ -81,7 +83,11 @@ class Writer:
         self._serving = False
 
     def execute(self, statement: Executable, parameters: dict[str, Any]) -> Job:
-        """Have one statement run, after all that were handed in before; `wait` for the job."""
+        """Have one statement run; `wait` for the job.
+
+        Jobs with the same statement run in the order in which they are handed in. Different ones
+        may overtake each other: wait for the one before handing in what builds on it.
+        """
         return self._hand_in(Job(statement, parameters))
 
     async def call(self, function: Callable[[Connection], T]) -> T:
@@ -173,7 +179,8 @@ def _commit(connection: Connection, batch: Sequence[Job]) -> None:
         if len(batch) == 1:
             batch[0].error = error
         else:
-            _commit_apart(connection, batch)
+            for job in batch:
+                _commit(connection, [job])
 
 
 def _run_grouped(connection: Connection, batch: Sequence[Job]) -> None:
@@ -189,22 +196,3 @@ def _run_grouped(connection: Connection, batch: Sequence[Job]) -> None:
             statement = jobs[0].statement
             assert statement is not None
             connection.execute(statement, [job.parameters or {} for job in jobs])
-
-
-def _commit_apart(connection: Connection, batch: Sequence[Job]) -> None:
-    try:
-        with connection.begin():
-            for job in batch:
-                job.error = _run_in_savepoint(connection, job)
-    except Exception as error:
-        for job in batch:
-            job.error = job.error or error
-
-
-def _run_in_savepoint(connection: Connection, job: Job) -> Exception | None:
-    try:
-        with connection.begin_nested():
-            job.run(connection)
-    except Exception as error:
-        return error
-    return None

@@ -1,0 +1,361 @@
+"""`clarad check`: everything that is wrong, in one go, and nothing touched."""
+
+import gc
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import inspect
+
+from clarad.cli import main
+from clarad.store import open_engine
+from clarad.store.migrate import upgrade
+from tests.postgres import BACKENDS, database
+
+GOOD = "The configuration is good.\n"
+
+Said = tuple[int, str, str]
+Check = Callable[..., Said]
+
+
+@pytest.fixture
+def check(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Check:
+    """Run `clarad check` with settings; returns its exit status and what it has printed."""
+    for name in list(os.environ):
+        if name.startswith(("CLARA_", "ORS_", "PROACTIVE_", "DATABASE_URL", "STATE_DIRECTORY")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CLARA_STATE_DIR", f"{tmp_path / 'state'}")
+
+    def run(**environment: str) -> Said:
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        status = main(["check"])
+        if "postgres" in os.environ.get("DATABASE_URL", ""):
+            # Psycopg warns of a connection that was left open when it is collected: now, not in
+            # somebody else's test.
+            gc.collect()
+        printed = capsys.readouterr()
+        return status, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with database(request.param, tmp_path, request.config) as url:
+        yield url
+
+
+def do(url: str, *statements: str) -> None:
+    """Migrate the database, then run statements in it."""
+    engine = open_engine(url)
+    upgrade(engine)
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.exec_driver_sql(statement)
+    engine.dispose()
+
+
+# --- good ----------------------------------------------------------------------------------------
+
+
+def test_without_any_setting_the_configuration_is_good(check: Check) -> None:
+    assert check() == (0, GOOD, "")
+
+
+def test_every_setting_can_be_set_well(check: Check, tmp_path: Path) -> None:
+    good = {
+        "CLARA_GATEWAY_HOST": "0.0.0.0",
+        "CLARA_GATEWAY_PORT": "0",
+        "CLARA_GATEWAY_SECRET": "a long random word",
+        "CLARA_GATEWAY_ALLOWED_ORIGINS": "https://a.example, http://b.example:8080/",
+        "CLARA_GATEWAY_MAX_CONNECTIONS": "10",
+        "CLARA_RESPONDER": "command",
+        "CLARA_RESPONDER_COMMAND": "cat",
+        "CLARA_SESSION_TIMEOUT": "60",
+        "CLARA_MESSAGE_TIMEOUT": "0.5",
+        "CLARA_DRAIN_TIMEOUT": "0",
+        "CLARA_AUTO_MIGRATE": "yes",
+        "CLARA_LOG_LEVEL": "debug",
+        "CLARA_HOOKS_DIR": f"{tmp_path}",
+        "CLARA_SCHEDULER_DIR": f"{tmp_path}",
+        "DATABASE_URL": f"sqlite:///{tmp_path}/other.db",
+    }
+    assert check(**good) == (0, GOOD, "")
+
+
+def test_an_empty_variable_counts_as_not_set(check: Check) -> None:
+    empty = dict.fromkeys(("CLARA_GATEWAY_PORT", "CLARA_RESPONDER", "DATABASE_URL"), "")
+    assert check(**empty) == (0, GOOD, "")
+
+
+def test_a_migrated_database_is_good(check: Check, url: str) -> None:
+    do(url)
+    assert check(DATABASE_URL=url, CLARA_AUTO_MIGRATE="0") == (0, GOOD, "")
+
+
+def test_a_database_that_the_start_will_migrate_is_good(check: Check, url: str) -> None:
+    assert check(DATABASE_URL=url) == (0, GOOD, "")
+
+
+@pytest.mark.parametrize("name", ["memory.db", "my memory/clarad.db", "file:clarad.db"])
+def test_a_file_can_be_called_what_one_likes(check: Check, tmp_path: Path, name: str) -> None:
+    assert check(DATABASE_URL=f"sqlite:///{tmp_path}/{name}") == (0, GOOD, "")
+
+
+# --- bad settings --------------------------------------------------------------------------------
+
+BAD = {
+    "CLARA_GATEWAY_HOST": ("0.0.0.0", "CLARA_GATEWAY_SECRET"),
+    "CLARA_GATEWAY_PORT": ("65536", "write a number from 0 (any free port) to 65535"),
+    "CLARA_GATEWAY_ALLOWED_ORIGINS": ("chat.example.org", "with its scheme"),
+    "CLARA_GATEWAY_MAX_CONNECTIONS": ("0", "write a whole number from 1"),
+    "CLARA_RESPONDER": ("ecko", "did you mean echo?"),
+    "CLARA_SESSION_TIMEOUT": ("0", "write a number of seconds above 0"),
+    "CLARA_MESSAGE_TIMEOUT": ("5 minutes", "write a number of seconds"),
+    "CLARA_DRAIN_TIMEOUT": ("-1", "write a number of seconds"),
+    "CLARA_AUTO_MIGRATE": ("maybe", "write 1 or 0"),
+    "CLARA_LOG_LEVEL": ("loud", "write one of DEBUG, INFO, WARNING, ERROR"),
+    "DATABASE_URL": ("mysql://me:a-password@host/name", "postgresql://user@host"),
+}
+"""For each setting a bad value, and what is said of it."""
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_setting_is_named_with_what_to_write_instead(check: Check, name: str) -> None:
+    value, what_to_write = BAD[name]
+    status, out, err = check(**{name: value})
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith(f"clarad: {name}")
+    assert what_to_write in line
+
+
+def test_all_bad_settings_are_named_in_one_go(check: Check) -> None:
+    status, out, err = check(**{name: value for name, (value, _) in BAD.items()})
+    assert (status, out) == (1, "")
+    named = [line.removeprefix("clarad: ").partition("=")[0] for line in err.splitlines()]
+    assert sorted(name.partition(":")[0] for name in named) == sorted(BAD)
+
+
+def test_a_bad_database_is_named_beside_bad_settings(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("This is no database.\n" * 1000)
+    _, _, err = check(DATABASE_URL=f"sqlite:///{tmp_path}/file", CLARA_GATEWAY_PORT="http")
+    assert "CLARA_GATEWAY_PORT" in err
+    assert "DATABASE_URL" in err
+
+
+def test_a_responder_without_its_command_is_named(check: Check) -> None:
+    status, out, err = check(CLARA_RESPONDER="command")
+    assert (status, out) == (1, "")
+    assert err.startswith("clarad: CLARA_RESPONDER=command needs CLARA_RESPONDER_COMMAND: ")
+    assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CLARA_STATE_DIR", "~nobody-of-this-name/clarad"),
+        ("CLARA_STATE_DIR", "/" + "x" * 300),
+        ("CLARA_GATEWAY_HOST", "a..b"),
+        ("CLARA_GATEWAY_HOST", "x" * 64 + ".example"),
+        ("DATABASE_URL", "sqlite://clarad.db"),
+        ("DATABASE_URL", "sqlite:////" + "x" * 300),
+        ("DATABASE_URL", "postgresql://me:a-password@host:port/name"),
+        ("DATABASE_URL", "postgresql://me:a-password@[::1/name"),
+        ("DATABASE_URL", "postgresql:///name?nonsense=1"),
+    ],
+    ids=[
+        "home of nobody",
+        "state directory too long",
+        "host with two dots",
+        "host too long",
+        "a slash too few",
+        "file name too long",
+        "no port",
+        "half an address",
+        "unknown option",
+    ],
+)
+def test_what_the_daemon_could_not_start_with_is_one_line_and_exit_1(
+    check: Check, name: str, value: str
+) -> None:
+    status, out, err = check(**{name: value})
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert name in line
+    assert "a-password" not in err
+
+
+def test_a_state_directory_that_cannot_be_made_is_named(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    status, out, err = check(CLARA_STATE_DIR=f"{tmp_path}/file/state")
+    assert (status, out) == (1, "")
+    assert "CLARA_STATE_DIR" in err
+
+
+def test_a_bad_value_is_no_traceback(check: Check) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "clarad", "check"],
+        env={**os.environ, **{name: value for name, (value, _) in BAD.items()}},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert all(line.startswith("clarad: ") for line in done.stderr.splitlines())
+
+
+def test_no_secret_is_shown(check: Check) -> None:
+    _, _, err = check(
+        CLARA_GATEWAY_SECRET="the-secret",
+        DATABASE_URL="mysql://me:the-password@host/name",
+        CLARA_GATEWAY_PORT="http",
+    )
+    assert "the-secret" not in err
+    assert "the-password" not in err
+
+
+# --- warnings ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["ORS_ENABLED", "PROACTIVE_INTERVAL"])
+def test_a_variable_of_the_removed_system_is_a_warning_and_no_error(
+    check: Check, name: str
+) -> None:
+    warning = (
+        f"clarad: warning: {name} has no effect: the proactive system (ORS) was removed. "
+        "Delete the variable\n"
+    )
+    assert check(**{name: "1"}) == (0, GOOD, warning)
+
+
+def test_warnings_are_shown_beside_errors(check: Check) -> None:
+    status, out, err = check(ORS_ENABLED="1", CLARA_GATEWAY_PORT="http")
+    assert (status, out) == (1, "")
+    assert "ORS_ENABLED has no effect" in err
+    assert "CLARA_GATEWAY_PORT" in err
+
+
+def test_a_name_that_is_nearly_a_setting_is_a_warning(check: Check) -> None:
+    warning = "clarad: warning: CLARA_RESPONDR is not a setting; did you mean CLARA_RESPONDER?\n"
+    assert check(CLARA_RESPONDR="echo") == (0, GOOD, warning)
+
+
+# --- databases -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "bad",
+    ["sqlite:///{}", "sqlite:///{}/file", "postgresql://me:a-password@/name?host={}"],
+    ids=["a directory", "no database", "no server"],
+)
+def test_a_database_that_cannot_be_used_is_one_line_and_exit_1(
+    check: Check, tmp_path: Path, bad: str
+) -> None:
+    (tmp_path / "file").write_text("This is no database.\n" * 1000)
+    status, out, err = check(DATABASE_URL=bad.format(tmp_path))
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith("clarad: DATABASE_URL: ")
+    assert "a-password" not in line
+
+
+def test_a_database_of_a_newer_clarad_is_one_line_and_exit_1(check: Check, url: str) -> None:
+    do(url, "UPDATE clarad_alembic_version SET version_num = '9999'")
+    status, out, err = check(DATABASE_URL=url)
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert "revision 9999" in line
+
+
+def test_a_database_that_is_behind_is_an_error_if_the_start_may_not_migrate_it(
+    check: Check, url: str
+) -> None:
+    do(url, "DELETE FROM clarad_alembic_version")
+    assert check(DATABASE_URL=url, CLARA_AUTO_MIGRATE="0") == (
+        1,
+        "",
+        "clarad: the database is behind and CLARA_AUTO_MIGRATE=0 is set: run `clarad migrate`\n",
+    )
+
+
+def test_a_database_that_is_not_there_is_an_error_if_the_start_may_not_migrate_it(
+    check: Check,
+) -> None:
+    status, out, err = check(CLARA_AUTO_MIGRATE="0")
+    assert (status, out) == (1, "")
+    assert "clarad migrate" in err
+
+
+# --- nothing touched -----------------------------------------------------------------------------
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_check_makes_no_database_and_no_directory(check: Check, tmp_path: Path) -> None:
+    check()
+    check(DATABASE_URL=f"sqlite:///{tmp_path}/other/test.db")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_check_makes_no_table(check: Check, url: str) -> None:
+    check(DATABASE_URL=url)
+    engine = open_engine(url)
+    found = inspect(engine).get_table_names()
+    engine.dispose()
+    assert found == []
+
+
+def test_check_leaves_a_migrated_database_as_it_is_byte_for_byte(
+    check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    do(f"sqlite:///{tmp_path}/state/clarad.db")
+    before = contents(tmp_path / "state")
+    assert check() == (0, GOOD, "")
+    gc.collect()  # a connection that was left open leaves files beside the database
+    assert contents(tmp_path / "state") == before
+
+
+def test_check_leaves_another_program_s_database_as_it_is_byte_for_byte(
+    check: Check, tmp_path: Path
+) -> None:
+    """An older Clara's: it is not ours to turn to write-ahead logging before we use it."""
+    old = tmp_path / "old"
+    old.mkdir()
+    with sqlite3.connect(old / "clara.db") as connection:
+        connection.execute("CREATE TABLE sessions (id TEXT)")
+    connection.close()
+    before = contents(old)
+    assert check(DATABASE_URL=f"sqlite:///{old}/clara.db") == (0, GOOD, "")
+    assert contents(old) == before
+
+
+def test_check_leaves_an_empty_file_empty(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "test.db").touch()
+    check(DATABASE_URL=f"sqlite:///{tmp_path}/empty/test.db")
+    assert contents(tmp_path / "empty") == {"test.db": b""}
+
+
+def test_check_does_not_wait_for_a_daemon_that_writes(
+    check: Check, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clarad.store.engine.BUSY_TIMEOUT", 0)
+    (tmp_path / "state").mkdir()
+    do(f"sqlite:///{tmp_path}/state/clarad.db")
+    daemon = sqlite3.connect(tmp_path / "state" / "clarad.db", isolation_level=None)
+    daemon.execute("BEGIN IMMEDIATE")
+    said = check()
+    daemon.close()
+    assert said == (0, GOOD, "")

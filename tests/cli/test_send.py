@@ -1,0 +1,84 @@
+"""`clarad send`: one message, for scripts."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.process import PATIENCE, Process, clarad, daemon, environment
+
+SCRIPT = """
+case "$CLARA_CONTENT" in
+    fail) echo 'no such luck' >&2; exit 3;;
+    hold) echo begun; sleep 1000;;
+    *) printf '%s' "$CLARA_CONTENT";;
+esac
+"""
+
+
+@pytest.fixture(scope="module")
+def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
+    settings = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": SCRIPT}
+    with daemon(tmp_path_factory.mktemp("state"), **settings) as running:
+        yield running
+
+
+def test_the_answer_is_on_standard_output(process: Process) -> None:
+    done = clarad("send", "hello there", env=process.environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello there\n", "")
+
+
+def test_the_message_may_come_from_standard_input(process: Process) -> None:
+    done = clarad("send", env=process.environment, stdin="from a pipe")
+    assert (done.returncode, done.stdout) == (0, "from a pipe\n")
+
+
+def test_an_error_is_on_standard_error_and_in_the_exit_status(process: Process) -> None:
+    done = clarad("send", "fail", env=process.environment)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "clarad: no such luck\n"
+
+
+def test_ctrl_c_cancels_the_message(process: Process) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "clarad", "send", "hold"],
+        env=process.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as sending:
+        assert sending.stdout is not None
+        assert sending.stdout.readline() == "begun\n"
+        sending.send_signal(signal.SIGINT)
+        _, errors = sending.communicate(timeout=PATIENCE)
+    assert sending.returncode == 1
+    assert errors == "clarad: cancelled: Ctrl-C\n"
+    process.wait_for_log("message:cancelled")
+
+
+def test_no_daemon_is_said_in_one_line(tmp_path: Path) -> None:
+    done = clarad("send", "hello", env=environment(tmp_path, CLARA_GATEWAY_PORT="1"))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "is the daemon running?" in done.stderr
+
+
+def test_a_wrong_secret_is_said_in_one_line(tmp_path: Path) -> None:
+    with daemon(tmp_path, CLARA_GATEWAY_SECRET="right") as process:
+        done = clarad("send", "x", env=process.environment | {"CLARA_GATEWAY_SECRET": "wrong"})
+        assert done.returncode == 1
+        assert len(done.stderr.splitlines()) == 1
+        assert "CLARA_GATEWAY_SECRET" in done.stderr
+        done = clarad("send", "x", env=process.environment)
+        assert (done.returncode, done.stdout) == (0, "x\n")
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1:1", "ws://127.0.0.1:x"])
+def test_an_address_that_is_none_is_said_in_one_line(tmp_path: Path, url: str) -> None:
+    done = clarad("send", "--url", url, "hello", env=environment(tmp_path))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert "Traceback" not in done.stderr

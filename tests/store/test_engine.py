@@ -1,0 +1,156 @@
+"""How databases are opened, and what is said of those that cannot be."""
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Engine
+
+from clarad import config
+from clarad.store import StoreError, open_engine
+
+Connect = Callable[[str], Engine]
+
+
+def pragma(engine: Engine, name: str) -> object:
+    with engine.connect() as connection:
+        return connection.exec_driver_sql(f"PRAGMA {name}").scalar()
+
+
+@pytest.fixture
+def sqlite(tmp_path: Path, connect: Connect) -> Engine:
+    """An SQLite database that is still empty."""
+    return connect(f"sqlite:///{tmp_path}/test.db")
+
+
+# --- SQLite --------------------------------------------------------------------------------------
+
+
+def test_sqlite_lets_others_read_while_it_writes(sqlite: Engine) -> None:
+    assert pragma(sqlite, "journal_mode") == "wal"
+
+
+def test_sqlite_keeps_what_was_committed_through_a_power_cut(sqlite: Engine) -> None:
+    full = 2
+    assert pragma(sqlite, "synchronous") == full
+
+
+def test_sqlite_minds_foreign_keys(sqlite: Engine) -> None:
+    assert pragma(sqlite, "foreign_keys") == 1
+
+
+def test_a_table_made_in_a_transaction_that_fails_is_not_there(sqlite: Engine) -> None:
+    def make_and_fail() -> None:
+        with sqlite.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE things (n INTEGER)")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        make_and_fail()
+    with sqlite.connect() as connection:
+        tables = connection.exec_driver_sql("SELECT name FROM sqlite_master").all()
+    assert tables == []
+
+
+def test_opening_connects_to_nothing_yet(tmp_path: Path, connect: Connect) -> None:
+    connect(f"sqlite:///{tmp_path}/test.db")
+    assert not (tmp_path / "test.db").exists()
+
+
+def test_the_directory_is_made_for_its_owner_only(tmp_path: Path, connect: Connect) -> None:
+    before = os.umask(0)
+    try:
+        connect(f"sqlite:///{tmp_path}/new/test.db")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+
+
+def test_a_directory_that_is_there_keeps_its_mode(tmp_path: Path, connect: Connect) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o750)
+    connect(f"sqlite:///{shared}/test.db")
+    assert stat.S_IMODE(shared.stat().st_mode) == 0o750
+
+
+@pytest.mark.parametrize(
+    "name", ["50% of it", "%41", "what?", "a#b", "a&b=c", "with space", "\N{SNOWMAN}", "a:b@c"]
+)
+def test_the_file_lies_where_the_settings_say_whatever_the_directory_is_called(
+    tmp_path: Path, connect: Connect, name: str
+) -> None:
+    settings, _ = config.load({"CLARA_STATE_DIR": f"{tmp_path / name}"})
+    pragma(connect(settings.database_url), "user_version")
+    assert (tmp_path / name / "clarad.db").exists()
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_directory_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError) as caught:
+        open_engine(f"sqlite:///{tmp_path}/file/new/test.db")
+    assert str(caught.value) == f"cannot make the directory {tmp_path}/file/new: Not a directory"
+
+
+# --- URLs and drivers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "nonsense",
+        "postgresql+psycopg://me:a-password@host:port/name",
+        "postgresql+psycopg://me:a-password@[::1/name",
+    ],
+    ids=["empty", "no URL", "no port", "half an address"],
+)
+def test_a_url_that_cannot_be_used_is_said_without_showing_it(url: str) -> None:
+    with pytest.raises(StoreError) as caught:
+        open_engine(url)
+    assert len(str(caught.value).splitlines()) == 1
+    assert "a-password" not in str(caught.value)
+
+
+def test_a_url_that_cannot_be_read_says_what_to_write() -> None:
+    with pytest.raises(StoreError, match="DATABASE_URL cannot be read; write "):
+        open_engine("nonsense")
+
+
+def say_without(environment: dict[str, str], *statements: str) -> str:
+    """Open a PostgreSQL URL in a Python of its own, and return what it says of it."""
+    program = [
+        "import sys",
+        *statements,
+        "from clarad.store import StoreError, open_engine",
+        "try: open_engine('postgresql+psycopg://host/name')",
+        "except StoreError as error: print(error)",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", "\n".join(program)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert not done.stderr
+    return done.stdout
+
+
+def test_a_missing_driver_says_what_to_install() -> None:
+    said = say_without({}, "sys.modules['psycopg'] = None")
+    assert said == (
+        "PostgreSQL needs the driver psycopg; install clarad with its extra: clarad[postgres]\n"
+    )
+
+
+def test_a_driver_without_its_library_says_what_to_install() -> None:
+    """`pip install psycopg`, without its `[binary]`, where there is no libpq."""
+    said = say_without({"PSYCOPG_IMPL": "c"})
+    assert "clarad[postgres]" in said
+    assert len(said.splitlines()) == 1

@@ -1,0 +1,271 @@
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clarad import access
+from clarad.access import MAX_FAILURES, WINDOW, Door, bearer
+
+HERE: Final = "127.0.0.1"
+THERE: Final = "192.0.2.7"
+
+
+def door(secret: str | None = "swordfish", origins: frozenset[str] = frozenset()) -> Door:
+    return Door(secret, origins)
+
+
+def guess(at: Door, address: str, times: int, now: float = 0.0) -> None:
+    for _ in range(times):
+        at.admits(address, "guess", now)
+
+
+# --- the secret ----------------------------------------------------------------------------------
+
+
+def test_the_secret_opens_the_door() -> None:
+    assert door().admits(HERE, "swordfish", 0)
+
+
+@pytest.mark.parametrize("secret", [None, "", "Swordfish", "swordfish ", "swordfis", "s" * 10_000])
+def test_nothing_else_opens_it(secret: str | None) -> None:
+    assert not door().admits(HERE, secret, 0)
+
+
+def test_a_secret_may_be_any_text() -> None:
+    assert door("pässwörd 🔑").admits(HERE, "pässwörd 🔑", 0)
+
+
+@pytest.mark.parametrize("secret", ["\ud800", "a\0b", "\udfff swordfish"])
+def test_a_secret_that_no_one_could_have_set_is_wrong_like_any_other(secret: str) -> None:
+    assert not door().admits(HERE, secret, 0)
+
+
+@pytest.mark.parametrize("secret", [None, "", "anything"])
+def test_without_a_secret_the_door_is_open(secret: str | None) -> None:
+    assert door(None).admits(HERE, secret, 0)
+
+
+def test_without_a_secret_nothing_closes_it() -> None:
+    at = door(None)
+    guess(at, HERE, 100)
+    assert not at.is_closed(HERE, 0)
+
+
+def test_a_door_knows_whether_it_needs_a_secret() -> None:
+    assert door().needs_secret()
+    assert not door(None).needs_secret()
+
+
+@given(st.text(min_size=1), st.text())
+def test_only_the_secret_itself_opens_the_door(secret: str, tried: str) -> None:
+    assert door(secret).admits(HERE, tried, 0) == (secret == tried)
+
+
+# --- guessing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("address", [HERE, THERE, "::1"])
+def test_ten_wrong_secrets_in_a_minute_close_the_door(address: str) -> None:
+    at = door()
+    guess(at, address, 9)
+    assert not at.is_closed(address, 0)
+    guess(at, address, 1)
+    assert at.is_closed(address, 0)
+
+
+def test_a_closed_door_does_not_open_for_the_secret_either() -> None:
+    at = door()
+    guess(at, HERE, 10)
+    assert not at.admits(HERE, "swordfish", 1)
+
+
+def test_a_closed_door_opens_after_a_minute() -> None:
+    at = door()
+    guess(at, HERE, 10)
+    assert at.is_closed(HERE, 59.9)
+    assert not at.is_closed(HERE, 60)
+    assert at.admits(HERE, "swordfish", 60)
+
+
+def test_after_that_minute_counting_starts_anew() -> None:
+    at = door()
+    guess(at, HERE, 10)
+    guess(at, HERE, 9, now=60)
+    assert not at.is_closed(HERE, 60)
+    guess(at, HERE, 1, now=60)
+    assert at.is_closed(HERE, 60)
+
+
+def test_knocking_at_a_closed_door_does_not_keep_it_closed() -> None:
+    at = door()
+    guess(at, HERE, 10)
+    guess(at, HERE, 100, now=59)
+    assert at.admits(HERE, "swordfish", 60)
+
+
+def test_failures_that_are_a_minute_old_do_not_count() -> None:
+    at = door()
+    guess(at, HERE, 9, now=0)
+    guess(at, HERE, 1, now=60)
+    assert not at.is_closed(HERE, 60)
+
+
+def test_the_minute_slides() -> None:
+    at = door()
+    guess(at, HERE, 5, now=0)
+    guess(at, HERE, 5, now=50)
+    assert at.is_closed(HERE, 50)
+
+
+def test_the_right_secret_makes_up_for_the_wrong_ones() -> None:
+    at = door()
+    guess(at, HERE, 9)
+    at.admits(HERE, "swordfish", 0)
+    guess(at, HERE, 9)
+    assert not at.is_closed(HERE, 0)
+
+
+def test_one_address_does_not_close_the_door_to_another() -> None:
+    at = door()
+    guess(at, HERE, 10)
+    assert at.admits(THERE, "swordfish", 0)
+
+
+@given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=60))
+def test_the_door_is_closed_exactly_for_a_minute_after_ten_failures_in_a_minute(
+    tries: list[tuple[int, bool]],
+) -> None:
+    at = door()
+    now = 0
+    failures: list[int] = []
+    closed_until = 0
+    for pause, knows_it in tries:
+        now += pause
+        is_open = now >= closed_until
+        assert at.is_closed(HERE, now) != is_open
+        admitted = at.admits(HERE, "swordfish" if knows_it else "guess", now)
+        assert admitted == (is_open and knows_it)
+        if admitted:
+            failures = []
+        elif is_open:
+            failures = [then for then in failures if then > now - WINDOW] + [now]
+        if len(failures) == MAX_FAILURES:
+            failures, closed_until = [], now + int(WINDOW)
+
+
+# --- addresses that are remembered ---------------------------------------------------------------
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Door:
+    """A door that remembers two addresses."""
+    monkeypatch.setattr(access, "MAX_ADDRESSES", 2)
+    return door()
+
+
+def test_of_too_many_failing_addresses_the_one_that_failed_longest_ago_is_forgotten(
+    forgetful: Door,
+) -> None:
+    for address in ("a", "b", "c"):
+        guess(forgetful, address, 9)
+    for address in ("b", "c", "a"):
+        guess(forgetful, address, 1)
+    closed = [address for address in ("a", "b", "c") if forgetful.is_closed(address, 0)]
+    assert closed == ["b", "c"]
+
+
+def test_an_address_that_fails_again_is_not_the_one_that_failed_longest_ago(
+    forgetful: Door,
+) -> None:
+    guess(forgetful, "a", 8)
+    guess(forgetful, "b", 9)
+    guess(forgetful, "a", 1)
+    guess(forgetful, "c", 1)
+    guess(forgetful, "a", 1)
+    assert forgetful.is_closed("a", 0)
+
+
+def test_of_too_many_closed_addresses_the_one_that_was_closed_longest_ago_is_forgotten(
+    forgetful: Door,
+) -> None:
+    for address in ("a", "b", "c"):
+        guess(forgetful, address, 10)
+    closed = [address for address in ("a", "b", "c") if forgetful.is_closed(address, 0)]
+    assert closed == ["b", "c"]
+
+
+def test_an_address_that_is_closed_again_is_not_the_one_that_was_closed_longest_ago(
+    forgetful: Door,
+) -> None:
+    guess(forgetful, "a", 10, now=0)
+    guess(forgetful, "b", 10, now=30)
+    guess(forgetful, "a", 10, now=60)
+    guess(forgetful, "c", 10, now=61)
+    assert forgetful.is_closed("a", 61)
+
+
+# --- origins -------------------------------------------------------------------------------------
+
+
+def test_an_adapter_has_no_origin_and_is_let_in() -> None:
+    assert door().admits_origin({"host": "127.0.0.1:18789"})
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://evil.example", "http://localhost", "http://127.0.0.1:18789", "null", ""]
+)
+def test_a_web_page_is_kept_out(origin: str) -> None:
+    assert not door().admits_origin({"origin": origin})
+
+
+def test_a_web_page_is_kept_out_also_where_no_secret_is_set() -> None:
+    assert not door(None).admits_origin({"origin": "https://evil.example"})
+
+
+@pytest.mark.parametrize(
+    "origin", ["https://chat.example.org", "HTTPS://Chat.Example.org", "https://chat.example.org/"]
+)
+def test_a_web_page_that_is_listed_is_let_in(origin: str) -> None:
+    at = door(origins=frozenset({"https://chat.example.org"}))
+    assert at.admits_origin({"origin": origin})
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        "http://chat.example.org",
+        "https://chat.example.org:8443",
+        "https://chat.example.org.evil.example",
+        "https://evil.example/https://chat.example.org",
+        "chat.example.org",
+    ],
+)
+def test_a_web_page_that_is_like_a_listed_one_is_kept_out(origin: str) -> None:
+    at = door(origins=frozenset({"https://chat.example.org"}))
+    assert not at.admits_origin({"origin": origin})
+
+
+# --- the header ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        ("Bearer swordfish", "swordfish"),
+        ("bearer swordfish", "swordfish"),
+        ("BEARER  swordfish ", "swordfish"),
+        ("Bearer sword fish", "sword fish"),
+        ("Bearer ", ""),
+        ("Bearer", ""),
+        ("Basic c3dvcmQ6ZmlzaA==", None),
+        ("swordfish", None),
+        ("", None),
+    ],
+)
+def test_the_token_is_what_follows_bearer(header: str, token: str | None) -> None:
+    assert bearer({"authorization": header}) == token
+
+
+def test_a_handshake_without_the_header_has_no_token() -> None:
+    assert bearer({"host": "127.0.0.1"}) is None

@@ -1,0 +1,260 @@
+import gc
+import json
+from typing import Final
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clarad.nodes import REMEMBERED, Node, Nodes
+from clarad.protocol import CloseCode, Pong, encode
+from clarad.store import MessageKey
+
+KEY: Final = MessageKey("test", "c", "m-1")
+TERMINAL: Final = b'{"type":"response_end"}'
+
+
+class FakeConnection:
+    """Remembers what it was given to send, and why it was ended."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.ended: list[CloseCode] = []
+
+    def send(self, frame: bytes) -> None:
+        self.sent.append(frame)
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        assert reason
+        self.ended.append(code)
+
+
+@pytest.fixture
+def nodes() -> Nodes:
+    return Nodes()
+
+
+@pytest.fixture
+def connection() -> FakeConnection:
+    return FakeConnection()
+
+
+def connect(
+    nodes: Nodes, outlet: FakeConnection, *capabilities: str, platform: str = "test"
+) -> Node:
+    return nodes.connect("n", platform, frozenset(capabilities), outlet)
+
+
+# --- registration --------------------------------------------------------------------------------
+
+
+def test_a_node_is_what_it_registered_as(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    assert (node.id, node.platform) == ("n", "test")
+
+
+def test_a_node_can_do_what_it_says_it_can(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection, "streaming", "accepted", "juggling")
+    assert node.streaming
+    assert node.told_accepted
+
+
+def test_a_node_that_says_nothing_can_do_nothing(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    assert not node.streaming
+    assert not node.told_accepted
+
+
+def test_what_a_node_said_last_counts(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection, "streaming", "accepted")
+    connect(nodes, FakeConnection(), platform="other")
+    assert (node.streaming, node.told_accepted, node.platform) == (False, False, "other")
+
+
+def test_every_registration_has_a_session_id_of_its_own(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    first = node.session_id
+    connect(nodes, FakeConnection())
+    assert first
+    assert node.session_id not in ("", first)
+
+
+def test_a_node_that_registers_again_is_the_same_node(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    assert connect(nodes, FakeConnection()) is node
+
+
+def test_the_connection_that_it_had_before_is_closed_as_replaced(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    second = FakeConnection()
+    connect(nodes, second)
+    assert connection.ended == [CloseCode.REPLACED]
+    assert second.ended == []
+    assert node.outlet is second
+
+
+def test_a_node_that_was_away_replaces_nothing(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    nodes.disconnect(node, connection)
+    connect(nodes, FakeConnection())
+    assert connection.ended == []
+
+
+def test_another_node_replaces_nothing(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    nodes.connect("other", "test", frozenset(), FakeConnection())
+    assert connection.ended == []
+    assert node.outlet is connection
+
+
+def test_a_replaced_connection_that_ends_does_not_disconnect_the_node(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    second = FakeConnection()
+    connect(nodes, second)
+    nodes.disconnect(node, connection)
+    assert node.outlet is second
+
+
+# --- frames --------------------------------------------------------------------------------------
+
+
+def test_a_frame_takes_the_connection_that_the_node_has(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    second = FakeConnection()
+    connect(nodes, second)
+    node.send(b"frame")
+    assert (connection.sent, second.sent) == ([], [b"frame"])
+
+
+def test_a_frame_may_be_encoded_already_or_not(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    pong = Pong(timestamp="now")
+    node.send(pong)
+    node.send(encode(pong))
+    assert [json.loads(frame) for frame in connection.sent] == [
+        {"type": "pong", "timestamp": "now"}
+    ] * 2
+
+
+def test_a_frame_for_a_node_that_is_away_is_dropped(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    nodes.disconnect(node, connection)
+    node.send(b"frame")
+    assert connection.sent == []
+
+
+def test_a_terminal_frame_is_sent_and_remembered(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    node.deliver(KEY, TERMINAL)
+    assert connection.sent == [TERMINAL]
+    assert node.has_had(KEY)
+
+
+def test_a_terminal_frame_that_was_never_sent_is_not_remembered(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    assert not connect(nodes, connection).has_had(KEY)
+
+
+def test_a_terminal_frame_for_a_node_that_is_away_does_not_count_as_delivered(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    nodes.disconnect(node, connection)
+    node.deliver(KEY, TERMINAL)
+    assert not node.has_had(KEY)
+
+
+def test_what_an_earlier_connection_was_given_does_not_count_as_delivered(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    node.deliver(KEY, TERMINAL)
+    connect(nodes, FakeConnection())
+    assert not node.has_had(KEY)
+
+
+def test_of_very_many_terminal_frames_the_oldest_are_forgotten(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    keys = [MessageKey("test", "c", f"m-{number}") for number in range(REMEMBERED + 1)]
+    for key in keys:
+        node.deliver(key, TERMINAL)
+    assert [key for key in keys if not node.has_had(key)] == keys[:1]
+
+
+# --- memory --------------------------------------------------------------------------------------
+
+
+def test_a_node_that_somebody_refers_to_is_found_again(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    nodes.disconnect(node, connection)
+    assert nodes.find("n", "test") is node
+
+
+def test_a_node_that_nobody_refers_to_is_forgotten(
+    nodes: Nodes, connection: FakeConnection
+) -> None:
+    node = connect(nodes, connection)
+    nodes.disconnect(node, connection)
+    was = node.session_id
+    del node
+    gc.collect()
+    assert nodes.find("n", "test").session_id != was
+
+
+def test_a_node_that_never_registered_has_no_connection(nodes: Nodes) -> None:
+    node = nodes.find("n", "test")
+    node.send(b"frame")
+    assert node.outlet is None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["connect", "disconnect", "send"]),
+            st.sampled_from(["a", "b"]),
+            st.integers(0, 3),
+        ),
+        max_size=30,
+    )
+)
+def test_every_frame_takes_the_connection_that_came_last_and_is_still_there(
+    steps: list[tuple[str, str, int]],
+) -> None:
+    nodes = Nodes()
+    living = {name: nodes.find(name, "test") for name in ("a", "b")}
+    came: dict[str, list[FakeConnection]] = {"a": [], "b": []}
+    current: dict[str, FakeConnection | None] = {"a": None, "b": None}
+    for action, name, number in steps:
+        node = living[name]
+        if action == "connect":
+            came[name].append(FakeConnection())
+            current[name] = came[name][-1]
+            assert nodes.connect(name, "test", frozenset(), came[name][-1]) is node
+        elif action == "disconnect" and number < len(came[name]):
+            gone = came[name][number]
+            nodes.disconnect(node, gone)
+            current[name] = None if current[name] is gone else current[name]
+        elif action == "send":
+            before = [len(one.sent) for one in came[name]]
+            node.send(b"frame")
+            reached = [
+                one for one, had in zip(came[name], before, strict=True) if len(one.sent) > had
+            ]
+            assert reached == [one for one in (current[name],) if one is not None]
