@@ -145,7 +145,7 @@ class Daemon:
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
         await supervisor.start("store", self._writer.run)
         await supervisor.start("sessions", self._sessions.run)
-        await self._sessions.recover(await self._messages.unfinished())
+        self._sessions.recover(await self._messages.unfinished())
         host, port = await supervisor.start("gateway", self._gateway.run)
         _leave_alone_what_stays()
         address.announce(self._settings.state_dir, host, port, os.getpid())

@@ -9,7 +9,9 @@ The rules (docs/protocol.md, section 4):
    then cancelled, because the adapter may already count on an answer.
 3. The first outcome wins: completion, failure, cancel or timeout makes it `settling`. Whatever
    outcome comes later changes nothing.
-4. `settling` ends when the terminal frame is in the store, and only then is the frame sent. A
+4. A message that had begun when the daemon was killed may have acted. The next start does not run
+   it, it is `interrupted`.
+5. `settling` ends when the terminal frame is in the store, and only then is the frame sent. A
    message is `ended` once, so it has exactly one terminal frame.
 """
 
@@ -40,10 +42,13 @@ class Signal(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     TIMED_OUT = "timed_out"
+    INTERRUPTED = "interrupted"
     SETTLED = "settled"
 
 
-OUTCOMES: Final = frozenset({Signal.COMPLETED, Signal.FAILED, Signal.CANCELLED, Signal.TIMED_OUT})
+OUTCOMES: Final = frozenset(
+    {Signal.COMPLETED, Signal.FAILED, Signal.CANCELLED, Signal.TIMED_OUT, Signal.INTERRUPTED}
+)
 
 TRANSITIONS: Final[Mapping[State, Mapping[Signal, State]]] = {
     State.RECEIVED: {
@@ -59,6 +64,7 @@ TRANSITIONS: Final[Mapping[State, Mapping[Signal, State]]] = {
         Signal.BEGUN: State.RUNNING,
         Signal.FAILED: State.SETTLING,
         Signal.CANCELLED: State.SETTLING,
+        Signal.INTERRUPTED: State.SETTLING,
     },
     State.RUNNING: {
         Signal.COMPLETED: State.SETTLING,

@@ -24,6 +24,10 @@ _IDS: Final = ("platform", "node_id", "user_id", "channel_id", "request_id", "se
 _PRIVATE: Final = frozenset({"content", "text"})
 
 
+PAUSE: Final = 0.02
+"""Seconds between two writes; events in between are written together."""
+
+
 def set_up(level: str) -> None:
     """Send everything from `level` on to standard error."""
     logging.basicConfig(
@@ -43,18 +47,28 @@ def logged_types() -> frozenset[EventType]:
 async def write_events(
     subscription: Subscription, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    """Log each event of the subscription, until it is closed; all that are there in one write."""
+    """Log each event of the subscription until it is closed; those of `PAUSE` in one write.
+
+    Cancelling writes what is there, and ends.
+    """
     task_status.started()
-    dropped = 0
-    async for first in subscription.events:
-        lines = [_stamped(first)]
-        with suppress(trio.WouldBlock, trio.EndOfChannel):
-            while True:
-                lines.append(_stamped(subscription.events.receive_nowait()))
-        sys.stderr.write("".join(lines))
-        if subscription.dropped != dropped:
-            log.warning("%d events were not logged: too many at once", subscription.dropped)
-            dropped = subscription.dropped
+    try:
+        async for first in subscription.events:
+            _write(first, subscription)
+            await trio.sleep(PAUSE)
+    finally:
+        _write(None, subscription)
+
+
+def _write(first: Event | None, subscription: Subscription) -> None:
+    """Write `first` and whatever else has queued up."""
+    lines = [] if first is None else [_stamped(first)]
+    with suppress(trio.WouldBlock, trio.EndOfChannel):
+        while True:
+            lines.append(_stamped(subscription.events.receive_nowait()))
+    sys.stderr.write("".join(lines))
+    if dropped := subscription.take_dropped():
+        log.warning("%d events were not logged: too many at once", dropped)
 
 
 def _stamped(event: Event) -> str:

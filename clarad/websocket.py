@@ -2,20 +2,24 @@
 
 trio-websocket's `send_message` costs a lock, a pass through the scheduler and a system call each;
 three frames that are ready together can do with one of each. So the connection's writer encodes
-them itself, with the encoder that trio-websocket uses too, and writes them here, under a lock that
-trio-websocket's own frames (pong, close) also pass through: this class is its stream.
+them itself and writes them here, under a lock that trio-websocket's own frames (pong, close) also
+pass through: `ClientStream` is its stream.
 """
 
+import struct
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Final
 
 import trio
-import wsproto.connection
 from trio_websocket import WebSocketConnection
-from wsproto.events import TextMessage
 
 _READ_SIZE: Final = 64 * 1024
+
+_FINAL_TEXT: Final = 0x81
+_SHORT: Final = struct.Struct("!BB")
+_MEDIUM: Final = struct.Struct("!BBH")
+_LONG: Final = struct.Struct("!BBQ")
 
 
 class ClientStream(trio.abc.Stream):
@@ -39,12 +43,18 @@ class ClientStream(trio.abc.Stream):
         If this is cancelled half way nothing can be written any more: every later write raises
         `BrokenResourceError`, since a frame without its end would corrupt all that follows.
         """
-        async with self._lock:
+        try:
+            self._lock.acquire_nowait()  # `acquire` would go through the scheduler each time
+        except trio.WouldBlock:
+            await self._lock.acquire()
+        try:
             if self._torn:
                 raise trio.BrokenResourceError("an earlier write was cancelled half way")
             self._torn = True
             await self._stream.send_all(data)
             self._torn = False
+        finally:
+            self._lock.release()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room in the socket's buffer."""
@@ -99,18 +109,26 @@ class FrameWriter:
     def __init__(self, websocket: WebSocketConnection, stream: ClientStream) -> None:
         self._websocket = websocket
         self._stream = stream
-        self._encoder = wsproto.connection.Connection(wsproto.connection.ConnectionType.SERVER)
 
     async def write(self, frames: Iterable[bytes]) -> bool:
         """Write frames; `False` if the connection is closed or closing, and they are not written.
 
         Cancelling this half way makes the connection unusable; see `ClientStream.send_all`.
         """
-        data = b"".join(self._encoder.send(TextMessage(frame.decode())) for frame in frames)
         if self._websocket.closed is not None:
             return False
         try:
-            await self._stream.send_all(data)
+            await self._stream.send_all(b"".join(map(text_frame, frames)))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
+
+
+def text_frame(payload: bytes) -> bytes:
+    """Return a whole text message of a server: one frame, final, not masked (RFC 6455, 5.2)."""
+    length = len(payload)
+    if length < 126:
+        return _SHORT.pack(_FINAL_TEXT, length) + payload
+    if length < 1 << 16:
+        return _MEDIUM.pack(_FINAL_TEXT, 126, length) + payload
+    return _LONG.pack(_FINAL_TEXT, 127, length) + payload

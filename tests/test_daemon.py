@@ -194,7 +194,7 @@ async def test_after_a_kill_every_accepted_message_has_an_end(
         await peer.ask("waiting")
         begun, waiting = await peer.outcomes_of("begun", "waiting")
         assert (begun["code"], begun["recoverable"]) == ("interrupted", True)
-        assert waiting["type"] == "response_end"
+        assert waiting["type"] == "response_end", process.log
         await peer.drop()
     database = sqlite3.connect(tmp_path / "clarad.db")
     rows = database.execute("SELECT request_id, outcome FROM clarad_messages ORDER BY id")

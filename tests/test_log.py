@@ -9,10 +9,10 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from trio.testing import wait_all_tasks_blocked
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from clarad.events import Bus, Event, EventType
-from clarad.log import line, logged_types, write_events
+from clarad.log import PAUSE, line, logged_types, write_events
 
 NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -150,13 +150,14 @@ async def test_every_event_is_a_line_on_standard_error(capsys: pytest.CaptureFix
 
 
 async def test_events_are_logged_as_they_come(
-    capsys: pytest.CaptureFixture[str], nursery: trio.Nursery
+    capsys: pytest.CaptureFixture[str], nursery: trio.Nursery, autojump_clock: MockClock
 ) -> None:
     bus = Bus()
     with bus.subscribe() as subscription:
         await nursery.start(write_events, subscription)
         for user in ("a", "b"):
             bus.publish(EventType.SESSION_START, user_id=user)
+            await trio.sleep(PAUSE)
             await wait_all_tasks_blocked()
             assert capsys.readouterr().err.endswith(f"session:start user={user}\n")
 

@@ -1,6 +1,6 @@
 """What the store knows of messages. Each method returns when it is on the disk."""
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
@@ -9,7 +9,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from clarad.store.engine import StoreError, one_line
 from clarad.store.models import MessageRow
-from clarad.store.writer import Job, Writer
+from clarad.store.writer import Writer
 
 
 class MessageKey(NamedTuple):
@@ -73,12 +73,12 @@ class Messages:
         session_id: str,
         frame: str,
         begun: bool,
-    ) -> Awaitable[bool]:
+        then: Callable[[bool | StoreError], None],
+    ) -> None:
         """Have a new message written, after those before it; `begun` if it starts at once.
 
-        Returns:
-            Something to wait with, for whether it is new: `False` if the store has it already, and
-            then nothing is changed.
+        `then` is called with whether it is new, once it is on the disk: with `False` if the store
+        has it already, and then nothing is changed.
         """
         now = datetime.now(UTC)
         row = {
@@ -92,29 +92,33 @@ class Messages:
             "received_at": now,
             "begun_at": now if begun else None,
         }
-        return self._accepted(self._writer.execute(_INSERT, row))
 
-    async def _accepted(self, job: Job) -> bool:
-        try:
-            await job.wait()
-        except IntegrityError:
-            return False
-        except SQLAlchemyError as error:
-            raise StoreError(one_line(error)) from error
-        return True
+        def answer(error: Exception | None) -> None:
+            if error is None:
+                then(True)
+            else:
+                then(not isinstance(error, IntegrityError) and _as_store_error(error))
+
+        self._writer.execute(_INSERT, row, answer)
 
     async def begin(self, key: MessageKey) -> None:
         """Note that work on the message begins now."""
+        begun = {"begun_at": datetime.now(UTC)}
         try:
-            begun = {"begun_at": datetime.now(UTC)}
             await self._writer.execute(_BEGIN, _this(key) | begun).wait()
         except SQLAlchemyError as error:
-            raise StoreError(one_line(error)) from error
+            raise _as_store_error(error) from error
 
-    async def end(
-        self, key: MessageKey, *, outcome: str, reason: str | None, terminal: str
+    def end(
+        self,
+        key: MessageKey,
+        *,
+        outcome: str,
+        reason: str | None,
+        terminal: str,
+        then: Callable[[StoreError | None], None],
     ) -> None:
-        """Note how the message ended, with its terminal frame."""
+        """Have it written how the message ended, with its terminal frame; `then` it is there."""
         values = {
             "ended_at": datetime.now(UTC),
             "outcome": outcome,
@@ -122,10 +126,11 @@ class Messages:
             "reason": None if reason is None else reason.replace("\0", ""),
             "terminal": terminal,
         }
-        try:
-            await self._writer.execute(_END, _this(key) | values).wait()
-        except SQLAlchemyError as error:
-            raise StoreError(one_line(error)) from error
+
+        def answer(error: Exception | None) -> None:
+            then(None if error is None else _as_store_error(error))
+
+        self._writer.execute(_END, _this(key) | values, answer)
 
     async def find(self, key: MessageKey) -> Stored | None:
         """Return what is there of a message, `None` if nothing is."""
@@ -138,7 +143,7 @@ class Messages:
         try:
             return await self._writer.call(find)
         except SQLAlchemyError as error:
-            raise StoreError(one_line(error)) from error
+            raise _as_store_error(error) from error
 
     async def unfinished(self) -> Sequence[Unfinished]:
         """Return what was accepted and has not ended, in the order in which it came."""
@@ -164,7 +169,11 @@ class Messages:
         try:
             return await self._writer.call(find)
         except SQLAlchemyError as error:
-            raise StoreError(one_line(error)) from error
+            raise _as_store_error(error) from error
+
+
+def _as_store_error(error: Exception) -> StoreError:
+    return error if isinstance(error, StoreError) else StoreError(one_line(error))
 
 
 def _this(key: MessageKey) -> dict[str, str]:

@@ -11,6 +11,7 @@ had been called done. Rejected too: `trio.to_thread` for each batch, a thread ho
 saves.
 """
 
+import logging
 import queue
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -21,26 +22,42 @@ from sqlalchemy import Connection, Engine, Executable
 
 from clarad.store.engine import StoreError
 
+log = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 MAX_BATCH: Final = 512
 """Jobs in one transaction. Bounds how long the first of them waits for the last."""
 
 
+Then = Callable[[Exception | None], None]
+
+
 class Job:
     """A statement with its parameters, or a function of the connection, and what came of it."""
 
-    __slots__ = ("error", "finished", "function", "parameters", "result", "statement", "waiter")
+    __slots__ = (
+        "error",
+        "finished",
+        "function",
+        "parameters",
+        "result",
+        "statement",
+        "then",
+        "waiter",
+    )
 
     def __init__(
         self,
         statement: Executable | None = None,
         parameters: dict[str, Any] | None = None,
         function: Callable[[Connection], Any] | None = None,
+        then: Then | None = None,
     ) -> None:
         self.statement = statement
         self.parameters = parameters
         self.function = function
+        self.then = then
         self.finished = False
         self.waiter: trio.lowlevel.Task | None = None
         self.result: Any = None
@@ -54,10 +71,15 @@ class Job:
             self.result = self.function(connection)
 
     def finish(self) -> None:
-        """Wake whoever waits."""
+        """Call back, and wake whoever waits. Runs in Trio's thread."""
         self.finished = True
         if self.waiter is not None:
             trio.lowlevel.reschedule(self.waiter)
+        if self.then is not None:
+            try:
+                self.then(self.error)
+            except Exception:  # it would take Trio's run loop down, and everything with it
+                log.exception("what was to follow a commit failed; this is a bug")
 
     async def wait(self) -> None:
         """Wait until it is committed, or raise why it failed; once, by one task.
@@ -82,13 +104,15 @@ class Writer:
         self._limiter = trio.CapacityLimiter(1)
         self._serving = False
 
-    def execute(self, statement: Executable, parameters: dict[str, Any]) -> Job:
-        """Have one statement run; `wait` for the job.
+    def execute(
+        self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
+    ) -> Job:
+        """Have one statement run; `wait` for the job, or be called back with what failed it.
 
         Jobs with the same statement run in the order in which they are handed in. Different ones
         may overtake each other: wait for the one before handing in what builds on it.
         """
-        return self._hand_in(Job(statement, parameters))
+        return self._hand_in(Job(statement, parameters, then=then))
 
     async def call(self, function: Callable[[Connection], T]) -> T:
         """Run `function` in the thread, inside a transaction, and return its result."""

@@ -7,7 +7,7 @@ import trio
 import trio.testing
 
 from clarad.events import EventType
-from clarad.nurseries.sessions import MAX_WAITING
+from clarad.roster import MAX_WAITING
 from tests.conftest import Running, Start
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 from clarad import config
 from clarad.store import StoreError, open_engine
@@ -95,6 +96,43 @@ def test_a_directory_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> 
     with pytest.raises(StoreError) as caught:
         open_engine(f"sqlite:///{tmp_path}/file/new/test.db")
     assert str(caught.value) == f"cannot make the directory {tmp_path}/file/new: Not a directory"
+
+
+# --- for reading only ----------------------------------------------------------------------------
+
+
+def test_an_engine_for_reading_makes_no_directory(tmp_path: Path) -> None:
+    open_engine(f"sqlite:///{tmp_path}/new/test.db", read_only=True).dispose()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_for_reading_makes_no_file(tmp_path: Path) -> None:
+    engine = open_engine(f"sqlite:///{tmp_path}/test.db", read_only=True)
+    with pytest.raises(OperationalError, match="unable to open"):
+        pragma(engine, "user_version")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_for_reading_cannot_write(tmp_path: Path, sqlite: Engine) -> None:
+    pragma(sqlite, "user_version")
+    engine = open_engine(f"sqlite:///{tmp_path}/test.db", read_only=True)
+    with pytest.raises(OperationalError, match="readonly"), engine.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE things (n INTEGER)")
+    engine.dispose()
+
+
+@pytest.mark.parametrize("name", ["50% of it", "%41", "what?", "a#b", "\N{SNOWMAN}"])
+def test_an_engine_for_reading_finds_what_is_there(
+    tmp_path: Path, connect: Connect, name: str
+) -> None:
+    settings, _ = config.load({"CLARA_STATE_DIR": f"{tmp_path / name}"})
+    with connect(settings.database_url).begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE things (n INTEGER)")
+        connection.exec_driver_sql("INSERT INTO things VALUES (42)")
+    engine = open_engine(settings.database_url, read_only=True)
+    with engine.connect() as reading:
+        assert reading.exec_driver_sql("SELECT n FROM things").scalar() == 42
+    engine.dispose()
 
 
 # --- URLs and drivers ----------------------------------------------------------------------------

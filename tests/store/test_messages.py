@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +35,22 @@ class Desk:
         self, number: object, *, begun: bool = False, frame: str = PRIVATE, **changed: str
     ) -> bool:
         about = {"node_id": "node-1", "user_id": "test-u", "session_id": "session-1"} | changed
-        return await self.messages.accept(key(number), **about, frame=frame, begun=begun)
+        return await self.accepted(key(number), **about, frame=frame, begun=begun)
 
-    async def end(self, number: object) -> None:
-        await self.messages.end(key(number), outcome="completed", reason=None, terminal="{}")
+    async def accepted(self, which: MessageKey, **about: Any) -> bool:
+        """Have a message accepted, and wait for the answer."""
+        new: bool = await answer(partial(self.messages.accept, which, **about))
+        return new
+
+    async def end(
+        self,
+        number: object,
+        outcome: str = "completed",
+        reason: str | None = None,
+        terminal: str = "{}",
+    ) -> None:
+        about: dict[str, Any] = {"outcome": outcome, "reason": reason, "terminal": terminal}
+        await answer(partial(self.messages.end, key(number), **about))
 
     async def unfinished(self) -> list[str]:
         return [entry.key.request_id for entry in await self.messages.unfinished()]
@@ -45,6 +58,22 @@ class Desk:
     async def in_thread(self, function: Callable[[Connection], object]) -> None:
         """Run a function on the writer's own connection."""
         await self.writer.call(function)
+
+
+async def answer(ask: Callable[..., None]) -> Any:
+    """Call with a `then`, wait until it is called, and return, or raise, what it is told."""
+    answers: list[Any] = []
+    answered = trio.Event()
+
+    def then(result: Any) -> None:
+        answers.append(result)
+        answered.set()
+
+    ask(then=then)
+    await answered.wait()
+    if isinstance(answers[0], Exception):
+        raise answers[0]
+    return answers[0]
 
 
 def key(number: object) -> MessageKey:
@@ -97,8 +126,8 @@ async def test_messages_that_differ_in_one_part_of_the_key_are_two(desk: Desk, p
     other = [*key(1)]
     other[part] = "other"
     about = {"node_id": "n", "user_id": "u", "session_id": "s", "frame": "{}"}
-    assert await desk.messages.accept(key(1), **about, begun=False)
-    assert await desk.messages.accept(MessageKey(*other), **about, begun=False)
+    assert await desk.accepted(key(1), **about, begun=False)
+    assert await desk.accepted(MessageKey(*other), **about, begun=False)
 
 
 async def test_a_thousand_messages_at_once_are_all_there(desk: Desk) -> None:
@@ -130,7 +159,7 @@ async def test_of_many_that_send_the_same_message_at_once_one_is_new(desk: Desk)
 async def test_messages_end_each_in_its_own_way(desk: Desk, outside: Outside) -> None:
     for number in (1, 2):
         await desk.accept(number)
-    await desk.messages.end(key(2), outcome="cancelled", reason="requested", terminal='{"2":2}')
+    await desk.end(2, outcome="cancelled", reason="requested", terminal='{"2":2}')
     columns = "request_id, outcome, reason, terminal"
     assert rows(outside, columns) == [
         ("1", None, None, None),
@@ -141,7 +170,7 @@ async def test_messages_end_each_in_its_own_way(desk: Desk, outside: Outside) ->
 async def test_a_message_ends_whatever_letters_its_reason_has(desk: Desk) -> None:
     """A reason comes from an adapter as it is, and PostgreSQL cannot hold NUL in a text."""
     await desk.accept(1)
-    await desk.messages.end(key(1), outcome="cancelled", reason="bored\0", terminal="{}")
+    await desk.end(1, outcome="cancelled", reason="bored\0", terminal="{}")
     assert await desk.unfinished() == []
 
 
@@ -160,7 +189,7 @@ async def test_a_message_ends_whatever_letters_its_reason_has(desk: Desk) -> Non
 )
 async def test_a_frame_comes_back_letter_for_letter(desk: Desk, text: str) -> None:
     await desk.accept(1, frame=text)
-    await desk.messages.end(key(1), outcome="completed", reason=text[:100], terminal=text)
+    await desk.end(1, outcome="completed", reason=text[:100], terminal=text)
     assert await desk.messages.find(key(1)) == Stored(text, text)
 
 
@@ -169,7 +198,7 @@ async def test_the_longest_names_that_the_protocol_lets_through_fit(
     desk: Desk, letter: str
 ) -> None:
     long = MessageKey(letter * 255, letter * 255, letter * 255)
-    await desk.messages.accept(
+    await desk.accepted(
         long, node_id=letter * 255, user_id=letter * 255, session_id="s", frame="{}", begun=False
     )
     assert [entry.key for entry in await desk.messages.unfinished()] == [long]
@@ -198,7 +227,7 @@ async def test_find_has_the_frame_of_a_message_that_runs(desk: Desk) -> None:
 
 async def test_find_has_the_terminal_frame_of_a_message_that_has_ended(desk: Desk) -> None:
     await desk.accept(1, frame='{"a":1}')
-    await desk.messages.end(key(1), outcome="completed", reason=None, terminal='{"b":2}')
+    await desk.end(1, outcome="completed", reason=None, terminal='{"b":2}')
     assert await desk.messages.find(key(1)) == Stored('{"a":1}', '{"b":2}')
 
 
@@ -217,9 +246,10 @@ async def test_what_has_not_ended_is_unfinished_in_the_order_in_which_it_came(de
 async def test_messages_are_in_the_order_in_which_they_were_handed_in(desk: Desk) -> None:
     numbers = [5, 3, 9, 1, 7]
     about = {"node_id": "n", "user_id": "u", "session_id": "s", "frame": "{}"}
-    handed_in = [desk.messages.accept(key(n), **about, begun=False) for n in numbers]
-    for accepted in reversed(handed_in):
-        assert await accepted
+    async with trio.open_nursery() as nursery:
+        for n in numbers:
+            nursery.start_soon(partial(desk.accepted, key(n), **about, begun=False))
+            await wait_all_tasks_blocked()
     assert await desk.unfinished() == [f"{n}" for n in numbers]
 
 

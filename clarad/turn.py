@@ -1,0 +1,178 @@
+"""A message on its way from its acceptance to its terminal frame, and the answer to it."""
+
+from collections.abc import Awaitable, Callable
+from typing import Final, Protocol
+
+import msgspec
+import trio
+
+from clarad import protocol
+from clarad.lifecycle import Lifecycle, Signal, State
+from clarad.nodes import Node
+from clarad.protocol import ErrorCode
+from clarad.responders import ResponderError
+from clarad.store import MessageKey
+
+MAX_ANSWER: Final = 4 * 1024 * 1024
+"""Characters of one answer."""
+
+
+_BY: Final = {
+    Signal.FAILED: "responder",
+    Signal.TIMED_OUT: "deadline",
+    Signal.INTERRUPTED: "daemon",
+}
+
+
+class SessionScope(Protocol):
+    """The session that a turn belongs to; `clarad.nurseries.session.Session`."""
+
+    id: str
+    scope: trio.CancelScope
+    timed_out_at: float | None
+
+    def touch(self) -> None:
+        """Note activity."""
+
+    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Start a task below the session."""
+
+
+class Turn:
+    """One message's turn to be answered.
+
+    `scope` has the responder below it: its deadline is the message's timeout, and a `cancel`
+    cancels it. To the responder this is the `Answer`.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        platform: str,
+        message: protocol.Message,
+        *,
+        session: SessionScope,
+        response_id: str,
+        state: State,
+    ) -> None:
+        self.node = node
+        self.message = message
+        self.session = session
+        self.key = MessageKey(platform, message.channel.id, message.id)
+        self.life = Lifecycle(state)
+        self.scope = trio.CancelScope()
+        self.has_task = False
+        self.begun = False  # in the store
+        self.resent_by: list[Node] = []
+        self.stopped = protocol.Stopped()
+        self.received_at = self.decided_at = trio.current_time()
+        self.signal = Signal.CANCELLED
+        self.code = ErrorCode.PROCESSING_ERROR
+        self.reason = ""
+        self.decided_by = ""
+        self._response_id = response_id
+        self._text: list[str] = []
+        self._length = 0
+        self._tools = 0
+        self._tool_began = 0.0
+
+    def decide(
+        self, signal: Signal, reason: str = "", by: str = "", at: float | None = None
+    ) -> bool:
+        """Settle the outcome, unless it is settled already; return whether this call did it."""
+        if not self.life.apply(signal):
+            return False
+        self.signal, self.reason, self.decided_by = signal, reason, by
+        self.decided_at = trio.current_time() if at is None else at
+        return True
+
+    def fail(self, signal: Signal, code: ErrorCode, reason: str, at: float | None = None) -> None:
+        """Settle on an `error` frame, unless the outcome is settled already."""
+        if self.decide(signal, reason, _BY[signal], at):
+            self.code = code
+
+    def begin(self, timeout: float) -> bool:
+        """Start the answer; `False` if the outcome is settled already."""
+        if not self.life.apply(Signal.BEGUN):
+            return False
+        self.scope.deadline = trio.current_time() + timeout
+        self._emit(protocol.ResponseStart(id=self._response_id, request_id=self.message.id))
+        return True
+
+    # --- the Answer that a responder is handed ---------------------------------------------------
+
+    def text(self, chunk: str) -> None:
+        """Stream a piece of text."""
+        self._length += len(chunk)
+        if self._length > MAX_ANSWER:
+            raise ResponderError(f"The answer is longer than {MAX_ANSWER} characters.")
+        self._text.append(chunk)
+        if self.node.streaming:
+            request_id = self.message.id
+            self._emit(
+                protocol.ResponseChunk(id=self._response_id, request_id=request_id, chunk=chunk)
+            )
+
+    def tool_start(self, name: str, *, description: str | None = None, emoji: str = "🔧") -> None:
+        """Announce a tool."""
+        self._tools += 1
+        self._tool_began = trio.current_time()
+        self._emit(
+            protocol.ToolStart(
+                id=self._response_id,
+                request_id=self.message.id,
+                tool_name=name,
+                step=self._tools,
+                emoji=emoji,
+                description=description or msgspec.UNSET,
+            )
+        )
+
+    def tool_result(self, name: str, *, success: bool, preview: str | None = None) -> None:
+        """Announce a tool's end."""
+        self._emit(
+            protocol.ToolResult(
+                id=self._response_id,
+                request_id=self.message.id,
+                tool_name=name,
+                success=success,
+                output_preview=preview or msgspec.UNSET,
+                duration_ms=round((trio.current_time() - self._tool_began) * 1000),
+            )
+        )
+
+    def _emit(self, frame: msgspec.Struct) -> None:
+        """Send a frame that is not terminal: only while the message runs."""
+        if self.life.state is State.RUNNING:
+            self.session.touch()
+            self.node.send(frame)
+
+    # --- its end ---------------------------------------------------------------------------------
+
+    @property
+    def answer(self) -> str:
+        """The text so far."""
+        return "".join(self._text)
+
+    def terminal(self) -> protocol.ResponseEnd | protocol.Cancelled | protocol.Error:
+        """Return the one terminal frame that the outcome calls for."""
+        request_id = self.message.id
+        match self.signal:
+            case Signal.COMPLETED:
+                return protocol.ResponseEnd(
+                    id=self._response_id,
+                    request_id=request_id,
+                    full_text=self.answer,
+                    tool_count=self._tools,
+                )
+            case Signal.CANCELLED:
+                return protocol.Cancelled(
+                    request_id=request_id, reason=self.reason, stopped=self.stopped
+                )
+            case _:
+                return protocol.Error(
+                    code=self.code,
+                    message=self.reason,
+                    recoverable=self.code is not ErrorCode.PROCESSING_ERROR,
+                    request_id=request_id,
+                )
