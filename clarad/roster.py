@@ -62,11 +62,12 @@ class Roster:
         self._channels.setdefault(turn.key[:2], deque()).append(turn)
 
     def remove(self, turn: Turn) -> Turn | None:
-        """Take a message out; return the one that is now first in its channel, if any is."""
+        """Take a message out; return the one whose turn that makes it, if it does."""
+        was_first = self.is_first(turn)
         del self._turns[turn.key]
         _remove(self._by_request, (turn.node.id, turn.message.id), turn)
         channel = _remove(self._channels, turn.key[:2], turn)
-        return channel[0] if channel else None
+        return channel[0] if channel and was_first else None
 
 
 def _remove(index: dict[K, C], key: K, turn: Turn) -> C | None:

@@ -423,3 +423,15 @@ async def test_the_next_start_runs_what_had_not_begun_and_ends_what_had(start: S
     assert (await again.outcome_of("m1"))["code"] == "interrupted"
     after.responder.release["m2"].set()
     assert (await again.outcome_of("m2"))["full_text"] == "partly done"
+
+
+async def test_a_duplicate_that_is_dropped_makes_it_nobody_s_turn(running: Running) -> None:
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("old", "hello")
+    await peer.outcome_of("old")
+    for n in range(20):
+        await peer.ask(f"m{n}", "hello")
+        await peer.ask("old", "hello")
+    for n in range(20):
+        assert (await peer.outcome_of(f"m{n}"))["type"] == "response_end"
+    assert sorted(running.responder.ran) == sorted(["old", *(f"m{n}" for n in range(20))])
