@@ -1,12 +1,13 @@
 """A message on its way from its acceptance to its terminal frame, and the answer to it."""
 
 from collections.abc import Awaitable, Callable
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import msgspec
 import trio
 
 from clarad import protocol
+from clarad.events import EventType
 from clarad.lifecycle import Lifecycle, Signal, State
 from clarad.nodes import Node
 from clarad.protocol import ErrorCode
@@ -176,3 +177,37 @@ class Turn:
                     recoverable=self.code is not ErrorCode.PROCESSING_ERROR,
                     request_id=request_id,
                 )
+
+    # --- what subscribers are told ---------------------------------------------------------------
+
+    def ids(self) -> dict[str, str]:
+        """Return the fields of an event that say which message it is about."""
+        return {
+            "node_id": self.node.id,
+            "platform": self.key.platform,
+            "user_id": self.message.user.id,
+            "channel_id": self.key.channel_id,
+            "request_id": self.key.request_id,
+            "session_id": self.session.id,
+        }
+
+    def end_event(self, stopped_in: float) -> tuple[EventType, dict[str, Any]]:
+        """Return the one event, and its data, that every accepted message ends in.
+
+        `stopped_in` is how long it took, in seconds, until everything of it had ended.
+        """
+        if self.signal in (Signal.CANCELLED, Signal.TIMED_OUT):
+            return EventType.MESSAGE_CANCELLED, {
+                "reason": "timeout" if self.signal is Signal.TIMED_OUT else self.reason,
+                "by": self.decided_by,
+                "stopped_in": round(stopped_in, 6),
+                "stopped": msgspec.structs.asdict(self.stopped),
+            }
+        data = {
+            "outcome": self.signal.value,
+            "duration": round(trio.current_time() - self.received_at, 6),
+            "text": self.answer,
+        }
+        if self.signal is not Signal.COMPLETED:
+            data["error"] = self.reason
+        return EventType.MESSAGE_SENT, data

@@ -9,11 +9,10 @@ message is written down, and when its terminal frame is.
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
-import msgspec
 import trio
 
 from clarad import protocol
@@ -24,47 +23,13 @@ from clarad.nurseries.session import Session, SessionKey
 from clarad.protocol import ErrorCode
 from clarad.responders import Request, Responder, ResponderError
 from clarad.roster import MAX_WAITING, Roster
-from clarad.store import MessageKey, Stored, StoreError, Unfinished
+from clarad.store import MessageKey, Messages, StoreError, Unfinished
 from clarad.turn import Turn
 
 log = logging.getLogger(__name__)
 
 STORE_RETRY: Final = 1.0
 """Seconds between attempts to store how a message ended."""
-
-
-class MessageStore(Protocol):
-    """Where messages are written down; `clarad.store.Messages`."""
-
-    def accept(
-        self,
-        key: MessageKey,
-        *,
-        node_id: str,
-        user_id: str,
-        session_id: str,
-        frame: str,
-        begun: bool,
-        then: Callable[[bool | StoreError], None],
-    ) -> None:
-        """Write a new message, in the order of the calls; `then(False)` if it is there already."""
-
-    async def begin(self, key: MessageKey) -> None:
-        """Note that work begins."""
-
-    def end(
-        self,
-        key: MessageKey,
-        *,
-        outcome: str,
-        reason: str | None,
-        terminal: str,
-        then: Callable[[StoreError | None], None],
-    ) -> None:
-        """Note how it ended."""
-
-    async def find(self, key: MessageKey) -> Stored | None:
-        """Return what is there of a message."""
 
 
 class Sessions:
@@ -77,7 +42,7 @@ class Sessions:
         message_timeout: float,
         bus: Bus,
         nodes: Nodes,
-        store: MessageStore,
+        store: Messages,
         responder: Responder,
     ) -> None:
         """Timeouts in seconds."""
@@ -322,10 +287,10 @@ class Sessions:
     def _decide_from_above(self, turn: Turn) -> None:
         """Settle the outcome of a message whose session has ended: the session knows why."""
         if (at := turn.session.timed_out_at) is not None:
-            turn.decide(Signal.CANCELLED, "the session timed out", "session", at)
+            decided = turn.decide(Signal.CANCELLED, "the session timed out", "session", at)
         else:
-            turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
-        if turn.life.state is State.SETTLING:  # not if it is still being written down
+            decided = turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
+        if decided and turn.life.state is State.SETTLING:  # and not still being written down
             self._settle(turn)
 
     def _settle(self, turn: Turn) -> None:
@@ -355,7 +320,7 @@ class Sessions:
         turn.life.apply(Signal.SETTLED)
         turn.session.touch()
         turn.node.deliver(turn.key, terminal)
-        self._publish_end(turn, stopped_in)
+        self._publish(turn, *turn.end_event(stopped_in))
         self._leave(turn)
 
     async def _settle_later(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
@@ -426,37 +391,8 @@ class Sessions:
     def _uptime(self) -> int:
         return int(trio.current_time() - self._started)
 
-    def _publish_end(self, turn: Turn, stopped_in: float) -> None:
-        """Every accepted message ends in one event: `message:cancelled` or `message:sent`."""
-        if turn.signal in (Signal.CANCELLED, Signal.TIMED_OUT):
-            data = {
-                "reason": "timeout" if turn.signal is Signal.TIMED_OUT else turn.reason,
-                "by": turn.decided_by,
-                "stopped_in": round(stopped_in, 6),
-                "stopped": msgspec.structs.asdict(turn.stopped),
-            }
-            self._publish(turn, EventType.MESSAGE_CANCELLED, data)
-            return
-        data = {
-            "outcome": turn.signal.value,
-            "duration": round(trio.current_time() - turn.received_at, 6),
-            "text": turn.answer,
-        }
-        if turn.signal is not Signal.COMPLETED:
-            data["error"] = turn.reason
-        self._publish(turn, EventType.MESSAGE_SENT, data)
-
     def _publish(self, turn: Turn, event_type: EventType, data: dict[str, Any]) -> None:
-        self._bus.publish(
-            event_type,
-            node_id=turn.node.id,
-            platform=turn.key.platform,
-            user_id=turn.message.user.id,
-            channel_id=turn.key.channel_id,
-            request_id=turn.key.request_id,
-            session_id=turn.session.id,
-            data=data,
-        )
+        self._bus.publish(event_type, **turn.ids(), data=data)
 
     def _publish_session(
         self, event_type: EventType, session: Session, data: dict[str, Any]

@@ -1,0 +1,242 @@
+"""One terminal frame for each accepted message, whatever comes between what.
+
+Hypothesis makes up the order in which messages are sent, sent again and cancelled, the store
+answers or fails, the responder ends or crashes, time passes, the node goes and comes back, and the
+daemon stops. Everything is real but the store and the responder, which answer when they are told.
+"""
+
+import json
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from operator import add
+from typing import Any, cast
+
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from clarad import protocol
+from clarad.events import Bus
+from clarad.nodes import Nodes
+from clarad.nurseries.sessions import Sessions
+from clarad.protocol import CloseCode
+from clarad.responders import Answer, Request
+from clarad.store import MessageKey, Messages, Stored, StoreError
+from tests.peer import TERMINAL, Frame, message
+
+MESSAGE_TIMEOUT = 10
+SESSION_TIMEOUT = 60
+MESSAGES = range(4)
+
+
+class SlowStore:
+    """Keeps what it is asked to do until it is told to do it, or to fail."""
+
+    def __init__(self) -> None:
+        self.frames: dict[MessageKey, str] = {}
+        self.ends: defaultdict[MessageKey, list[str]] = defaultdict(list)
+        self._pending: list[Callable[[StoreError | None], None]] = []
+
+    def accept(
+        self, key: MessageKey, *, frame: str, then: Callable[[bool | StoreError], None], **_: Any
+    ) -> None:
+        def do(error: StoreError | None) -> None:
+            if error is not None:
+                then(error)
+            elif key in self.frames:
+                then(False)
+            else:
+                self.frames[key] = frame
+                then(True)
+
+        self._pending.append(do)
+
+    async def begin(self, key: MessageKey) -> None:
+        done = trio.Event()
+        outcome: list[StoreError | None] = []
+
+        def do(error: StoreError | None) -> None:
+            outcome.append(error)
+            done.set()
+
+        self._pending.append(do)
+        with trio.CancelScope(shield=True):
+            await done.wait()
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def end(
+        self, key: MessageKey, *, terminal: str, then: Callable[[StoreError | None], None], **_: Any
+    ) -> None:
+        def do(error: StoreError | None) -> None:
+            if error is None:
+                self.ends[key].append(terminal)
+            then(error)
+
+        self._pending.append(do)
+
+    async def find(self, key: MessageKey) -> Stored | None:
+        await trio.lowlevel.checkpoint()
+        ends = self.ends[key]
+        return Stored(self.frames[key], ends[0] if ends else None) if key in self.frames else None
+
+    def answer(self, error: StoreError | None = None) -> bool:
+        """Do, or fail, all that was asked for; `False` if there was nothing."""
+        pending, self._pending = self._pending, []
+        for do in pending:
+            do(error)
+        return bool(pending)
+
+
+class Obedient:
+    """A responder that ends when it is told to."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, str]] = []
+        self.release: defaultdict[str, trio.Event] = defaultdict(trio.Event)
+        self.crash: set[str] = set()
+
+    async def respond(self, request: Request, answer: Answer) -> None:
+        self.ran.append((request.message.channel.id, request.message.id))
+        answer.text("some ")
+        try:
+            await self.release[request.message.id].wait()
+        finally:
+            answer.text("more")
+        if request.message.id in self.crash:
+            raise RuntimeError("as the test wants it")
+
+
+class Wire:
+    """A connection that keeps what it is sent."""
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+
+    def send(self, frame: bytes) -> None:
+        self.frames.append(json.loads(frame))
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        pass
+
+
+class World:
+    """The sessions, and all that can happen to them."""
+
+    def __init__(self) -> None:
+        self.store, self.responder, self.nodes = SlowStore(), Obedient(), Nodes()
+        self.sessions = Sessions(
+            session_timeout=SESSION_TIMEOUT,
+            message_timeout=MESSAGE_TIMEOUT,
+            bus=Bus(),
+            nodes=self.nodes,
+            store=cast(Messages, self.store),
+            responder=self.responder,
+        )
+        self.wires: list[Wire] = []
+        self.connect()
+
+    def connect(self) -> None:
+        self.wires.append(Wire())
+        wanted = frozenset({"streaming", "accepted"})
+        self.node = self.nodes.connect("node-1", "test", wanted, self.wires[-1])
+
+    def disconnect(self) -> None:
+        self.nodes.disconnect(self.node, self.wires[-1])
+
+    def submit(self, number: int) -> None:
+        text = json.dumps({"type": "message", **message(f"{number}", channel=f"{number % 2}")})
+        frame = protocol.decode(text)
+        assert isinstance(frame, protocol.Message)
+        self.sessions.submit(self.node, frame, text)
+
+    def cancel(self, number: int) -> None:
+        self.sessions.cancel(self.node, protocol.Cancel(request_id=f"{number}"))
+
+    def finish(self, number: int) -> None:
+        self.responder.release[f"{number}"].set()
+
+    def crash(self, number: int) -> None:
+        self.responder.crash.add(f"{number}")
+        self.finish(number)
+
+    async def end(self) -> None:
+        """Stop, with a store that works."""
+        self.sessions.stop()
+        await wait_all_tasks_blocked()
+        while self.store.answer():
+            await wait_all_tasks_blocked()
+
+
+STEPS = st.one_of(
+    st.just(("store answers",)),
+    st.tuples(
+        st.sampled_from(["submit", "submit", "finish", "finish", "cancel", "crash"]),
+        st.sampled_from(MESSAGES),
+    ),
+    st.tuples(st.sampled_from(["store fails", "disconnect", "connect"])),
+    st.tuples(st.just("time"), st.sampled_from([1, MESSAGE_TIMEOUT, SESSION_TIMEOUT])),
+)
+
+
+STOP = st.just(("stop",))
+
+
+async def live_through(steps: list[tuple[Any, ...]], clock: MockClock) -> World:
+    world = World()
+    deeds: dict[str, Callable[..., object]] = {
+        "submit": world.submit,
+        "cancel": world.cancel,
+        "finish": world.finish,
+        "crash": world.crash,
+        "store answers": world.store.answer,
+        "store fails": partial(world.store.answer, StoreError("the disk is full")),
+        "disconnect": world.disconnect,
+        "connect": world.connect,
+        "stop": world.sessions.stop,
+        "time": clock.jump,
+    }
+    async with trio.open_nursery() as nursery:
+        await nursery.start(world.sessions.run)
+        for name, *arguments in steps:
+            deeds[name](*arguments)
+            await wait_all_tasks_blocked()
+        await world.end()
+        clock.jump(1)  # a store that had failed is tried again
+        await wait_all_tasks_blocked()
+        await world.end()
+        nursery.cancel_scope.cancel()
+    return world
+
+
+@settings(max_examples=2000, deadline=None)
+@given(st.builds(add, st.lists(STEPS, max_size=40), st.lists(STEPS | STOP, max_size=10)))
+def test_each_accepted_message_ends_once_and_says_nothing_after(
+    steps: list[tuple[Any, ...]],
+) -> None:
+    clock = MockClock()
+    world = trio.run(live_through, steps, clock, clock=clock)
+    for key in world.store.frames:
+        assert len(world.store.ends[key]) == 1
+    assert set(world.store.ends) <= set(world.store.frames)
+    assert len(world.responder.ran) == len(set(world.responder.ran))
+    for wire in world.wires:
+        for number in MESSAGES:
+            assert_one_end([f for f in wire.frames if f.get("request_id") == f"{number}"])
+
+
+def assert_one_end(frames: list[Frame]) -> None:
+    """At most one terminal frame of an accepted message, and nothing of its answer after it."""
+    answers = [frame for frame in frames if is_of_an_answer(frame)]
+    ends = [n for n, frame in enumerate(answers) if frame["type"] in TERMINAL]
+    assert len(ends) <= 1
+    assert not ends or ends[0] == len(answers) - 1
+
+
+def is_of_an_answer(frame: Frame) -> bool:
+    refusals = {"not_found", "shutting_down", "queue_full"}
+    not_stored = "could not be stored" in frame.get("message", "")
+    told = frame["type"] in {"accepted", "status"}
+    return not (told or not_stored or frame.get("code") in refusals)
