@@ -99,17 +99,18 @@ async def open_gateway(
     opening = _open(url)
     try:
         async with opening as websocket:
-            client = GatewayClient(websocket, url)
-            with trio.move_on_after(CONNECT_TIMEOUT) as limit:
-                await client.register(register)
-            if limit.cancelled_caught:
-                raise GatewayError(f"{url} does not answer the registration")
-            yield client
-            # The gateway closes in answer, so nothing that is under way is lost.
-            with suppress(GatewayError), trio.move_on_after(CLOSE_TIMEOUT):
-                await client.send(protocol.Unregister())
-                while True:
-                    await client.receive()
+            try:
+                client = GatewayClient(websocket, url)
+                await _register(client, register, url)
+                yield client
+                # The gateway closes in answer, so nothing that is under way is lost.
+                with suppress(GatewayError), trio.move_on_after(CLOSE_TIMEOUT):
+                    await client.send(protocol.Unregister())
+                    while True:
+                        await client.receive()
+            finally:
+                # trio-websocket 0.12 leaves the socket open if the peer has closed first.
+                await trio.aclose_forcefully(websocket._stream)
     except ConnectionRejected as error:
         reason = (error.body or b"").decode(errors="replace").strip()
         raise GatewayError(f"{url} refuses: {reason or error.status_code}") from None
@@ -118,6 +119,13 @@ async def open_gateway(
     except HandshakeError as error:
         why = error.__cause__ or "no answer in time"
         raise GatewayError(f"nobody answers at {url}; is the daemon running? ({why})") from None
+
+
+async def _register(client: GatewayClient, register: protocol.Register, url: str) -> None:
+    with trio.move_on_after(CONNECT_TIMEOUT) as limit:
+        await client.register(register)
+    if limit.cancelled_caught:
+        raise GatewayError(f"{url} does not answer the registration")
 
 
 def _open(url: str) -> AbstractAsyncContextManager[WebSocketConnection]:

@@ -123,7 +123,7 @@ class Terminal:
             while True:
                 frame = await self._client.receive()
                 if getattr(frame, "request_id", None) == message.id:
-                    if isinstance(frame, Outcome):
+                    if isinstance(frame, Outcome) and not _is_about_a_cancel(frame):
                         return frame
                     self._show(frame)
         finally:
@@ -151,6 +151,11 @@ class Terminal:
                 self._screen.note(f"waiting; {frame.queue_length} before this one")
             case _:
                 pass
+
+
+def _is_about_a_cancel(frame: Outcome) -> bool:
+    """A cancel that came too late is answered with an error, and the message ends as it would."""
+    return isinstance(frame, protocol.Error) and frame.code is protocol.ErrorCode.NOT_FOUND
 
 
 async def chat(terminal: Terminal, screen: Screen) -> None:

@@ -48,7 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import open_engine
 
-    engine = open_engine(settings.database_url)
+    only_looks = arguments.part in ("status", "history", "heads")
+    engine = open_engine(settings.database_url, read_only=only_looks)
     try:
         return _do(arguments, engine)
     finally:
@@ -65,7 +66,7 @@ def _do(arguments: argparse.Namespace, engine: "Engine") -> int:
             for revision in reversed(migrate.history(engine)):
                 print(f"{revision.id}  {revision.state:7}  {revision.title}")
         case "heads":
-            print("\n".join(migrate.heads(engine)))
+            print("\n".join(migrate.heads()))
         case "rollback":
             if arguments.steps < 1:
                 fail("rollback takes a number from 1")

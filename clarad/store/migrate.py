@@ -40,12 +40,21 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def is_new(engine: Engine) -> bool:
-    """Whether there is no database yet, which the first start will make."""
-    path = engine.url.database if engine.dialect.name == "sqlite" else None
+    """Whether there is no database yet, which the first start will make.
+
+    Raises:
+        StoreError: there cannot be one where it is wanted.
+    """
+    if engine.dialect.name != "sqlite":
+        return False
+    path = Path(engine.url.database or "")
     try:
-        return path is not None and not Path(path).exists()
+        nearest = next(place for place in (path, *path.parents) if place.exists())
     except OSError as error:
         raise StoreError(f"{path}: {error.strerror}") from None
+    if nearest != path and not nearest.is_dir():
+        raise StoreError(f"{nearest} is not a directory")
+    return nearest != path
 
 
 def is_behind(engine: Engine) -> bool:
@@ -112,7 +121,7 @@ def create(engine: Engine, title: str) -> Path:
     if not _is_checkout():
         raise StoreError("migrations are made in a checkout of clarad, not in an installed one")
     with _alembic(engine) as config:
-        number = len(list(_scripts(config).walk_revisions())) + 1
+        number = len(list(_scripts().walk_revisions())) + 1
         made = command.revision(config, title, autogenerate=True, rev_id=f"{number:04}")
     assert made is not None
     assert not isinstance(made, list)
@@ -120,11 +129,13 @@ def create(engine: Engine, title: str) -> Path:
 
 
 def history(engine: Engine) -> list[Revision]:
-    """Return every revision, the oldest first."""
-    with _alembic(engine) as config:
-        at = current_revision(config.attributes["connection"])
-        scripts = list(_scripts(config).walk_revisions())[::-1]
+    """Return every revision, the oldest first. A database that is not there is not made."""
+    at = None
+    if not is_new(engine):
+        with _errors_in_one_line(), engine.connect() as connection:
+            at = current_revision(connection)
     _refuse_unknown(at)
+    scripts = list(_scripts().walk_revisions())[::-1]
     applied = 0 if at is None else [script.revision for script in scripts].index(at) + 1
     return [
         Revision(script.revision, script.doc.rstrip("."), "applied" if n < applied else "pending")
@@ -132,16 +143,25 @@ def history(engine: Engine) -> list[Revision]:
     ]
 
 
-def heads(engine: Engine) -> list[str]:
+def heads() -> list[str]:
     """Return the newest revisions of the scripts; more than one is a mistake in a checkout."""
-    with _alembic(engine) as config:
-        return list(_scripts(config).get_heads())
+    return list(_scripts().get_heads())
 
 
-def _scripts(config: "Config") -> "ScriptDirectory":
+def _scripts() -> "ScriptDirectory":
     from alembic.script import ScriptDirectory
 
-    return ScriptDirectory.from_config(config)
+    return ScriptDirectory.from_config(_config())
+
+
+def _config() -> "Config":
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
+    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
+    config.set_main_option("path_separator", "os")
+    return config
 
 
 def _refuse_unknown(revision: str | None) -> None:
@@ -165,13 +185,10 @@ def _is_checkout() -> bool:
 
 @contextmanager
 def _alembic(engine: Engine) -> "Iterator[Config]":
-    from alembic.config import Config
+    """Open a connection for Alembic's commands to run on."""
     from alembic.util import CommandError
 
-    config = Config()
-    config.set_main_option("script_location", str(_directory()).replace("%", "%%"))
-    config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
-    config.set_main_option("path_separator", "os")
+    config = _config()
     try:
         with _errors_in_one_line(), engine.connect() as connection:
             config.attributes["connection"] = connection

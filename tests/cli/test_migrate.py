@@ -324,3 +324,13 @@ def test_create_is_for_a_checkout_only(checkout: Checkout) -> None:
         "clarad: migrations are made in a checkout of clarad, not in an installed one\n"
     )
     assert not checkout.made
+
+
+@pytest.mark.parametrize("part", ["status", "history", "heads"])
+def test_who_only_looks_makes_no_database(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CLARA_STATE_DIR", str(tmp_path / "state"))
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    assert main(["migrate", part]) == 0
+    assert not (tmp_path / "state").exists()
