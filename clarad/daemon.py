@@ -22,6 +22,7 @@ from clarad.events import Bus, EventType
 from clarad.nodes import Nodes
 from clarad.nurseries.connection import CLOSE_TIMEOUT, Connection
 from clarad.nurseries.gateway import LINGER, Gateway
+from clarad.nurseries.session import Session
 from clarad.nurseries.sessions import Sessions
 from clarad.nurseries.supervisor import Supervisor, open_supervisor
 from clarad.responders import Responder
@@ -91,8 +92,8 @@ class Daemon:
         self.nodes = Nodes()
         self._writer = Writer(engine)
         self._messages = Messages(self._writer)
-        self._sessions = Sessions(
-            session_timeout=settings.session_timeout,
+        self.sessions = Sessions(
+            make_session=partial(Session, timeout=settings.session_timeout),
             message_timeout=settings.message_timeout,
             bus=self.bus,
             nodes=self.nodes,
@@ -106,7 +107,7 @@ class Daemon:
             door=door,
             max_connections=settings.gateway_max_connections,
             make_connection=partial(
-                Connection, door=door, nodes=self.nodes, desk=self._sessions, bus=self.bus
+                Connection, door=door, nodes=self.nodes, desk=self.sessions, bus=self.bus
             ),
         )
         self._stop_requested = trio.Event()
@@ -129,13 +130,13 @@ class Daemon:
                     await self._stop_requested.wait()
                     await self._stop(supervisor)
                 finally:
-                    self._sessions.give_up()
+                    self.sessions.give_up()
         self.stopped.set()
 
     def request_stop(self) -> None:
         """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
         self._gateway.stop_listening()
-        self._sessions.refuse()
+        self.sessions.refuse()
         self._stop_requested.set()
 
     def stop_at_once(self) -> None:
@@ -144,8 +145,8 @@ class Daemon:
 
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
         await supervisor.start("store", self._writer.run)
-        await supervisor.start("sessions", self._sessions.run)
-        self._sessions.recover(await self._messages.unfinished())
+        await supervisor.start("sessions", self.sessions.run)
+        self.sessions.recover(await self._messages.unfinished())
         host, port = await supervisor.start("gateway", self._gateway.run)
         _leave_alone_what_stays()
         address.announce(self._settings.state_dir, host, port, os.getpid())
@@ -159,12 +160,12 @@ class Daemon:
         address.withdraw(self._settings.state_dir)
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
         with self._drain:
-            await self._sessions.drained()
-        self._sessions.stop()
+            await self.sessions.drained()
+        self.sessions.stop()
         with trio.move_on_after(CANCEL_BUDGET) as limit:
-            await self._sessions.drained()
+            await self.sessions.drained()
         if limit.cancelled_caught:
-            self._sessions.give_up()
+            self.sessions.give_up()
         await supervisor.stop("sessions")
         self.bus.publish(EventType.GATEWAY_SHUTDOWN)
         self._gateway.close_all()

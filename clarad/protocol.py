@@ -99,7 +99,7 @@ class Register(Struct, frozen=True, tag="register"):
 
     node_id: Id
     platform: Id
-    capabilities: list[str] = []
+    capabilities: Annotated[list[Annotated[str, Meta(max_length=64)]], Meta(max_length=64)] = []
     metadata: dict[str, Any] = {}
     secret: str | None = None
     session_id: str | None = None

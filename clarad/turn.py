@@ -1,7 +1,7 @@
 """A message on its way from its acceptance to its terminal frame, and the answer to it."""
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgspec
 import trio
@@ -25,10 +25,20 @@ _BY: Final = {
 }
 
 
-class SessionScope(Protocol):
-    """The session that a turn belongs to; `clarad.nurseries.session.Session`."""
+class SessionKey(NamedTuple):
+    """Whose session it is, and where."""
+
+    platform: str
+    user_id: str
+    channel_id: str
+
+
+class Session(Protocol):
+    """What a message needs of its session; `clarad.nurseries.session.Session`."""
 
     id: str
+    key: SessionKey
+    timeout: float
     scope: trio.CancelScope
     timed_out_at: float | None
 
@@ -37,6 +47,9 @@ class SessionScope(Protocol):
 
     def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         """Start a task below the session."""
+
+    async def run(self) -> None:
+        """Live until the timeout."""
 
 
 class Turn:
@@ -52,7 +65,7 @@ class Turn:
         platform: str,
         message: protocol.Message,
         *,
-        session: SessionScope,
+        session: Session,
         response_id: str,
         state: State,
     ) -> None:

@@ -5,10 +5,10 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from clarad.lifecycle import State
 from clarad.nodes import Node
-from clarad.nurseries.session import Session, SessionKey
+from clarad.nurseries.session import Session
 from clarad.protocol import Channel, Message, User
 from clarad.roster import MAX_WAITING, Roster
-from clarad.turn import Turn
+from clarad.turn import SessionKey, Turn
 from tests.in_trio import run_in_trio
 
 NODES = [Node("node-1", "test"), Node("node-2", "test")]

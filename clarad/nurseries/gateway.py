@@ -3,18 +3,13 @@
 import errno
 import logging
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Protocol
 
 import trio
-from trio_websocket import (
-    ConnectionClosed,
-    WebSocketConnection,
-    wrap_server_stream,
-)
+from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import ProtocolError
 
 from clarad.access import Door, bearer
-from clarad.nurseries.connection import Connection
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.websocket import ClientStream
 
@@ -28,6 +23,21 @@ LINGER: Final = 2.0
 
 _READ_SIZE: Final = 64 * 1024
 
+
+class Connection(Protocol):
+    """What the gateway needs of one; `clarad.nurseries.connection.Connection`."""
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether the closing handshake was held."""
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Begin to close."""
+
+    async def run(self) -> None:
+        """Serve until either side has closed."""
+
+
 MakeConnection = Callable[[WebSocketConnection, ClientStream, bool], Connection]
 
 
@@ -36,8 +46,11 @@ class CannotListen(Exception):  # noqa: N818 - it is an answer, not a fault
 
 
 class Gateway:
-    """Listens on one address. `make_connection` is given the WebSocket, its
-    stream, and whether the handshake has shown the secret."""
+    """Listens on one address.
+
+    `make_connection` is given the WebSocket, its stream, and whether the handshake has shown the
+    secret.
+    """
 
     def __init__(
         self,
@@ -54,6 +67,7 @@ class Gateway:
         self._max_connections = max_connections
         self._make_connection = make_connection
         self._listening = trio.CancelScope()
+        self._stopping = False
         self._connections: set[Connection] = set()
         self._handshakes: set[trio.CancelScope] = set()
 
@@ -72,14 +86,24 @@ class Gateway:
             listeners = await trio.open_tcp_listeners(self._port, host=self._host)
         except OSError as error:
             raise CannotListen(_why(self._host, self._port, error)) from None
+        host, port = listeners[0].socket.getsockname()[:2]
+        self._port = port  # should this be started again, then where its adapters look for it
+        self._listening = trio.CancelScope()
+        if self._stopping:
+            self._listening.cancel("stopping")
         # Two nurseries: the listeners can be ended while their connections live on.
         async with trio.open_nursery() as handlers:
-            with self._listening:
-                task_status.started(listeners[0].socket.getsockname()[:2])
-                await trio.serve_listeners(self._contain, listeners, handler_nursery=handlers)
+            try:
+                with self._listening:
+                    task_status.started((host, port))
+                    await trio.serve_listeners(self._contain, listeners, handler_nursery=handlers)
+            finally:
+                for listener in listeners:
+                    listener.socket.close()
 
     def stop_listening(self) -> None:
         """Take no new connection."""
+        self._stopping = True
         self._listening.cancel("stopping")
 
     def close_all(self) -> None:
@@ -160,7 +184,7 @@ class Gateway:
         return None
 
     async def _talk(self, connection: Connection) -> None:
-        if self._listening.cancel_called:
+        if self._stopping:
             connection.end(CloseCode.STOPPING, "the daemon is stopping")
         elif len(self._connections) >= self._max_connections:
             connection.end(CloseCode.TOO_MANY_CONNECTIONS, "too many connections; try later")

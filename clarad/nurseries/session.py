@@ -2,17 +2,10 @@
 
 import secrets
 from collections.abc import Awaitable, Callable
-from typing import NamedTuple
 
 import trio
 
-
-class SessionKey(NamedTuple):
-    """Whose session it is, and where."""
-
-    platform: str
-    user_id: str
-    channel_id: str
+from clarad.turn import SessionKey
 
 
 class Session:
@@ -23,7 +16,7 @@ class Session:
         self.key = key
         self.scope = trio.CancelScope()
         self.timed_out_at: float | None = None
-        self._timeout = timeout
+        self.timeout = timeout
         self._nursery: trio.Nursery | None = None
         self._early: list[Callable[[], Awaitable[None]]] = []
         self.touch()
@@ -46,7 +39,7 @@ class Session:
                 for task in self._early:
                     self._nursery.start_soon(task)
                 # Not a deadline of the scope: moving that with each frame costs more than this.
-                while trio.current_time() < self._touched + self._timeout:
-                    await trio.sleep_until(self._touched + self._timeout)
+                while trio.current_time() < self._touched + self.timeout:
+                    await trio.sleep_until(self._touched + self.timeout)
                 self.timed_out_at = trio.current_time()
                 self.scope.cancel("the session timed out")

@@ -9,7 +9,7 @@ message is written down, and when its terminal frame is.
 import itertools
 import logging
 import secrets
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -19,12 +19,11 @@ from clarad import protocol
 from clarad.events import Bus, EventType
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
-from clarad.nurseries.session import Session, SessionKey
 from clarad.protocol import ErrorCode
 from clarad.responders import Request, Responder, ResponderError
 from clarad.roster import MAX_WAITING, Roster
 from clarad.store import MessageKey, Messages, StoreError, Unfinished
-from clarad.turn import Turn
+from clarad.turn import Session, SessionKey, Turn
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +37,15 @@ class Sessions:
     def __init__(
         self,
         *,
-        session_timeout: float,
+        make_session: Callable[[SessionKey], Session],
         message_timeout: float,
         bus: Bus,
         nodes: Nodes,
         store: Messages,
         responder: Responder,
     ) -> None:
-        """Timeouts in seconds."""
-        self._session_timeout = session_timeout
+        """`message_timeout` in seconds."""
+        self._make_session = make_session
         self._message_timeout = message_timeout
         self._bus = bus
         self._nodes = nodes
@@ -56,6 +55,7 @@ class Sessions:
         self._sessions: dict[SessionKey, Session] = {}
         self._roster = Roster()
         self._refusing = False
+        self._serving = False
         self._given_up = trio.Event()
         self._idle = trio.Event()
         boot = secrets.token_hex(4)
@@ -65,10 +65,12 @@ class Sessions:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; every message then still gets its terminal frame."""
         async with trio.open_nursery() as self._nursery:
+            self._serving = True
             task_status.started()
             try:
                 await trio.sleep_forever()
             finally:
+                self._serving = False
                 self.stop()
                 with trio.CancelScope(shield=True):
                     await self.drained()
@@ -78,14 +80,13 @@ class Sessions:
         self._refusing = True
 
     async def drained(self) -> None:
-        """Wait until no message is left; to be called after `refuse` or `stop`."""
+        """Wait until no message is left; to be called after `refuse`."""
         while self._roster:
             self._idle = trio.Event()
             await self._idle.wait()
 
     def stop(self) -> None:
-        """Take no new messages, and cancel those that are left; to be followed by `drained`."""
-        self._refusing = True
+        """Cancel the messages that are left; to be followed by `drained`."""
         for turn in self._roster:
             self._cancel(turn, "the daemon is stopping", "daemon")
 
@@ -101,7 +102,7 @@ class Sessions:
         refuse = partial(_send_error, node, message.id, recoverable=True)
         if (turn := self._roster.find(key)) is not None:
             self._resent(turn, node, message)
-        elif self._refusing or self._nursery is None:
+        elif self._refusing or not self._serving:
             refuse(ErrorCode.SHUTTING_DOWN, "The daemon is stopping; send it again later.")
         elif self._roster.is_full(key):
             refuse(ErrorCode.QUEUE_FULL, f"{MAX_WAITING} messages wait here; try later.")
@@ -186,7 +187,7 @@ class Sessions:
         session = self._sessions.get(key)
         if session is None or session.scope.cancel_called:
             assert self._nursery is not None
-            session = self._sessions[key] = Session(key, self._session_timeout)
+            session = self._sessions[key] = self._make_session(key)
             self._nursery.start_soon(self._run_session, session)
         session.touch()
         return session
@@ -203,7 +204,7 @@ class Sessions:
                     self._decide_from_above(turn)
             why = "shutdown" if session.timed_out_at is None else "timeout"
             if session.timed_out_at is not None:
-                data = {"timeout": self._session_timeout}
+                data = {"timeout": session.timeout}
                 self._publish_session(EventType.SESSION_TIMEOUT, session, data)
             self._publish_session(EventType.SESSION_END, session, {"reason": why})
 

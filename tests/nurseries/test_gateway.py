@@ -1,6 +1,7 @@
 """The door: who may connect, and what comes to it that is no WebSocket at all."""
 
 import socket
+from typing import Any
 
 import pytest
 import trio
@@ -169,3 +170,23 @@ async def test_a_reset_in_the_middle_of_the_handshake_disturbs_nobody(running: R
         stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         stream.socket.close()
     assert await good.is_silent()
+
+
+async def test_a_listener_that_fails_is_started_again_on_the_same_port(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve, failed, again = trio.serve_listeners, trio.Event(), trio.Event()
+
+    async def fail_once(*arguments: Any, **named: Any) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise RuntimeError("as the test wants it")
+        again.set()
+        await serve(*arguments, **named)
+
+    monkeypatch.setattr(trio, "serve_listeners", fail_once)
+    running = await start()
+    await again.wait()
+    peer = await running.node()
+    await peer.ask("m1")
+    assert (await peer.outcome_of("m1"))["type"] == "response_end"

@@ -20,6 +20,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from clarad import protocol
 from clarad.events import Bus
 from clarad.nodes import Nodes
+from clarad.nurseries.session import Session
 from clarad.nurseries.sessions import Sessions
 from clarad.protocol import CloseCode
 from clarad.responders import Answer, Request
@@ -128,7 +129,7 @@ class World:
     def __init__(self) -> None:
         self.store, self.responder, self.nodes = SlowStore(), Obedient(), Nodes()
         self.sessions = Sessions(
-            session_timeout=SESSION_TIMEOUT,
+            make_session=partial(Session, timeout=SESSION_TIMEOUT),
             message_timeout=MESSAGE_TIMEOUT,
             bus=Bus(),
             nodes=self.nodes,
@@ -162,9 +163,13 @@ class World:
         self.responder.crash.add(f"{number}")
         self.finish(number)
 
+    def stop(self) -> None:
+        self.sessions.refuse()
+        self.sessions.stop()
+
     async def end(self) -> None:
         """Stop, with a store that works."""
-        self.sessions.stop()
+        self.stop()
         await wait_all_tasks_blocked()
         while self.store.answer():
             await wait_all_tasks_blocked()
@@ -195,7 +200,7 @@ async def live_through(steps: list[tuple[Any, ...]], clock: MockClock) -> World:
         "store fails": partial(world.store.answer, StoreError("the disk is full")),
         "disconnect": world.disconnect,
         "connect": world.connect,
-        "stop": world.sessions.stop,
+        "stop": world.stop,
         "time": clock.jump,
     }
     async with trio.open_nursery() as nursery:

@@ -435,3 +435,20 @@ async def test_a_duplicate_that_is_dropped_makes_it_nobody_s_turn(running: Runni
     for n in range(20):
         assert (await peer.outcome_of(f"m{n}"))["type"] == "response_end"
     assert sorted(running.responder.ran) == sorted(["old", *(f"m{n}" for n in range(20))])
+
+
+async def test_sessions_that_fail_end_their_messages_and_serve_again(running: Running) -> None:
+    async def fail() -> None:
+        raise RuntimeError("as the test wants it")
+
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    nursery = running.daemon.sessions._nursery
+    assert nursery is not None
+    nursery.start_soon(fail)
+    assert (await peer.outcome_of("m1"))["type"] == "cancelled"
+    await peer.ask("m2", "hello")
+    while (await peer.outcome_of("m2")).get("code") == "shutting_down":
+        await peer.ask("m2", "hello")
+    assert running.responder.ran == ["m1", "m2"]
