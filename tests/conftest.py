@@ -1,6 +1,8 @@
 """A real daemon for each test: real sockets, a real database, and a responder under control."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,6 +19,7 @@ from clarad.store import open_engine
 from clarad.store.migrate import require_head
 from tests import peer
 from tests.peer import Peer
+from tests.process import Marker
 from tests.scripted import Scripted
 
 
@@ -102,3 +105,13 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
 async def running(start: Start) -> Running:
     """A daemon with the default settings."""
     return await start()
+
+
+@pytest.fixture
+def marker() -> Iterator[Marker]:
+    """End what a failing test has left."""
+    made = Marker()
+    yield made
+    for pid in made.alive:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -4,25 +4,18 @@ import signal
 import socket
 import sqlite3
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 import trio
 
 from tests.peer import Peer, connect
-from tests.process import Process, clarad, daemon, environment, living
+from tests.process import Marker, Process, clarad, daemon, environment
 
 
 async def node(nursery: trio.Nursery, process: Process) -> Peer:
     peer = await connect(nursery, process.url)
     await peer.register("node-1", ("streaming", "accepted"))
     return peer
-
-
-def a_sleep() -> tuple[str, str]:
-    """Return a command that runs until it is ended, and a marker to find its processes by."""
-    marker = f"marker-{uuid4().hex}"
-    return f"echo started; (trap '' TERM; sleep 1000; : {marker}) & sleep 1000; : {marker}", marker
 
 
 async def start_message(peer: Peer, request_id: str = "m1") -> None:
@@ -148,15 +141,16 @@ async def test_a_stop_waits_for_the_answer(tmp_path: Path, nursery: trio.Nursery
 
 @pytest.mark.parametrize("how", ["drain timeout", "second signal"])
 async def test_a_stop_that_has_to_cancel_leaves_no_process(
-    tmp_path: Path, nursery: trio.Nursery, how: str
+    tmp_path: Path, nursery: trio.Nursery, marker: Marker, how: str
 ) -> None:
-    command, marker = a_sleep()
+    sleep = f"sleep {marker.text}"
+    command = f"echo started; (trap '' TERM; {sleep}; :) & {sleep}; :"
     settings = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": command}
     settings["CLARA_DRAIN_TIMEOUT"] = "0.1" if how == "drain timeout" else "1000"
     with daemon(tmp_path, **settings) as process:
         peer = await node(nursery, process)
         await start_message(peer)
-        assert living(marker)
+        assert marker.alive
         process.signal(signal.SIGTERM)
         if how == "second signal":
             process.wait_for_log("stopping")
@@ -167,7 +161,7 @@ async def test_a_stop_that_has_to_cancel_leaves_no_process(
         assert await peer.close_code() == 1001
         await peer.drop()
         assert process.wait() == 0
-        assert living(marker) == []
+        assert marker.alive == []
 
 
 # --- being killed --------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 import os
-import secrets
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -13,39 +11,12 @@ from hypothesis import strategies as st
 
 from clarad import shell
 from clarad.shell import MAX_VARIABLE, OUTPUT_CAP, Result
+from tests.process import Marker
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 PATIENCE: Final = 10.0
 """Seconds after which a test that hangs is given up; nothing here takes that long."""
-
-
-class Marker:
-    """A number of seconds that only this test sleeps for, to find its processes again by."""
-
-    def __init__(self) -> None:
-        self.text = f"1000.{secrets.randbelow(10**15):015d}"
-
-    @property
-    def alive(self) -> list[int]:
-        """The processes that have the marker in their command lines; a zombie has none."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):  # it has ended meanwhile
-                    if self.text.encode() in (entry / "cmdline").read_bytes():
-                        found.append(int(entry.name))
-        return found
-
-
-@pytest.fixture
-def marker() -> Iterator[Marker]:
-    """End what a failing test has left."""
-    made = Marker()
-    yield made
-    for pid in made.alive:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture

@@ -24,13 +24,9 @@ Check = Callable[..., Said]
 
 @pytest.fixture
 def check(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clean_settings: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Check:
     """Run `clarad check` with settings; returns its exit status and what it has printed."""
-    for name in list(os.environ):
-        if name.startswith(("CLARA_", "ORS_", "PROACTIVE_", "DATABASE_URL", "STATE_DIRECTORY")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("CLARA_STATE_DIR", f"{tmp_path / 'state'}")
 
     def run(**environment: str) -> Said:
         for name, value in environment.items():

@@ -32,13 +32,9 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 @pytest.fixture
 def clarad(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clean_settings: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Clarad:
     """Run `clarad migrate …` in this process; returns its exit status and what it has printed."""
-    for name in list(os.environ):
-        if name.startswith(("CLARA_", "ORS_", "PROACTIVE_", "DATABASE_URL", "STATE_DIRECTORY")):
-            monkeypatch.delenv(name)
-    monkeypatch.setenv("CLARA_STATE_DIR", f"{tmp_path / 'state'}")
 
     def run(*words: str, **environment: str) -> Said:
         for name, value in environment.items():

@@ -1,8 +1,5 @@
 import os
-import secrets
-import signal
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -15,6 +12,7 @@ from clarad.config import load
 from clarad.protocol import Attachment, Channel, Message, Stopped, User
 from clarad.responders import Request, ResponderError
 from clarad.responders.command import Command
+from tests.process import Marker
 
 PATIENCE: Final = 10.0
 """Seconds after which a test that hangs is given up; nothing here takes that long."""
@@ -283,34 +281,6 @@ async def test_a_command_that_succeeds_may_complain() -> None:
 
 
 # --- how it is stopped ---------------------------------------------------------------------------
-
-
-class Marker:
-    """A number of seconds that only this test sleeps for, to find its processes again by."""
-
-    def __init__(self) -> None:
-        self.text = f"1000.{secrets.randbelow(10**15):015d}"
-
-    @property
-    def alive(self) -> list[int]:
-        """The processes that have the marker in their command lines; a zombie has none."""
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                with suppress(OSError):  # it has ended meanwhile
-                    if self.text.encode() in (entry / "cmdline").read_bytes():
-                        found.append(int(entry.name))
-        return found
-
-
-@pytest.fixture
-def marker() -> Iterator[Marker]:
-    """End what a failing test has left."""
-    made = Marker()
-    yield made
-    for pid in made.alive:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
 async def test_cancelling_ends_all_processes_and_counts_them(marker: Marker) -> None:

@@ -1,0 +1,15 @@
+"""Commands that run in this process, with the settings of a machine where nothing is set."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def clean_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unset every setting but the state directory, which is the test's own."""
+    for name in list(os.environ):
+        if name.startswith(("CLARA_", "ORS_", "PROACTIVE_", "DATABASE_URL", "STATE_DIRECTORY")):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("CLARA_STATE_DIR", f"{tmp_path / 'state'}")
