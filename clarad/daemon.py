@@ -90,8 +90,8 @@ class Daemon:
         self._settings = settings
         self.bus = Bus()
         self.nodes = Nodes()
-        self._writer = Writer(engine)
-        self._messages = Messages(self._writer)
+        self.writer = Writer(engine)
+        self._messages = Messages(self.writer)
         self.sessions = Sessions(
             make_session=partial(Session, timeout=settings.session_timeout),
             message_timeout=settings.message_timeout,
@@ -144,7 +144,7 @@ class Daemon:
         self._drain.cancel("stopping at once")
 
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
-        await supervisor.start("store", self._writer.run)
+        await supervisor.start("store", self.writer.run)
         await supervisor.start("sessions", self.sessions.run)
         self.sessions.recover(await self._messages.unfinished())
         host, port = await supervisor.start("gateway", self._gateway.run)

@@ -452,3 +452,20 @@ async def test_sessions_that_fail_end_their_messages_and_serve_again(running: Ru
     while (await peer.outcome_of("m2")).get("code") == "shutting_down":
         await peer.ask("m2", "hello")
     assert running.responder.ran == ["m1", "m2"]
+
+
+async def test_a_full_disk_refuses_with_a_reason_and_heals(running: Running) -> None:
+    async def limit(pages: int) -> None:
+        pragma = f"PRAGMA max_page_count = {pages}"
+        await running.daemon.writer.call(lambda database: database.exec_driver_sql(pragma).scalar())
+
+    peer = await running.node(capabilities=("accepted",))
+    await limit(20)
+    await peer.ask("m1", "x" * 500_000)
+    refused = await peer.outcome_of("m1")
+    assert (refused["code"], refused["recoverable"]) == ("processing_error", True)
+    assert running.responder.ran == []
+    await limit(1_000_000)
+    await peer.ask("m1", "x" * 500_000)
+    assert [f["type"] for f in await peer.frames_of("m1")][0] == "accepted"
+    assert running.responder.ran == ["m1"]

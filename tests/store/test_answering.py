@@ -1,0 +1,55 @@
+"""The whole daemon on either database: what it accepts it answers, and what it was left it ends."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.conftest import Start
+from tests.postgres import BACKENDS, database
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with database(request.param, tmp_path, request.config) as made:
+        yield made
+
+
+async def test_messages_are_answered_and_sent_again_they_are_not(start: Start, url: str) -> None:
+    running = await start(database_url=url)
+    peer = await running.node(capabilities=("accepted",))
+    names = [f"m{n}" for n in range(50)]
+    for name in names:
+        await peer.ask(name, "hello", channel=name)
+    for outcome in await peer.outcomes_of(*names):
+        assert outcome["full_text"] == "hello"
+    await peer.ask("m0", "hello", channel="m0")
+    assert (await peer.expect("accepted"))["duplicate"] is True
+    assert sorted(running.responder.ran) == sorted(names)
+
+
+async def test_what_an_earlier_daemon_left_is_run_or_ended(start: Start, url: str) -> None:
+    before = await start(database_url=url)
+    peer = await before.node()
+    await peer.ask("begun", "hold")
+    await before.responder.begun["begun"].wait()
+    await peer.ask("waiting", "hold")
+    while (await peer.receive())["type"] != "status":
+        pass
+    after = await start(database_url=url)  # as if the first had been killed
+    with trio.fail_after(10):
+        await after.responder.begun["waiting"].wait()
+    assert after.responder.ran == ["waiting"]
+
+
+async def test_text_of_every_kind_comes_back_as_it_was(start: Start, url: str) -> None:
+    running = await start(database_url=url)
+    first = await running.node("same")
+    text = "NUL \x00, a crab 🦀, a quote ' and \" and \\, a line\nand {json}"
+    await first.ask("m1", text)
+    await first.outcome_of("m1")
+    second = await running.node("same")
+    await second.ask("m1", text)
+    assert (await second.outcome_of("m1"))["full_text"] == text
