@@ -57,7 +57,7 @@ class Sessions:
         self._refusing = False
         self._serving = False
         self._given_up = trio.Event()
-        self._idle = trio.Event()
+        self._idle = trio.Event()  # while no message lives; a new one for each busy time
         boot = secrets.token_hex(4)
         self._response_ids = (f"response-{boot}-{n}" for n in itertools.count(1))
         self._started = trio.current_time()
@@ -82,7 +82,6 @@ class Sessions:
     async def drained(self) -> None:
         """Wait until no message is left; to be called after `refuse`."""
         while self._roster:
-            self._idle = trio.Event()
             await self._idle.wait()
 
     def stop(self) -> None:
@@ -181,6 +180,8 @@ class Sessions:
             state=state,
         )
         self._roster.add(turn)
+        if self._idle.is_set():
+            self._idle = trio.Event()
         return turn
 
     def _session(self, key: SessionKey) -> Session:

@@ -469,3 +469,16 @@ async def test_a_full_disk_refuses_with_a_reason_and_heals(running: Running) -> 
     await peer.ask("m1", "x" * 500_000)
     assert types(await peer.frames_of("m1"))[:1] == ["accepted"]
     assert running.responder.ran == ["m1"]
+
+
+async def test_everybody_who_waits_for_the_last_message_is_told(running: Running) -> None:
+    peer = await running.node()
+    for number in ("first", "second"):
+        await peer.ask(number, "hold")
+        await running.responder.begun[number].wait()
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(running.daemon.sessions.drained)
+                nursery.start_soon(running.daemon.sessions.drained)
+                await trio.testing.wait_all_tasks_blocked()
+                running.responder.release[number].set()
