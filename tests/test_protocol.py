@@ -80,6 +80,9 @@ WRONG: Final[list[tuple[Json, Path, Any]]] = [
     (REGISTER, ("node_id",), 5),
     (REGISTER, ("capabilities",), "streaming"),
     (REGISTER, ("capabilities",), [1]),
+    (REGISTER, ("capabilities",), ["x" * 65]),
+    (REGISTER, ("capabilities",), ["x"] * 65),
+    (CANCEL, ("reason",), "x" * 4097),
     (REGISTER, ("metadata",), []),
     (REGISTER, ("secret",), 1),
     (REGISTER, ("last_seq",), "1"),
@@ -499,7 +502,7 @@ inbound: st.SearchStrategy[protocol.Inbound] = st.one_of(
         protocol.Register,
         node_id=ids,
         platform=ids,
-        capabilities=st.lists(texts, max_size=3),
+        capabilities=st.lists(texts.map(lambda text: text[:64]), max_size=3),
         metadata=json_objects,
         secret=maybe_text,
         session_id=maybe_text,
@@ -527,7 +530,9 @@ inbound: st.SearchStrategy[protocol.Inbound] = st.one_of(
         tier_override=maybe_text,
         metadata=json_objects,
     ),
-    st.builds(protocol.Cancel, request_id=ids, reason=maybe_text),
+    st.builds(
+        protocol.Cancel, request_id=ids, reason=st.none() | texts.map(lambda text: text[:4096])
+    ),
     st.builds(protocol.StatusRequest),
     st.builds(protocol.Ack, seq=st.integers()),
 )
