@@ -33,10 +33,6 @@ class Door:
         origin = headers.get("origin")
         return origin is None or origin.lower().rstrip("/") in self._allowed_origins
 
-    def needs_secret(self) -> bool:
-        """Whether a secret is set."""
-        return self._secret is not None
-
     def is_closed(self, address: str, now: float) -> bool:
         """Whether `address` has failed too often lately."""
         return self._closed_until.get(address, now) > now

@@ -50,9 +50,9 @@ def run(settings: Settings) -> None:
     """
     with _only_one(settings.state_dir):
         engine = open_engine(settings.database_url)
-        if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
-            logger.info("migrated the database (it was: %s)", before)
         try:
+            if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
+                logger.info("migrated the database (it was: %s)", before)
             trio.run(_run_until_signal, settings, engine)
         finally:
             engine.dispose()
@@ -156,7 +156,10 @@ class Daemon:
         return host, port
 
     async def _stop(self, supervisor: Supervisor) -> None:
-        """Drain, cancel the rest, say good-bye, flush. Bounded by the budgets above."""
+        """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.
+
+        Bounded by the budgets above.
+        """
         address.withdraw(self._settings.state_dir)
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
         with self._drain:
@@ -171,7 +174,6 @@ class Daemon:
         self._gateway.close_all()
         with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
             await supervisor.ended("gateway")
-        await supervisor.stop_all()
 
 
 def _leave_alone_what_stays() -> None:

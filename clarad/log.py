@@ -23,7 +23,6 @@ _IDS: Final = ("platform", "node_id", "user_id", "channel_id", "request_id", "se
 # What users wrote is not for the log.
 _PRIVATE: Final = frozenset({"content", "text"})
 
-
 PAUSE: Final = 0.02
 """Seconds between two writes; events in between are written together."""
 

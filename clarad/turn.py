@@ -17,7 +17,6 @@ from clarad.store import MessageKey
 MAX_ANSWER: Final = 4 * 1024 * 1024
 """Characters of one answer."""
 
-
 _BY: Final = {
     Signal.FAILED: "responder",
     Signal.TIMED_OUT: "deadline",
@@ -165,8 +164,10 @@ class Turn:
 
     @property
     def answer(self) -> str:
-        """The text so far."""
-        return "".join(self._text)
+        """The text so far; joined once, however often it is asked for."""
+        if len(self._text) != 1:
+            self._text = ["".join(self._text)]
+        return self._text[0]
 
     def terminal(self) -> protocol.ResponseEnd | protocol.Cancelled | protocol.Error:
         """Return the one terminal frame that the outcome calls for."""

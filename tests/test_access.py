@@ -52,11 +52,6 @@ def test_without_a_secret_nothing_closes_it() -> None:
     assert not at.is_closed(HERE, 0)
 
 
-def test_a_door_knows_whether_it_needs_a_secret() -> None:
-    assert door().needs_secret()
-    assert not door(None).needs_secret()
-
-
 @given(st.text(min_size=1), st.text())
 def test_only_the_secret_itself_opens_the_door(secret: str, tried: str) -> None:
     assert door(secret).admits(HERE, tried, 0) == (secret == tried)

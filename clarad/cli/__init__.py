@@ -44,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def fail(text: str) -> None:
-    """Say on standard error, in one line, why a command cannot do its work."""
-    print(f"clarad: {text}", file=sys.stderr)
+def fail(*texts: str) -> None:
+    """Say on standard error, a line for each text, why a command cannot do its work."""
+    for text in texts:
+        print(f"clarad: {text}", file=sys.stderr)
 
 
 def innermost(error: BaseException) -> BaseException:

@@ -25,8 +25,7 @@ def run(_arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         settings, warnings, problems = error.settings, error.warnings, error.problems
     problems += filter(None, [_state_dir_problem(settings.state_dir) or _store_problem(settings)])
-    for line in [*(f"warning: {warning}" for warning in warnings), *problems]:
-        fail(line)
+    fail(*(f"warning: {warning}" for warning in warnings), *problems)
     if problems:
         return 1
     print("The configuration is good.")
@@ -53,7 +52,7 @@ def _store_problem(settings: config.Settings) -> str | None:
     try:
         engine = open_engine(settings.database_url, read_only=True)
         try:
-            behind = migrate.is_new(engine) or migrate.is_behind(engine)
+            behind = migrate.is_behind(engine)
         finally:
             engine.dispose()
     except StoreError as error:

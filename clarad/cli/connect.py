@@ -37,8 +37,7 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
         url = arguments.url or os.environ.get("CLARA_GATEWAY_URL") or address.url(*found)
         return trio.run(partial(_talk, url, settings.gateway_secret, conversation))
     except config.ConfigError as error:
-        for problem in error.problems:
-            fail(problem)
+        fail(*error.problems)
     except Exception as error:
         cause = innermost(error)
         if not isinstance(cause, GatewayError):

@@ -38,8 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
         settings, _ = config.load()
         return _run(arguments, settings)
     except config.ConfigError as error:
-        for problem in error.problems:
-            fail(problem)
+        fail(*error.problems)
     except StoreError as error:
         fail(str(error))
     return 1

@@ -45,8 +45,7 @@ def run(_arguments: argparse.Namespace) -> int:
     try:
         settings, warnings = config.load()
     except config.ConfigError as error:
-        for problem in error.problems:
-            fail(problem)
+        fail(*error.problems)
         return Exit.CONFIG
     from clarad import daemon
     from clarad.log import set_up

@@ -31,7 +31,6 @@ PONG_TIMEOUT: Final = 10.0
 CLOSE_TIMEOUT: Final = 5.0
 """Seconds that a close may take: what is queued is written, then the peer answers the close."""
 
-
 _ABNORMAL: Final = 1006  # RFC 6455, section 7.4.1: never sent, it stands for "no close frame"
 
 

@@ -2,12 +2,14 @@
 
 import os
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 BUSY_TIMEOUT = 5.0
 """How long to wait for another process that holds SQLite's write lock, in seconds."""
@@ -44,6 +46,15 @@ def one_line(error: BaseException) -> str:
     original = getattr(error, "orig", None) or error
     # PostgreSQL goes on with the statement after the first line.
     return str(original).strip().partition("\n")[0] or type(original).__name__
+
+
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Raise what SQLAlchemy raises within the block as `StoreError`."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StoreError(one_line(error)) from error
 
 
 def _open_sqlite(url: URL, *, read_only: bool) -> Engine:

@@ -1,13 +1,13 @@
-"""What the store knows of messages. Each method returns when it is on the disk."""
+"""What the store knows of messages. Nothing is answered before it is on the disk."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, insert, select, update
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 
-from clarad.store.engine import StoreError, one_line
+from clarad.store.engine import StoreError, errors_in_one_line, one_line
 from clarad.store.models import MessageRow
 from clarad.store.writer import Writer
 
@@ -59,7 +59,10 @@ _END: Final = (
 
 
 class Messages:
-    """The table `clarad_messages`. Every method raises `StoreError` if the database fails."""
+    """The table `clarad_messages`.
+
+    If the database fails, what is awaited raises `StoreError`, and what calls back is given one.
+    """
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -104,10 +107,8 @@ class Messages:
     async def begin(self, key: MessageKey) -> None:
         """Note that work on the message begins now."""
         begun = {"begun_at": datetime.now(UTC)}
-        try:
+        with errors_in_one_line():
             await self._writer.execute(_BEGIN, _this(key) | begun).wait()
-        except SQLAlchemyError as error:
-            raise _as_store_error(error) from error
 
     def end(
         self,
@@ -118,7 +119,7 @@ class Messages:
         terminal: str,
         then: Callable[[StoreError | None], None],
     ) -> None:
-        """Have it written how the message ended, with its terminal frame; `then` it is there."""
+        """Have it written how the message ended, with its terminal frame; then call `then`."""
         values = {
             "ended_at": datetime.now(UTC),
             "outcome": outcome,
@@ -140,10 +141,8 @@ class Messages:
             row = connection.execute(statement, _this(key)).one_or_none()
             return None if row is None else Stored(*row)
 
-        try:
+        with errors_in_one_line():
             return await self._writer.call(find)
-        except SQLAlchemyError as error:
-            raise _as_store_error(error) from error
 
     async def unfinished(self) -> Sequence[Unfinished]:
         """Return what was accepted and has not ended, in the order in which it came."""
@@ -166,10 +165,8 @@ class Messages:
                 for row in connection.execute(statement)
             ]
 
-        try:
+        with errors_in_one_line():
             return await self._writer.call(find)
-        except SQLAlchemyError as error:
-            raise _as_store_error(error) from error
 
 
 def _as_store_error(error: Exception) -> StoreError:

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, String, column, inspect, select, table
-from sqlalchemy.exc import SQLAlchemyError
 
-from clarad.store.engine import StoreError, one_line
+from clarad.store.engine import StoreError, errors_in_one_line
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -31,8 +30,27 @@ class Revision(NamedTuple):
     state: str
 
 
-def current_revision(connection: Connection) -> str | None:
-    """Return the revision that the database is at, `None` if it has never been migrated."""
+def current_revision(engine: Engine) -> str | None:
+    """Return the revision that the database is at, `None` if it has never been migrated.
+
+    A database that is not there is not made.
+
+    Raises:
+        StoreError: it cannot be read, or it was made by a newer clarad.
+    """
+    if is_new(engine):
+        return None
+    with errors_in_one_line(), engine.connect() as connection:
+        at = _read_revision(connection)
+    if at not in (None, HEAD) and not any(_directory().glob(f"versions/{at}_*.py")):
+        raise StoreError(
+            f"the database is at revision {at}, which this version does not know: it was "
+            "made by a newer clarad; install that one, or roll the database back with it first"
+        )
+    return at
+
+
+def _read_revision(connection: Connection) -> str | None:
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
     version = column("version_num", String)
@@ -63,10 +81,7 @@ def is_behind(engine: Engine) -> bool:
     Raises:
         StoreError: it cannot be read, or it was made by a newer clarad.
     """
-    with _errors_in_one_line(), engine.connect() as connection:
-        at = current_revision(connection)
-    _refuse_unknown(at)
-    return at != HEAD
+    return current_revision(engine) != HEAD
 
 
 def require_head(engine: Engine, *, migrate: bool) -> str | None:
@@ -78,11 +93,9 @@ def require_head(engine: Engine, *, migrate: bool) -> str | None:
     Raises:
         StoreError: it is behind and `migrate` is off, it is ahead, or a migration failed.
     """
-    with _errors_in_one_line(), engine.connect() as connection:
-        at = current_revision(connection)
+    at = current_revision(engine)
     if at == HEAD:
         return None
-    _refuse_unknown(at)
     if not migrate:
         raise StoreError(
             f"the database is at revision {at or 'none'}, this version needs {HEAD}: "
@@ -130,11 +143,7 @@ def create(engine: Engine, title: str) -> Path:
 
 def history(engine: Engine) -> list[Revision]:
     """Return every revision, the oldest first. A database that is not there is not made."""
-    at = None
-    if not is_new(engine):
-        with _errors_in_one_line(), engine.connect() as connection:
-            at = current_revision(connection)
-    _refuse_unknown(at)
+    at = current_revision(engine)
     scripts = list(_scripts().walk_revisions())[::-1]
     applied = 0 if at is None else [script.revision for script in scripts].index(at) + 1
     return [
@@ -164,14 +173,6 @@ def _config() -> "Config":
     return config
 
 
-def _refuse_unknown(revision: str | None) -> None:
-    if revision is not None and not any(_directory().glob(f"versions/{revision}_*.py")):
-        raise StoreError(
-            f"the database is at revision {revision}, which this version does not know: it was "
-            "made by a newer clarad; install that one, or roll the database back with it first"
-        )
-
-
 def _directory() -> Path:
     """Where the scripts are: beside the package in a checkout, inside it once installed."""
     package = Path(__file__).parent.parent
@@ -190,16 +191,8 @@ def _alembic(engine: Engine) -> "Iterator[Config]":
 
     config = _config()
     try:
-        with _errors_in_one_line(), engine.connect() as connection:
+        with errors_in_one_line(), engine.connect() as connection:
             config.attributes["connection"] = connection
             yield config
     except CommandError as error:
         raise StoreError(str(error)) from error
-
-
-@contextmanager
-def _errors_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise StoreError(one_line(error)) from error
