@@ -4,33 +4,36 @@ The command is `/bin/sh -c` in a session of its own. When it ends, or is cancell
 started ends with it: first SIGTERM, then SIGKILL after `GRACE` seconds to what is left, until
 nothing is found any more.
 
-Whose parent ends is adopted by this process (prctl(2), PR_SET_CHILD_SUBREAPER), so everything that
-a command has started is below the command or is a child of ours, also what called setsid. An
-adopted child is known for its run's by its session, or by a mark in its environment; one that has
-left its session and emptied its environment ends with the last command that runs. Rejected:
-looking through all of /proc at every end, which takes 8 ms of CPU, a hundred times as much.
+Whose parent ends is adopted by this process, so everything that a command has started is below the
+command or is a child of ours, also what called setsid. An adopted child is known for its run's by
+its session, or by the run's mark in its environment. One that has left its session and emptied its
+environment may be of any run that was there when it began, and ends with the last of those.
+
+If this process is killed, its commands go on; `end_leftovers` ends them at the next start.
 """
 
-import ctypes
+import errno
+import itertools
+import math
 import os
 import re
 import secrets
 import signal
 import subprocess
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 import trio
 
+from clarad import processes
+from clarad.processes import UnkillableError as UnkillableError
+
 GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
-
-UNKILLABLE: Final = 10.0
-"""Seconds after which a process that SIGKILL does not end (it hangs in the kernel) is given up."""
 
 OUTPUT_CAP: Final = 64 * 1024
 """Bytes kept of each of standard output and standard error: the last ones."""
@@ -41,27 +44,121 @@ MAX_VARIABLE: Final = 32 * 1024
 LAST_WORDS: Final = 0.5
 """Seconds that the output is still read after the last process of a run has ended."""
 
-_READ_SIZE: Final = 64 * 1024
 _MARK: Final = "CLARA_RUN_ID"
-_PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
 
-# What systemd gave the daemon is not for its commands (systemd.exec(5), sd_notify(3)).
+# What systemd gave the daemon is not for its commands (systemd.exec(5), sd_notify(3)); nor is the
+# mark of the run that has started the daemon, if one has.
 _NOT_INHERITED: Final = re.compile(
-    r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|CREDENTIALS_DIRECTORY|CLARA_GATEWAY_SECRET"
+    r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|CREDENTIALS_DIRECTORY|CLARA_GATEWAY_SECRET|CLARA_RUN_ID"
 )
+
+_REASONS: Final = {
+    errno.E2BIG: "the command and its environment are too large: Linux takes 128 KiB of each text, "
+    "and 2 MiB of all together",
+    errno.EAGAIN: "no more processes are allowed: raise the limit (ulimit -u, or TasksMax=)",
+    errno.EMFILE: "too many files are open: raise the limit (ulimit -n, or LimitNOFILE=)",
+    errno.ENFILE: "too many files are open on this machine: raise the limit (sysctl fs.file-max)",
+    errno.ENOMEM: "there is not enough memory for one more process",
+}
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a command ended. `exit_status` is negative for a signal, as in `subprocess`."""
+    """How a command ended. `exit_status` is negative for a signal, as in `subprocess`.
+
+    `stdout_cut` and `stderr_cut` count the bytes before the last ones, which are kept.
+    """
 
     exit_status: int
     stdout: bytes
     stderr: bytes
+    stdout_cut: int = 0
+    stderr_cut: int = 0
 
 
-class UnkillableError(Exception):
-    """Processes that are still there after SIGKILL; the text has their ids."""
+def in_words(exit_status: int) -> str:
+    """Say how a command ended."""
+    if exit_status >= 0:
+        return f"exit status {exit_status}"
+    with suppress(ValueError):  # real-time signals have no names
+        return f"ended by {signal.Signals(-exit_status).name}"
+    return f"ended by signal {-exit_status}"
+
+
+class Tail:
+    """The last `OUTPUT_CAP` bytes of what was added."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._added = 0
+
+    def add(self, data: bytes | bytearray) -> None:
+        self._added += len(data)
+        self._buffer += data
+        if len(self._buffer) > 2 * OUTPUT_CAP:
+            del self._buffer[:-OUTPUT_CAP]
+
+    @property
+    def kept(self) -> bytes:
+        return bytes(self._buffer[-OUTPUT_CAP:])
+
+    @property
+    def cut(self) -> int:
+        """How many bytes were added before those that are kept."""
+        return max(0, self._added - OUTPUT_CAP)
+
+
+class Output:
+    """What a command has written so far."""
+
+    def __init__(self) -> None:
+        self.stdout = Tail()
+        self.stderr = Tail()
+
+
+@dataclass(eq=False)
+class _Run:
+    """A run that goes on; `began` is as in `processes.Stat`."""
+
+    mark: str
+    began: float = math.inf
+    pid: int = 0
+    unkillable: UnkillableError | None = None
+
+
+class _Family:
+    """The runs of this process, by their marks, and their commands; other children are adopted.
+
+    Module-level, because children are the process's, and there is one process.
+    """
+
+    def __init__(self) -> None:
+        self.name = secrets.token_hex(8)  # the instance, and which of its processes this is
+        self.runs: dict[str, _Run] = {}
+        self.commands: set[int] = set()
+        self._numbers = itertools.count(1)
+        # More at once start no sooner, and each would hold six more file descriptors.
+        self.starts = trio.CapacityLimiter(8)
+
+    @contextmanager
+    def enrol(self) -> Iterator[_Run]:
+        run = _Run(f"{self.name}.{next(self._numbers)}")
+        self.runs[run.mark] = run
+        try:
+            yield run
+        finally:
+            del self.runs[run.mark]
+            self.commands.discard(run.pid)
+            if run.unkillable is not None:
+                raise run.unkillable
+
+
+_family: Final = _Family()
+
+
+def belong_to(instance: str) -> None:
+    """Mark commands from here on as the instance's, for `end_leftovers`; once, at the start."""
+    _family.name = f"{instance}.{secrets.token_hex(8)}"
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
@@ -86,106 +183,93 @@ async def run(
     env: Mapping[str, str],
     stdin: bytes = b"",
     cwd: Path | None = None,
+    on_started: Callable[[], None] | None = None,
     on_stdout: Callable[[bytes | bytearray], None] | None = None,
     on_stopped: Callable[[int], None] | None = None,
+    output: Output | None = None,
 ) -> Result:
     """Run `command` to its end.
 
     Args:
         env: The whole environment; see `environment`.
+        on_started: Is told as soon as there is a process.
         on_stdout: Is given each piece of standard output as it comes.
         on_stopped: Is told how many processes a cancellation had to end.
+        output: Is filled as it comes: a command that is cancelled has no `Result`.
 
     Raises:
-        OSError: the command cannot be started.
+        OSError: the command cannot be started; the text is for people.
         UnkillableError: something of it is left.
 
     Cancelling ends every process of the run before the cancellation goes on.
     """
-    _become_subreaper()
-    mark = secrets.token_hex(16)
-    process = await _start(command, {**env, _MARK: mark}, cwd)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stderr is not None
-    stdout, stderr = _Tail(), _Tail()
+    processes.become_subreaper()
+    output = output or Output()
     finished = False
-    try:
+    with _family.enrol() as this:
+        process = await _start(this, command, env, cwd)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        # Shielded: what a command says when it is told to end is read, too.
+        reading = [trio.CancelScope(shield=True), trio.CancelScope(shield=True)]
         async with process.stdin, process.stdout, process.stderr, trio.open_nursery() as nursery:
             nursery.start_soon(_feed, process.stdin, stdin)
-            nursery.start_soon(_drain, process.stdout, stdout, on_stdout)
-            nursery.start_soon(_drain, process.stderr, stderr, None)
+            nursery.start_soon(_drain, process.stdout, output.stdout, on_stdout, reading[0])
+            nursery.start_soon(_drain, process.stderr, output.stderr, None, reading[1])
             try:
+                if on_started is not None:
+                    on_started()
                 await process.wait()
                 finished = True
             finally:
-                with trio.CancelScope(shield=True):
-                    stopped = await _end(process, mark)
-                if on_stopped is not None and not finished:
-                    on_stopped(stopped)
+                try:
+                    with trio.CancelScope(shield=True):
+                        stopped = await processes.end(partial(_members, process, this), GRACE)
+                    if on_stopped is not None and not finished:
+                        on_stopped(stopped)
+                except UnkillableError as error:
+                    this.unkillable = error  # from here a cancellation would hide it
                 # Nobody is left to write, as far as we can see; what has been written is read.
-                nursery.cancel_scope.deadline = trio.current_time() + LAST_WORDS
-    finally:
-        _family.commands.discard(process.pid)
+                deadline = trio.current_time() + LAST_WORDS
+                for scope in (nursery.cancel_scope, *reading):
+                    scope.deadline = deadline
     assert process.returncode is not None
-    return Result(process.returncode, stdout.kept, stderr.kept)
+    stdout, stderr = output.stdout, output.stderr
+    return Result(process.returncode, stdout.kept, stderr.kept, stdout.cut, stderr.cut)
 
 
-class _Family:
-    """Which children of this process are commands; the others are adopted.
-
-    Module-level, because children are the process's, and there is one process.
-    """
-
-    def __init__(self) -> None:
-        self.commands: set[int] = set()
-        self.starting = 0
-
-
-_family: Final = _Family()
-
-
-@cache
-def _become_subreaper() -> None:
-    if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
-        raise OSError("this kernel does not list a process's children (CONFIG_PROC_CHILDREN)")
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER) failed")
-
-
-async def _start(command: str, env: Mapping[str, str], cwd: Path | None) -> trio.Process:
-    _family.starting += 1
-    try:
-        process = await trio.lowlevel.open_process(
-            ["/bin/sh", "-c", command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            env=env,
-            cwd=cwd,
-        )
+async def _start(
+    this: _Run, command: str, env: Mapping[str, str], cwd: Path | None
+) -> trio.Process:
+    async with _family.starts:
+        this.began = processes.now()
+        try:
+            process = await trio.lowlevel.open_process(
+                ["/bin/sh", "-c", command],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+                env={**env, _MARK: this.mark},
+                cwd=cwd,
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise _explained(error, cwd) from error
+        this.pid = process.pid
         _family.commands.add(process.pid)
         return process
-    finally:
-        _family.starting -= 1
 
 
-class _Tail:
-    """The last `OUTPUT_CAP` bytes of what was added."""
-
-    def __init__(self) -> None:
-        self._buffer = bytearray()
-
-    def add(self, data: bytes | bytearray) -> None:
-        self._buffer += data
-        if len(self._buffer) > 2 * OUTPUT_CAP:
-            del self._buffer[:-OUTPUT_CAP]
-
-    @property
-    def kept(self) -> bytes:
-        return bytes(self._buffer[-OUTPUT_CAP:])
+def _explained(error: Exception, cwd: Path | None) -> OSError:
+    """Return the error with a text for people."""
+    if isinstance(error, RuntimeError):  # no thread can be started: that is the limit of processes
+        return OSError(_REASONS[errno.EAGAIN])
+    if not isinstance(error, OSError):
+        return OSError(f"the command or a variable cannot be passed to a program: {error}")
+    if cwd is not None and error.filename == cwd:
+        return type(error)(f"the working directory {cwd} cannot be entered: {error.strerror}")
+    return type(error)(_REASONS.get(error.errno or 0, str(error)))
 
 
 async def _feed(pipe: trio.abc.SendStream, data: bytes) -> None:
@@ -195,98 +279,74 @@ async def _feed(pipe: trio.abc.SendStream, data: bytes) -> None:
 
 
 async def _drain(
-    pipe: trio.abc.ReceiveStream, tail: _Tail, also: Callable[[bytes | bytearray], None] | None
+    pipe: trio.abc.ReceiveStream,
+    tail: Tail,
+    also: Callable[[bytes | bytearray], None] | None,
+    limit: trio.CancelScope,
 ) -> None:
-    while data := await pipe.receive_some(_READ_SIZE):
-        tail.add(data)
-        if also is not None:
-            also(data)
+    with limit:
+        while data := await pipe.receive_some():
+            tail.add(data)
+            if also is not None:
+                also(data)
 
 
-async def _end(process: trio.Process, mark: str) -> int:
-    """End every process of the run; return how many there were."""
-    found = known = _members(process, mark, set())
-    count = len(found)
-    for number, patience in ((signal.SIGTERM, GRACE), (signal.SIGKILL, UNKILLABLE)):
-        with trio.move_on_after(patience):
-            _signal(found, number)
-            pause = 0.001
-            # One look can miss a child whose sibling ends at that moment (proc(5)); two do not.
-            while found or (found := _members(process, mark, known)):
-                await trio.sleep(pause)
-                pause = min(pause * 2, 0.05)
-                found = _members(process, mark, known)
-                known |= found
-                if number == signal.SIGKILL:  # again: one of them may have forked meanwhile
-                    _signal(found, number)
-            return count
-    raise UnkillableError(f"processes {sorted(found)} do not end, SIGKILL notwithstanding")
-
-
-def _signal(pids: set[int], number: signal.Signals) -> None:
-    for pid in pids:
-        with suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
-
-
-def _members(process: trio.Process, mark: str, known: set[int]) -> set[int]:
+async def _members(process: trio.Process, this: _Run, known: set[int]) -> set[int]:
     """Return the ids of all living processes of the run; `known` are those found before."""
-    process.poll()
-    needle = f"{_MARK}={mark}".encode()
-    adopted = _children(os.getpid()) - _family.commands
-    _bury(adopted)
-    if _family.starting or _family.commands != {process.pid}:
-        adopted = {pid for pid in adopted if pid in known or _is_of(pid, process.pid, needle)}
-    generation = adopted if process.returncode is not None else adopted | {process.pid}
-    found: set[int] = set()
-    while generation:
-        found |= generation
-        generation = {child for pid in generation for child in _children(pid)} - found
-    return {pid for pid in found if (stat := _stat(pid)) is not None and not stat.is_dead}
+    while True:
+        process.poll()
+        roots = await _adopted_by(this, known)
+        if process.returncode is None:
+            roots.add(process.pid)
+        members = processes.living(processes.with_descendants(roots))
+        if members or not roots:
+            return members
+        await trio.sleep(0.001)  # they have ended since, and what was below them is adopted
 
 
-def _bury(adopted: set[int]) -> None:
-    """Take the exit status of adopted children that have ended: they are ours to wait for."""
-    if _family.starting:  # a command that has just been started would look adopted, too
-        return
-    for pid in adopted:
-        stat = _stat(pid)
-        if stat is not None and stat.is_dead and stat.session != os.getsid(0):
-            with suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)
+async def _adopted_by(this: _Run, known: set[int]) -> set[int]:
+    """Return those adopted children that are of this run."""
+    verdicts: dict[int, bool | None] = {}
+    for _ in range(100):  # an execve(2) takes a moment, and may take for ever on a dead file system
+        children = processes.adopted(_family.commands)
+        verdicts = {
+            pid: pid in known or _is_of(this, pid, child) for pid, child in children.items()
+        }
+        if None not in verdicts.values():
+            break
+        await trio.sleep(0.001)
+    return {pid for pid, is_ours in verdicts.items() if is_ours}
 
 
-def _is_of(pid: int, session: int, needle: bytes) -> bool:
-    stat = _stat(pid)
-    if stat is not None and stat.session == session:
-        return True
-    try:
-        return needle in Path(f"/proc/{pid}/environ").read_bytes()
-    except OSError:  # it has ended meanwhile
-        return False
-
-
-class _Stat(NamedTuple):
-    is_dead: bool
-    session: int
-
-
-def _stat(pid: int) -> _Stat | None:
-    try:
-        data = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+def _is_of(this: _Run, pid: int, child: processes.Stat) -> bool | None:
+    """Whether an adopted child is of this run; `None` if that cannot be said at this moment."""
+    if child.session == this.pid or child.session in _family.commands:
+        return child.session == this.pid
+    if (environ := processes.environ(pid)) is None:
         return None
-    # proc_pid_stat(5): the name in parentheses may itself hold spaces and parentheses.
-    fields = data.rpartition(b")")[2].split()
-    return _Stat(is_dead=fields[0] in (b"Z", b"X"), session=int(fields[3]))
+    if (mark := processes.variable(_MARK, environ)) in _family.runs:
+        return mark == this.mark
+    others = (run.began for run in _family.runs.values() if run is not this)
+    return this.began <= child.began < min(others, default=math.inf)
 
 
-def _children(pid: int) -> set[int]:
-    found: set[int] = set()
-    with suppress(OSError):  # it has ended meanwhile
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with suppress(OSError):
-                found.update(
-                    map(int, Path(f"/proc/{pid}/task/{task}/children").read_bytes().split())
-                )
-    return found
+async def end_leftovers(instance: str) -> int:
+    """End what a killed process has left of the instance's commands; return how many processes.
+
+    A leftover carries a mark of the instance, or is below such a process or in its session. That
+    holds for a daemon, too, that a command has put into the background: the command's end would
+    have been its end. Its own commands, which carry another instance's marks, are its to end. Left
+    alone are the commands of this process, and the run that this process was itself started from.
+    What has emptied its environment, left its session and lost its parent is not found.
+
+    Raises:
+        UnkillableError: something is left.
+
+    Cancelling leaves what has not ended by then.
+    """
+
+    def is_left(mark: str) -> bool:
+        family = mark.rpartition(".")[0]
+        return family != _family.name and family.rpartition(".")[0] == instance
+
+    return await processes.end_marked(_MARK, is_left, GRACE)

@@ -1,7 +1,6 @@
 """The responder that runs a shell command: standard output is the answer, as it is written."""
 
 import codecs
-import signal
 
 import msgspec
 
@@ -64,13 +63,4 @@ def _failure(result: shell.Result) -> str:
     lines = result.stderr.decode(errors="replace").strip().splitlines()
     if lines:
         return lines[-1]
-    if result.exit_status < 0:
-        return f"The command was ended by {_signal_name(-result.exit_status)}."
-    return f"The command failed with exit status {result.exit_status}."
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # real-time signals have no names
-        return f"signal {number}"
+    return f"The command failed: {shell.in_words(result.exit_status)}."

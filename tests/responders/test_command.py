@@ -248,17 +248,17 @@ async def test_a_last_line_without_its_end_is_a_line_as_well() -> None:
 
 
 async def test_a_failing_command_that_says_nothing_has_an_exit_status() -> None:
-    assert await failure_of("exit 3") == "The command failed with exit status 3."
+    assert await failure_of("exit 3") == "The command failed: exit status 3."
 
 
 async def test_blank_lines_say_nothing() -> None:
     assert await failure_of("printf '\\n \\n' >&2; exit 3") == (
-        "The command failed with exit status 3."
+        "The command failed: exit status 3."
     )
 
 
 async def test_a_command_that_is_ended_by_a_signal_is_said_to_be() -> None:
-    assert await failure_of("kill -KILL $$") == "The command was ended by SIGKILL."
+    assert await failure_of("kill -KILL $$") == "The command failed: ended by SIGKILL."
 
 
 async def test_a_command_may_be_ended_by_a_signal_without_a_name() -> None:
