@@ -48,6 +48,11 @@ def one_line(error: BaseException) -> str:
     return str(original).strip().partition("\n")[0] or type(original).__name__
 
 
+def as_store_error(error: Exception) -> StoreError:
+    """Return what a job failed with as a `StoreError`."""
+    return error if isinstance(error, StoreError) else StoreError(one_line(error))
+
+
 @contextmanager
 def errors_in_one_line() -> Iterator[None]:
     """Raise what SQLAlchemy raises within the block as `StoreError`."""

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, bindparam, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
-from clarad.store.engine import StoreError, errors_in_one_line, one_line
+from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.models import MessageRow
 from clarad.store.writer import Writer
 
@@ -100,7 +100,7 @@ class Messages:
             if error is None:
                 then(True)
             else:
-                then(not isinstance(error, IntegrityError) and _as_store_error(error))
+                then(not isinstance(error, IntegrityError) and as_store_error(error))
 
         self._writer.execute(_INSERT, row, answer)
 
@@ -129,7 +129,7 @@ class Messages:
         }
 
         def answer(error: Exception | None) -> None:
-            then(None if error is None else _as_store_error(error))
+            then(None if error is None else as_store_error(error))
 
         self._writer.execute(_END, _this(key) | values, answer)
 
@@ -167,10 +167,6 @@ class Messages:
 
         with errors_in_one_line():
             return await self._writer.call(find)
-
-
-def _as_store_error(error: Exception) -> StoreError:
-    return error if isinstance(error, StoreError) else StoreError(one_line(error))
 
 
 def _this(key: MessageKey) -> dict[str, str]:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     DateTime,
     Dialect,
+    Float,
     Index,
     Integer,
     MetaData,
@@ -54,24 +55,29 @@ class Base(DeclarativeBase):
     )
 
 
+_BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER up by itself
+
+
+def _unfinished(table: str) -> Index:
+    """Make the index by which the next start finds what is unfinished, however much has ended."""
+    return Index(
+        f"ix_{table}_unfinished",
+        "id",
+        sqlite_where=text("ended_at IS NULL"),
+        postgresql_where=text("ended_at IS NULL"),
+    )
+
+
 class MessageRow(Base):
     """A message from its acceptance to its terminal frame."""
 
     __tablename__ = "clarad_messages"
     __table_args__ = (
         UniqueConstraint("platform", "channel_id", "request_id"),
-        # Found by the next start of the daemon, however many have ended.
-        Index(
-            "ix_clarad_messages_unfinished",
-            "id",
-            sqlite_where=text("ended_at IS NULL"),
-            postgresql_where=text("ended_at IS NULL"),
-        ),
+        _unfinished("clarad_messages"),
     )
 
-    id: Mapped[int] = mapped_column(
-        BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True
-    )
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
     platform: Mapped[str] = mapped_column(String(255))
     channel_id: Mapped[str] = mapped_column(String(255))
     request_id: Mapped[str] = mapped_column(String(255))
@@ -88,3 +94,72 @@ class MessageRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     terminal: Mapped[str | None] = mapped_column(Text)
     """The terminal frame, JSON."""
+
+
+class RunColumns:
+    """What the runs of hooks and of tasks have in common.
+
+    A run waits until `begun_at` is set, and runs until `ended_at` is; one that waits for another
+    attempt has `attempts` above 0.
+    """
+
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
+    run_id: Mapped[str] = mapped_column(String(64), unique=True)
+    caused_by: Mapped[str] = mapped_column(Text)
+    """The runs that led to this one, the nearest last, separated by spaces."""
+    due_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    attempts: Mapped[int] = mapped_column(Integer)
+    begun_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the attempt under way, or the last one, began."""
+    ended_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    outcome: Mapped[str | None] = mapped_column(String(32))
+    reason: Mapped[str | None] = mapped_column(Text)
+    exit_status: Mapped[int | None] = mapped_column(Integer)
+    duration: Mapped[float | None] = mapped_column(Float)
+    """Seconds that the last attempt took."""
+    stdout: Mapped[str | None] = mapped_column(Text)
+    stderr: Mapped[str | None] = mapped_column(Text)
+    stdout_cut: Mapped[int | None] = mapped_column(BigInteger)
+    """Bytes of standard output before those kept."""
+    stderr_cut: Mapped[int | None] = mapped_column(BigInteger)
+
+
+class HookRunRow(RunColumns, Base):
+    """One run of a hook, for one event."""
+
+    __tablename__ = "clarad_hook_runs"
+    __table_args__ = (_unfinished(__tablename__), Index(None, "hook", "id"))
+
+    hook: Mapped[str] = mapped_column(String(255))
+    event_id: Mapped[str] = mapped_column(String(64))
+    event_type: Mapped[str] = mapped_column(String(64))
+    event: Mapped[str] = mapped_column(Text)
+    """The whole event, JSON."""
+    replay_of: Mapped[str | None] = mapped_column(String(64))
+
+
+class TaskRunRow(RunColumns, Base):
+    """One occurrence of a task, or one run that an operator asked for."""
+
+    __tablename__ = "clarad_task_runs"
+    __table_args__ = (UniqueConstraint("task", "nominal_at"), _unfinished(__tablename__))
+
+    task: Mapped[str] = mapped_column(String(255))
+    nominal_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    origin: Mapped[str] = mapped_column(String(16))
+    """`schedule` or `operator`."""
+
+
+class TaskRow(Base):
+    """What is remembered of a task between starts of the daemon."""
+
+    __tablename__ = "clarad_tasks"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    schedule: Mapped[str] = mapped_column(Text)
+    """The schedule as `clarad.automation.schedule.identity` says it: another one is a new start."""
+    anchor_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """An interval's phase is counted from here."""
+    accounted_until: Mapped[datetime] = mapped_column(UtcDateTime)
+    """All occurrences up to here have their rows."""
+    paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)

@@ -1,0 +1,119 @@
+"""What the store knows of the runs of tasks: a row for each task and nominal time, and not two."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from sqlalchemy import Connection, select, update
+from sqlalchemy.exc import IntegrityError
+
+from clarad.store.engine import as_store_error, errors_in_one_line
+from clarad.store.models import TaskRunRow
+from clarad.store.runs import MISSED, Ending, Outcome, Runs, new_row
+from clarad.store.writer import Writer
+
+
+class StoredTaskRun(NamedTuple):
+    """A run that an earlier daemon wrote down and did not end."""
+
+    run_id: str
+    task: str
+    nominal_at: datetime
+    caused_by: str
+    attempts: int
+    begun: bool
+
+
+class TaskRuns(Runs):
+    """The table `clarad_task_runs`: a row for each task and nominal time, and not two."""
+
+    def __init__(self, writer: Writer) -> None:
+        super().__init__(writer, TaskRunRow)
+
+    async def add(
+        self,
+        *,
+        run_id: str,
+        task: str,
+        nominal_at: datetime,
+        due_at: datetime,
+        origin: str,
+        caused_by: Sequence[str] = (),
+        begun: bool = False,
+        ending: Ending | None = None,
+    ) -> bool:
+        """Write a new run; `False` if the occurrence has its row already.
+
+        `begun` if its first attempt starts at once, `ending` if it is not to start at all. An
+        occurrence that is down as missed, because the clock had run ahead, may still be run: then
+        its row becomes this run's.
+        """
+        values = new_row(run_id, caused_by, due_at, begun=begun, ending=ending) | {
+            "task": task,
+            "nominal_at": nominal_at,
+            "origin": origin,
+        }
+        try:
+            await self._writer.execute(self.insert, values).wait()
+        except IntegrityError as error:
+            if ending is None and await self._take_over(values):
+                return True
+            if not await self._is_there(task, nominal_at):
+                raise as_store_error(error) from error
+            return False
+        except Exception as error:
+            raise as_store_error(error) from error
+        return True
+
+    async def _is_there(self, task: str, nominal_at: datetime) -> bool:
+        statement = (
+            select(TaskRunRow.id)
+            .where(TaskRunRow.task == task)
+            .where(TaskRunRow.nominal_at == nominal_at)
+        )
+
+        def read(connection: Connection) -> bool:
+            return connection.execute(statement).one_or_none() is not None
+
+        with errors_in_one_line():
+            return await self._writer.call(read)
+
+    async def _take_over(self, values: dict[str, Any]) -> bool:
+        statement = (
+            update(TaskRunRow)
+            .where(TaskRunRow.task == values["task"])
+            .where(TaskRunRow.nominal_at == values["nominal_at"])
+            .where(TaskRunRow.outcome == Outcome.SKIPPED.value)
+            .where(TaskRunRow.reason == MISSED)
+            .values(values)
+        )
+
+        def write(connection: Connection) -> bool:
+            return connection.execute(statement).rowcount == 1
+
+        with errors_in_one_line():
+            return await self._writer.call(write)
+
+    async def unfinished(self) -> list[StoredTaskRun]:
+        """Return the runs that have not ended, in the order in which they came."""
+        statement = (
+            select(
+                TaskRunRow.run_id,
+                TaskRunRow.task,
+                TaskRunRow.nominal_at,
+                TaskRunRow.caused_by,
+                TaskRunRow.attempts,
+                TaskRunRow.begun_at,
+            )
+            .where(TaskRunRow.ended_at.is_(None))
+            .order_by(TaskRunRow.id)
+        )
+
+        def read(connection: Connection) -> list[StoredTaskRun]:
+            return [
+                StoredTaskRun(*row[:5], begun=row.begun_at is not None)
+                for row in connection.execute(statement)
+            ]
+
+        with errors_in_one_line():
+            return await self._writer.call(read)
