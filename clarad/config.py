@@ -44,6 +44,7 @@ class Settings:
     log_level: str = "INFO"
     hooks_dir: Path = Path("hooks")
     scheduler_dir: Path = Path(".")
+    strict_config: bool = True
 
 
 class ConfigError(Exception):
@@ -119,6 +120,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),
         hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, _path),
         scheduler_dir=read("CLARA_SCHEDULER_DIR", Settings.scheduler_dir, _path),
+        strict_config=read("CLARA_STRICT_CONFIG", Settings.strict_config, _switch),
     )
     reader.problems += _contradictions(settings)
     warnings = _warnings(environ, reader.known)

@@ -6,10 +6,16 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final, Protocol
 
 import trio
 from msgspec import Struct
+
+CAUSED_BY: Final = "CLARA_CAUSED_BY"
+"""The variable by which a command knows the runs that led to it, the nearest last.
+
+Commands of `clarad`, and adapters that use `clarad.adapters`, tell the daemon when they connect.
+"""
 
 
 class EventType(StrEnum):
@@ -37,14 +43,27 @@ class Event(Struct, frozen=True, kw_only=True):
 
     id: str
     type: EventType
-    time: datetime
+    timestamp: datetime
     node_id: str | None = None
     platform: str | None = None
     user_id: str | None = None
     channel_id: str | None = None
     request_id: str | None = None
     session_id: str | None = None
+    caused_by: tuple[str, ...] = ()
+    """The runs of hooks and tasks that led to it, the nearest last."""
     data: dict[str, Any] = {}
+
+
+class Subscriber(Protocol):
+    """Who is handed events, as they happen: it must not block, and must not raise."""
+
+    @property
+    def types(self) -> frozenset[EventType]:
+        """The types of event that are wanted."""
+
+    def offer(self, event: Event) -> None:
+        """Take an event."""
 
 
 class Subscription:
@@ -76,7 +95,7 @@ class Bus:
     """Hands every event to every subscriber, and never waits for one."""
 
     def __init__(self) -> None:
-        self._subscriptions: list[Subscription] = []
+        self._subscribers: list[Subscriber] = []
         boot = secrets.token_hex(8)
         self._ids = (f"event-{boot}-{n}" for n in itertools.count(1))
 
@@ -86,17 +105,26 @@ class Bus:
     ) -> Iterator[Subscription]:
         """Receive the events of these types within the block, at most `capacity` unread."""
         subscription = Subscription(frozenset(types), capacity)
-        self._subscriptions.append(subscription)
+        with self.attach(subscription):
+            try:
+                yield subscription
+            finally:
+                subscription.close()
+
+    @contextmanager
+    def attach(self, subscriber: Subscriber) -> Iterator[None]:
+        """Hand events to `subscriber` within the block."""
+        self._subscribers.append(subscriber)
         try:
-            yield subscription
+            yield
         finally:
-            self._subscriptions.remove(subscription)
-            subscription.close()
+            self._subscribers.remove(subscriber)
 
     def publish(self, event_type: EventType, **fields: Any) -> None:
         """Make an event of now and hand it on; `fields` are those of `Event`. Never blocks."""
-        interested = [s for s in self._subscriptions if event_type in s.types]
+        interested = [s for s in self._subscribers if event_type in s.types]
         if interested:
-            event = Event(id=next(self._ids), type=event_type, time=datetime.now(UTC), **fields)
-            for subscription in interested:
-                subscription.offer(event)
+            now = datetime.now(UTC)
+            event = Event(id=next(self._ids), type=event_type, timestamp=now, **fields)
+            for subscriber in interested:
+                subscriber.offer(event)

@@ -20,8 +20,8 @@ _LEVELS: Final = {
 }
 _IDS: Final = ("platform", "node_id", "user_id", "channel_id", "request_id", "session_id")
 
-# What users wrote is not for the log.
-_PRIVATE: Final = frozenset({"content", "text"})
+# What users wrote is not for the log, nor what commands did: their runs in the store have it.
+_PRIVATE: Final = frozenset({"content", "text", "output"})
 
 PAUSE: Final = 0.02
 """Seconds between two writes; events in between are written together."""
@@ -32,7 +32,7 @@ def set_up(level: str) -> None:
     logging.basicConfig(
         level=level, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(message)s"
     )
-    for chatty in ("alembic", "trio-websocket"):
+    for chatty in ("alembic", "httpcore", "httpx", "trio-websocket"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
@@ -72,7 +72,7 @@ def _write(first: Event | None, subscription: Subscription) -> None:
 
 def _stamped(event: Event) -> str:
     """Return the line as a log record of the event's level would have it."""
-    when = event.time.astimezone().isoformat(" ", "milliseconds")[:23].replace(".", ",")
+    when = event.timestamp.astimezone().isoformat(" ", "milliseconds")[:23].replace(".", ",")
     level = logging.getLevelName(_LEVELS.get(event.type, logging.INFO))
     return f"{when} {level:7} {line(event)}\n"
 

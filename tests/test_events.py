@@ -56,8 +56,8 @@ async def test_an_events_time_is_in_utc(bus: Bus) -> None:
     with bus.subscribe() as subscription:
         bus.publish(STARTUP)
         event = await subscription.events.receive()
-    assert event.time.tzinfo is UTC
-    assert event.time.utcoffset() == timedelta(0)
+    assert event.timestamp.tzinfo is UTC
+    assert event.timestamp.utcoffset() == timedelta(0)
 
 
 async def test_every_event_has_an_id_of_its_own(bus: Bus) -> None:

@@ -18,7 +18,7 @@ NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def event(kind: EventType = EventType.SESSION_START, **fields: Any) -> Event:
-    return Event(id="event-1", type=kind, time=NOON, **fields)
+    return Event(id="event-1", type=kind, timestamp=NOON, **fields)
 
 
 # --- a line --------------------------------------------------------------------------------------
@@ -196,3 +196,12 @@ def test_the_log_goes_to_standard_error_and_libraries_are_quiet_in_it() -> None:
     assert done.stdout == ""
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.endswith(" INFO    hello\n")
+
+
+def test_what_libraries_say_of_a_webhook_is_not_logged_since_its_address_is_a_secret() -> None:
+    code = (
+        "import logging; from clarad.log import set_up; set_up('DEBUG'); "
+        "print([logging.getLogger(n).isEnabledFor(logging.INFO) for n in ('httpx', 'httpcore')])"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "[False, False]\n"

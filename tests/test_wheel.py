@@ -1,9 +1,10 @@
-"""The wheel: `clarad migrate` works from it, far from any checkout."""
+"""The wheel: `clarad migrate` and `clarad init` work from it, far from any checkout."""
 
 import email
 import os
 import subprocess
 import sys
+import tarfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ from clarad import __version__
 from clarad.store.migrate import HEAD
 
 ROOT = Path(__file__).parents[1]
+HOOKS = ROOT / "hooks" / "hooks.yaml.example"
+TASKS = ROOT / "scheduler.yaml.example"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +95,22 @@ def test_an_installed_clarad_rolls_back(installed: Installed) -> None:
 
 def test_an_installed_clarad_runs_as_a_module_too(installed: Installed) -> None:
     assert installed.python("-m", "clarad", "--version") == f"clarad {__version__}\n"
+
+
+def test_an_installed_clarad_writes_its_examples(installed: Installed) -> None:
+    said = installed.clarad("init")
+    assert said == "hooks/hooks.yaml is written\nscheduler.yaml is written\n"
+    assert (installed.elsewhere / "hooks" / "hooks.yaml").read_bytes() == HOOKS.read_bytes()
+    assert (installed.elsewhere / "scheduler.yaml").read_bytes() == TASKS.read_bytes()
+
+
+def test_the_source_distribution_has_what_the_wheel_is_made_of(tmp_path: Path) -> None:
+    run(sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-d", f"{tmp_path}", cwd=ROOT)
+    [built] = tmp_path.iterdir()
+    with tarfile.open(built) as sdist:
+        packed = {name.partition("/")[2] for name in sdist.getnames()}
+    wanted = [HOOKS, TASKS, ROOT / "migrations" / "env.py", ROOT / "clarad" / "__main__.py"]
+    assert {path.relative_to(ROOT).as_posix() for path in wanted} <= packed
 
 
 def test_the_wheel_has_every_module_and_every_migration(wheel: Path) -> None:

@@ -1,0 +1,26 @@
+"""What is configured to run: the hooks and the tasks, from their files."""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from clarad.automation.entries import Problem
+from clarad.automation.hook import Hook, load_hooks
+from clarad.automation.task import Task, load_tasks
+from clarad.config import Settings
+
+
+class Definitions(NamedTuple):
+    """The hooks and tasks that can be used, and what is wrong with the others."""
+
+    hooks: Sequence[Hook] = ()
+    tasks: Sequence[Task] = ()
+    problems: Sequence[Problem] = ()
+
+
+NOTHING: Final = Definitions()
+
+
+def load(settings: Settings) -> Definitions:
+    """Read hooks.yaml and scheduler.yaml; files that are not there define nothing."""
+    hooks, tasks = load_hooks(settings.hooks_dir), load_tasks(settings.scheduler_dir)
+    return Definitions(hooks.entries, tasks.entries, hooks.problems + tasks.problems)

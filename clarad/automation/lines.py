@@ -1,0 +1,77 @@
+"""The runs of each task, one behind the other: only the first of a line runs."""
+
+from collections import deque
+
+import trio
+
+from clarad.automation.job import Job
+from clarad.automation.run import Run
+
+
+class Lines:
+    """A line for each task that has runs."""
+
+    def __init__(self) -> None:
+        self._lines: dict[str, deque[tuple[Job, Run]]] = {}
+        self._is_moving = True
+        self._changed = trio.Event()
+
+    def __contains__(self, run_id: str) -> bool:
+        """Whether a run goes on or waits."""
+        return any(job.run_id == run_id for line in self._lines.values() for job, _ in line)
+
+    def length(self, task: str) -> int:
+        """Return how many runs of a task go on or wait."""
+        return len(self._lines.get(task, ()))
+
+    def first(self, task: str) -> Job | None:
+        """Return the run of a task that goes on."""
+        line = self._lines.get(task)
+        return line[0][0] if line else None
+
+    def join(self, job: Job, run: Run) -> None:
+        """Put a run behind the others of its task."""
+        line = self._lines.setdefault(job.task.name, deque())
+        line.append((job, run))
+
+    def leave(self, job: Job) -> None:
+        """Take a run out that has ended; the next one has its turn."""
+        line = self._lines[job.task.name]
+        line.remove(next(place for place in line if place[0] is job))
+        if not line:
+            del self._lines[job.task.name]
+        elif self._is_moving:
+            line[0][0].turn.set()
+        job.ended.set()
+        self.note_change()
+
+    def cancel(self, task: str, reason: str, *, only_waiting: bool = False) -> None:
+        """Cancel the runs of a task."""
+        for job, run in self._lines.get(task, ()):
+            if not (only_waiting and job.turn.is_set()):
+                run.cancel(reason)
+
+    def cancel_before(self, job: Job, reason: str) -> None:
+        """Cancel the runs of a task that are before this one."""
+        for other, run in self._lines[job.task.name]:
+            if other is job:
+                return
+            run.cancel(reason)
+
+    def hold(self) -> None:
+        """Give nobody a turn any more; those that wait are in the store."""
+        self._is_moving = False
+
+    def note_change(self) -> None:
+        """Have `drained` look again."""
+        self._changed.set()
+
+    async def drained(self) -> None:
+        """Wait until nothing runs; to be called after `hold`."""
+        while any(_runs(job) for line in self._lines.values() for job, _ in line):
+            self._changed = trio.Event()
+            await self._changed.wait()
+
+
+def _runs(job: Job) -> bool:
+    return job.turn.is_set() and not job.is_parked
