@@ -7,6 +7,7 @@ at the time.
 import secrets
 import weakref
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 from msgspec import Struct
@@ -35,6 +36,7 @@ class Node:
         self.id = node_id
         self.platform = platform
         self.session_id = ""
+        self.caused_by: tuple[str, ...] = ()
         self.streaming = False
         self.told_accepted = False
         self.outlet: Outlet | None = None
@@ -72,12 +74,18 @@ class Nodes:
         self._nodes: weakref.WeakValueDictionary[str, Node] = weakref.WeakValueDictionary()
 
     def connect(
-        self, node_id: str, platform: str, capabilities: frozenset[str], outlet: Outlet
+        self,
+        node_id: str,
+        platform: str,
+        capabilities: frozenset[str],
+        outlet: Outlet,
+        caused_by: Sequence[str] = (),
     ) -> Node:
         """Register a node on a connection; one that it had before is closed with 4000."""
         node = self.find(node_id, platform)
         node.connect(outlet)
         node.platform = platform
+        node.caused_by = tuple(caused_by)
         node.session_id = f"node-{secrets.token_hex(16)}"
         node.streaming = Capability.STREAMING in capabilities
         node.told_accepted = Capability.ACCEPTED in capabilities

@@ -6,6 +6,7 @@ is the reference, and the names and types here are the ones that adapters out th
 
 from collections.abc import Callable
 from enum import IntEnum, StrEnum
+from types import UnionType
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -104,6 +105,8 @@ class Register(Struct, frozen=True, tag="register"):
     secret: str | None = None
     session_id: str | None = None
     last_seq: int | None = None
+    caused_by: Annotated[list[Id], Meta(max_length=64)] = []
+    """The runs of hooks and tasks that led to this connection, the nearest last."""
 
 
 class Unregister(Struct, frozen=True, tag="unregister"):
@@ -299,11 +302,16 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
         self.error = Error(code=code, message=message, recoverable=False, request_id=request_id)
 
 
+def tags(frames: UnionType) -> frozenset[str]:
+    """Return the types of these frames, as they are on the wire."""
+    return frozenset(str(struct.__struct_config__.tag) for struct in frames.__args__)
+
+
 _inbound: Final = msgspec.json.Decoder(Inbound)
 _outbound: Final = msgspec.json.Decoder(Outbound)
 _encoder: Final = msgspec.json.Encoder()
 _LONGEST_REASON: Final = 300
-_INBOUND_TYPES: Final = frozenset(str(struct.__struct_config__.tag) for struct in Inbound.__args__)
+_INBOUND_TYPES: Final = tags(Inbound)
 
 
 def decode(text: str) -> Inbound:
@@ -315,7 +323,7 @@ def decode(text: str) -> Inbound:
     try:
         frame: Inbound = _inbound.decode(text)
     except (msgspec.MsgspecError, RecursionError, UnicodeError) as error:
-        raise _refusal(text, error) from None
+        raise refusal(text, error, _INBOUND_TYPES) from None
     return frame
 
 
@@ -329,7 +337,8 @@ encode: Final[Callable[[Struct], bytes]] = _encoder.encode
 """Write one frame, as UTF-8."""
 
 
-def _refusal(text: str, error: Exception) -> Refused:
+def refusal(text: str, error: Exception, known: frozenset[str]) -> Refused:
+    """Say what is wrong with a frame that could not be decoded as one of the `known` types."""
     try:
         whole = msgspec.json.decode(text)
     except RecursionError:
@@ -344,10 +353,10 @@ def _refusal(text: str, error: Exception) -> Refused:
     kind = whole.get("type")
     if not isinstance(kind, str):
         return Refused(ErrorCode.INVALID_MESSAGE, 'The frame has no "type"; add one.', request_id)
-    if kind not in _INBOUND_TYPES:
+    if kind not in known:
         return Refused(
             ErrorCode.UNKNOWN_TYPE,
-            f"This gateway does not know frames of type {kind[:64]!r}; do not send them.",
+            f"The daemon does not know frames of type {kind[:64]!r}; do not send them.",
             request_id,
         )
     # The error may quote what was sent, and that may be megabytes.

@@ -1,5 +1,6 @@
 """An adapter's connection to the gateway, under Trio."""
 
+import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from typing import Final
@@ -16,6 +17,7 @@ from trio_websocket import (
 )
 
 from clarad import protocol
+from clarad.events import CAUSED_BY
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds until the gateway has answered a handshake, and then the registration."""
@@ -94,7 +96,12 @@ async def open_gateway(
         GatewayError: nobody listens there, the gateway refuses, or the connection was lost.
     """
     register = protocol.Register(
-        node_id=node_id, platform=platform, capabilities=list(capabilities), secret=secret
+        node_id=node_id,
+        platform=platform,
+        capabilities=list(capabilities),
+        secret=secret,
+        # Set in what a hook or a task runs: so the daemon knows a loop.
+        caused_by=os.environ.get(CAUSED_BY, "").split(),
     )
     opening = _open(url)
     try:

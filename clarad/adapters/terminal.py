@@ -20,7 +20,7 @@ SPINNER_PAUSE: Final = 0.08
 """Seconds a picture of the spinner is shown."""
 
 # What an answer holds is not to steer the terminal: control characters become their pictures.
-_HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"} | {
+HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"} | {
     0x7F: "␡",
     **dict.fromkeys(range(0x80, 0xA0), "�"),
 }
@@ -44,20 +44,20 @@ class Screen:
         self._clear_spinner()
         if not chunk:
             return
-        self._write(chunk.translate(_HARMLESS) if self._is_terminal else chunk)
+        self._write(chunk.translate(HARMLESS) if self._is_terminal else chunk)
         self._at_line_start = chunk.endswith("\n")
 
     def note(self, text: str) -> None:
         """Show a line that is not part of the answer."""
         if self._is_terminal:
             self.end_line()
-            self._write(f"\x1b[2m{text.translate(_HARMLESS)}\x1b[0m\n")
+            self._write(f"\x1b[2m{text.translate(HARMLESS)}\x1b[0m\n")
 
     def remark(self, text: str) -> None:
         """Show a line about a message that was not answered."""
         if text:
             self.end_line()
-            self._write(f"[{text.translate(_HARMLESS)}]\n")
+            self._write(f"[{text.translate(HARMLESS)}]\n")
 
     def prompt(self) -> None:
         """Ask for a line."""

@@ -13,9 +13,9 @@ from clarad import protocol
 from clarad.access import Door
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
-from clarad.outbox import Outbox, Overflow
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
-from clarad.websocket import ClientStream, FrameWriter
+from clarad.sender import Sender
+from clarad.websocket import ClientStream
 
 log = logging.getLogger(__name__)
 
@@ -27,11 +27,6 @@ PING_INTERVAL: Final = 30.0
 
 PONG_TIMEOUT: Final = 10.0
 """Seconds a peer has to answer one."""
-
-CLOSE_TIMEOUT: Final = 5.0
-"""Seconds that a close may take: what is queued is written, then the peer answers the close."""
-
-_ABNORMAL: Final = 1006  # RFC 6455, section 7.4.1: never sent, it stands for "no close frame"
 
 
 class Desk(Protocol):
@@ -66,66 +61,45 @@ class Connection:
     ) -> None:
         """`trusted` if the handshake has already shown the secret."""
         self._websocket = websocket
-        self._frames = FrameWriter(websocket, stream)
         self._address = stream.address
         self._trusted = trusted
         self._door = door
         self._nodes = nodes
         self._desk = desk
         self._bus = bus
-        self._outbox = Outbox()
-        self._closing: tuple[CloseCode, str] | None = None
-        self._limit = trio.CancelScope()
+        self._sender = Sender(websocket, stream)
         self.node: Node | None = None
 
     def send(self, frame: bytes) -> None:
         """Queue a frame; if the peer does not keep up the connection ends with 4008."""
-        try:
-            self._outbox.put(frame)
-        except Overflow:
-            self.end(CloseCode.TOO_SLOW, "the adapter reads too slowly")
+        self._sender.send(frame)
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
-        if self._closing is None:
-            self._closing = (code, reason)
-            self._limit.deadline = trio.current_time() + CLOSE_TIMEOUT
-            self._outbox.close()
+        self._sender.end(code, reason)
 
     @property
     def said_goodbye(self) -> bool:
         """Whether the closing handshake was held, as far as trio-websocket lets us know."""
-        closed = self._websocket.closed
-        return closed is not None and closed.code not in (_ABNORMAL, CloseCode.TOO_LARGE)
+        return self._sender.said_goodbye
 
     async def run(self) -> None:
         """Serve until either side closes. Cancelling drops the connection without a close frame."""
         try:
-            with self._limit:
+            with self._sender.limit:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write, nursery.cancel_scope)
+                    nursery.start_soon(self._sender.write, nursery.cancel_scope)
                     nursery.start_soon(self._beat)
                     await self._read()
                     # If the close is ours, the writer is still waiting for the peer's answer to it.
-                    if self._closing is None:
+                    if self._sender.closing is None:
                         nursery.cancel_scope.cancel("the peer has closed")
         finally:
-            self._outbox.close()
+            self._sender.give_up()
             if self.node is not None:
                 self._disconnect(self.node)
 
     # --- the three tasks -------------------------------------------------------------------------
-
-    async def _write(self, whole: trio.CancelScope) -> None:
-        """Own the sending side: write frames as they come, and the close frame last."""
-        while frames := await self._outbox.take():
-            if not await self._frames.write(frames):
-                break
-        else:
-            assert self._closing is not None
-            code, reason = self._closing
-            await self._websocket.aclose(code, reason)
-        whole.cancel("the connection is closed")
 
     async def _beat(self) -> None:
         """Wait for the registration, then see that the peer is alive."""
@@ -149,7 +123,7 @@ class Connection:
         try:
             while True:
                 text = await self._websocket.get_message()
-                if self._closing is None:
+                if self._sender.closing is None:
                     self._take(text)
         except ConnectionClosed:
             return
@@ -225,7 +199,11 @@ class Connection:
 
     def _connect(self, frame: protocol.Register) -> None:
         node = self._nodes.connect(
-            frame.node_id, frame.platform, frozenset(frame.capabilities), self
+            frame.node_id,
+            frame.platform,
+            frozenset(frame.capabilities),
+            self,
+            frame.caused_by,
         )
         self.node = node
         self._reply(
@@ -240,6 +218,7 @@ class Connection:
             EventType.ADAPTER_CONNECTED,
             node_id=node.id,
             platform=node.platform,
+            caused_by=node.caused_by,
             data={"address": self._address, "capabilities": sorted(frame.capabilities)},
         )
 
@@ -247,14 +226,15 @@ class Connection:
         self._nodes.disconnect(node, self)
         code: int | None = None
         reason: str | None = None
-        if self._closing is not None:
-            code, reason = self._closing
+        if self._sender.closing is not None:
+            code, reason = self._sender.closing
         elif (closed := self._websocket.closed) is not None:
             code, reason = closed.code, closed.reason
         self._bus.publish(
             EventType.ADAPTER_DISCONNECTED,
             node_id=node.id,
             platform=node.platform,
+            caused_by=node.caused_by,
             data={"code": None if code is None else int(code), "reason": reason},
         )
 

@@ -1,15 +1,15 @@
-"""The listener: takes connections in, checks their handshakes, and contains whatever they break."""
+"""Listens: takes connections in, checks their handshakes, and contains whatever they break."""
 
-import errno
 import logging
 from collections.abc import Callable
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol, TypeVar
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import ProtocolError
 
 from clarad.access import Door, bearer
+from clarad.listeners import peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.websocket import ClientStream
 
@@ -41,12 +41,26 @@ class Connection(Protocol):
 MakeConnection = Callable[[WebSocketConnection, ClientStream, bool], Connection]
 
 
-class CannotListen(Exception):  # noqa: N818 - it is an answer, not a fault
-    """The address cannot be bound; the text says why and what to do."""
+Address = TypeVar("Address")
+Address_co = TypeVar("Address_co", covariant=True)
 
 
-class Gateway:
-    """Listens on one address.
+class Endpoint(Protocol[Address_co]):
+    """Where to listen; see `clarad.listeners`. To be opened again once it is closed."""
+
+    async def open(self) -> list[trio.SocketListener]:
+        """Bind and listen; raises `CannotListen`."""
+
+    @property
+    def address(self) -> Address_co:
+        """What `open` has bound."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class Gateway(Generic[Address]):
+    """Listens at one endpoint.
 
     `make_connection` is given the WebSocket, its stream, and whether the handshake has shown the
     secret.
@@ -54,15 +68,13 @@ class Gateway:
 
     def __init__(
         self,
-        host: str,
-        port: int,
+        endpoint: Endpoint[Address],
         *,
         door: Door,
         max_connections: int,
         make_connection: MakeConnection,
     ) -> None:
-        self._host = host
-        self._port = port
+        self._endpoint = endpoint
         self._door = door
         self._max_connections = max_connections
         self._make_connection = make_connection
@@ -71,9 +83,7 @@ class Gateway:
         self._connections: set[Connection] = set()
         self._handshakes: set[trio.CancelScope] = set()
 
-    async def run(
-        self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve; `started` with the address that was bound, once connections are taken.
 
         After `stop_listening` and when the last connection has ended, this returns. Cancelling
@@ -82,12 +92,7 @@ class Gateway:
         Raises:
             CannotListen: the port is taken, the address is not ours, …
         """
-        try:
-            listeners = await trio.open_tcp_listeners(self._port, host=self._host)
-        except OSError as error:
-            raise CannotListen(_why(self._host, self._port, error)) from None
-        host, port = listeners[0].socket.getsockname()[:2]
-        self._port = port  # should this be started again, then where its adapters look for it
+        listeners = await self._endpoint.open()
         self._listening = trio.CancelScope()
         if self._stopping:
             self._listening.cancel("stopping")
@@ -95,11 +100,10 @@ class Gateway:
         async with trio.open_nursery() as handlers:
             try:
                 with self._listening:
-                    task_status.started((host, port))
+                    task_status.started(self._endpoint.address)
                     await trio.serve_listeners(self._contain, listeners, handler_nursery=handlers)
             finally:
-                for listener in listeners:
-                    listener.socket.close()
+                self._endpoint.close()
 
     def stop_listening(self) -> None:
         """Take no new connection."""
@@ -116,7 +120,7 @@ class Gateway:
     async def _contain(self, socket_stream: trio.SocketStream) -> None:
         """Serve one connection and let no exception out: it would take all the others along."""
         try:
-            address = socket_stream.socket.getpeername()[0]
+            address = peer(socket_stream.socket)
         except OSError:  # gone before we looked
             await trio.aclose_forcefully(socket_stream)
             return
@@ -198,19 +202,3 @@ class Gateway:
 async def _cancel_at_end(stream: ClientStream, scope: trio.CancelScope) -> None:
     await stream.ended.wait()
     scope.cancel("the peer has gone")
-
-
-def _why(host: str, port: int, error: OSError) -> str:
-    what = {
-        errno.EADDRINUSE: "the port is taken; stop the other program, or set CLARA_GATEWAY_PORT",
-        errno.EADDRNOTAVAIL: "this machine has no such address; set CLARA_GATEWAY_HOST to one",
-        errno.EACCES: "ports below 1024 need privileges; set CLARA_GATEWAY_PORT to a higher one",
-    }
-    cause = error.__cause__
-    causes = cause.exceptions if isinstance(cause, BaseExceptionGroup) else [cause]
-    number = error.errno
-    for inner in causes:
-        if isinstance(inner, OSError):
-            number = inner.errno
-    reason = what.get(number or 0, error.strerror or str(error))
-    return f"cannot listen on {host} port {port}: {reason}"

@@ -1,0 +1,203 @@
+"""The operator's side of the control socket: how a command reaches the daemon that runs.
+
+A command asks and waits, and has nothing else to do: the frames are taken from wsproto as they are
+wanted. (Rejected: trio-websocket, as in `clarad.adapters.client`. Its handshake waits for ever if
+the daemon goes in the middle of it, and its reader is a task whose failures come out in a group.)
+"""
+
+import os
+import pwd
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    CloseConnection,
+    Event,
+    Ping,
+    RejectConnection,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
+
+from clarad import address, operator, protocol
+from clarad.listeners import socket_name
+
+CONNECT_TIMEOUT: Final = 10.0
+"""Seconds until the daemon has answered the handshake."""
+
+CLOSE_TIMEOUT: Final = 2.0
+"""Seconds that a good-bye may take."""
+
+_READ_SIZE: Final = 64 * 1024
+
+E = TypeVar("E", bound=Event)
+
+
+class OperatorError(Exception):
+    """The daemon cannot be talked to; the text says why and what to do, in one line."""
+
+
+class NoDaemon(OperatorError):  # noqa: N818 - it is an answer, not a fault
+    """No daemon runs with this state directory, as far as can be seen."""
+
+
+class OperatorClient:
+    """A connection to the daemon, for one request at a time; made by `open_operator`."""
+
+    def __init__(self, stream: trio.SocketStream, path: Path) -> None:
+        self._stream = stream
+        self._path = path
+        self._websocket = WSConnection(ConnectionType.CLIENT)
+
+    async def ask(
+        self, request: operator.Request, on_started: Callable[[str], None] = lambda _run: None
+    ) -> operator.Done:
+        """Send a request and wait for the answer; `on_started` is told which run it led to.
+
+        Cancelling ends the waiting, and the connection is of no use then; a run goes on.
+
+        Raises:
+            operator.Refused: the daemon does not do it.
+            OperatorError: the connection is lost, or the daemon does not understand.
+        """
+        try:
+            text = protocol.encode(request).decode()
+        except UnicodeEncodeError:  # Python keeps such bytes of a command line as lone surrogates
+            raise OperatorError("what is asked for is not UTF-8; write it in UTF-8") from None
+        await self._send(TextMessage(text))
+        while True:
+            match await self._receive():
+                case operator.Started(run=run):
+                    on_started(run)
+                case operator.Done() as done:
+                    return done
+                case operator.Refusal(problems=problems):
+                    raise operator.Refused(problems)
+                case protocol.Error(message=message):
+                    raise OperatorError(f"the daemon at {self._path} refuses: {message}")
+
+    async def _receive(self) -> operator.Answer:
+        text = ""
+        while True:
+            part = await self._next(TextMessage)
+            text += part.data
+            if part.message_finished:
+                try:
+                    return operator.decode_answer(text)
+                except msgspec.MsgspecError as error:
+                    raise self._stranger(error) from None
+
+    async def shake_hands(self) -> None:
+        """Begin to speak WebSocket; the first thing to do."""
+        with trio.move_on_after(CONNECT_TIMEOUT):
+            await self._send(Request(host="clarad", target="/"))
+            await self._next(AcceptConnection)
+            return
+        raise OperatorError(f"the daemon at {self._path} does not answer; its log may say why")
+
+    async def say_goodbye(self) -> None:
+        """Close, and wait a little for the answer to that."""
+        with suppress(OperatorError), trio.move_on_after(CLOSE_TIMEOUT):
+            await self._send(CloseConnection(code=1000))
+            while True:
+                await self._next(TextMessage)
+
+    async def _next(self, kind: type[E]) -> E:
+        """Return the next event of this kind.
+
+        Raises:
+            OperatorError: the daemon refuses, closes or is gone.
+        """
+        while True:
+            try:
+                for event in self._websocket.events():
+                    match event:
+                        case kind():
+                            return event
+                        case Ping():
+                            await self._send(event.response())
+                        case CloseConnection() | RejectConnection():
+                            raise self._closed(event)
+                self._websocket.receive_data(await self._read())
+            except ProtocolError as error:
+                raise self._stranger(error) from None
+
+    async def _read(self) -> bytes:
+        data = b""
+        with suppress(trio.BrokenResourceError):
+            data = bytes(await self._stream.receive_some(_READ_SIZE))
+        if not data:
+            raise OperatorError(f"the connection to the daemon at {self._path} was lost")
+        return data
+
+    async def _send(self, event: Event) -> None:
+        with suppress(trio.BrokenResourceError):  # what it said before it closed is still to read
+            await self._stream.send_all(self._websocket.send(event))
+
+    def _closed(self, event: CloseConnection | RejectConnection) -> OperatorError:
+        if isinstance(event, CloseConnection):
+            return OperatorError(
+                f"the daemon at {self._path} closed the connection: {event.reason or event.code}"
+            )
+        return OperatorError(f"the daemon at {self._path} refuses: {event.status_code}")
+
+    def _stranger(self, error: Exception) -> OperatorError:
+        return OperatorError(f"{self._path} does not speak this protocol: {error}")
+
+
+@asynccontextmanager
+async def open_operator(
+    state_dir: Path, environ: Mapping[str, str] = os.environ
+) -> AsyncIterator[OperatorClient]:
+    """Connect to the daemon that uses this state directory; at the end of the block, close.
+
+    Raises:
+        NoDaemon: nobody listens where its control socket may be.
+        OperatorError: it cannot be reached, or does not answer.
+    """
+    stream, path = await _connect(state_dir, environ)
+    async with stream:
+        client = OperatorClient(stream, path)
+        await client.shake_hands()
+        yield client
+        await client.say_goodbye()
+
+
+async def _connect(state_dir: Path, environ: Mapping[str, str]) -> tuple[trio.SocketStream, Path]:
+    denied: list[Path] = []
+    for path in address.control_paths(state_dir, environ):
+        try:
+            with socket_name(path) as name:
+                return await trio.open_unix_socket(name), path
+        except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
+            continue
+        except PermissionError:
+            denied.append(path)
+        except OSError as error:
+            raise OperatorError(f"cannot connect to {path}: {error.strerror or error}") from None
+    if denied:
+        raise OperatorError(
+            f"{denied[0]} belongs to {_owner(denied[0])}; run this as that user or with sudo"
+        )
+    raise NoDaemon(
+        f"no daemon runs with the state directory {state_dir}; start it with `clarad run`"
+    )
+
+
+def _owner(path: Path) -> str:
+    """Return whose the file is, or the nearest directory above it that can be seen."""
+    for place in (path, *path.parents):
+        with suppress(OSError):
+            uid = place.stat().st_uid
+            break
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"

@@ -1,0 +1,169 @@
+"""One operator's connection to the control socket: its reader, its writer, and a task a request."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, Protocol
+
+import trio
+from trio_websocket import ConnectionClosed, WebSocketConnection
+
+from clarad import operator, protocol
+from clarad.operator import Report
+from clarad.protocol import CloseCode, ErrorCode
+from clarad.sender import Sender
+from clarad.websocket import ClientStream
+
+log = logging.getLogger(__name__)
+
+MAX_CONNECTIONS: Final = 64
+"""Connections to the control socket."""
+
+MAX_REQUESTS: Final = 64
+"""Requests of one connection that are under way."""
+
+OnStarted = Callable[[str], None]
+
+
+class Operations(Protocol):
+    """What an operator can ask for: the daemon.
+
+    Each raises `operator.Refused` if it is not to be done. Cancelling one ends only the waiting: a
+    run that has been started goes on, since it belongs to whoever runs it, and not to who asked.
+    """
+
+    async def reload(self) -> Report:
+        """Read the configuration again, and wait until it is in force or refused."""
+
+    async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
+        """Run a task now and wait for its end; `started` is told the run's id."""
+
+    async def pause_task(self, name: str) -> Report:
+        """Do not run a task by the clock until it is resumed."""
+
+    async def resume_task(self, name: str) -> Report:
+        """Run a paused task by the clock again."""
+
+    async def replay_run(self, run: str, caused_by: Sequence[str], started: OnStarted) -> Report:
+        """Run again what an earlier run did and wait for its end, as `run_task` does."""
+
+
+class OperatorConnection:
+    """A WebSocket connection to the control socket, after its handshake.
+
+    There is no heartbeat: the peer is on this machine, and the kernel says when it has gone.
+    """
+
+    def __init__(
+        self,
+        websocket: WebSocketConnection,
+        stream: ClientStream,
+        _trusted: bool,
+        *,
+        operations: Operations,
+    ) -> None:
+        """Whoever could connect is trusted: the socket's mode is the door."""
+        self._websocket = websocket
+        self._address = stream.address
+        self._operations = operations
+        self._sender = Sender(websocket, stream)
+        self._under_way: set[str] = set()
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
+        self._sender.end(code, reason)
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether the closing handshake was held, as far as trio-websocket lets us know."""
+        return self._sender.said_goodbye
+
+    async def run(self) -> None:
+        """Serve until either side closes; who waits for an outcome then waits no more."""
+        try:
+            with self._sender.limit:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._sender.write, nursery.cancel_scope)
+                    await self._read(nursery)
+                    # If the close is ours, the writer is still waiting for the peer's answer to it.
+                    if self._sender.closing is None:
+                        nursery.cancel_scope.cancel("the peer has closed")
+        finally:
+            self._sender.give_up()
+
+    async def _read(self, requests: trio.Nursery) -> None:
+        """Take requests as they come; each is carried out in a task of its own."""
+        try:
+            while True:
+                text = await self._websocket.get_message()
+                if self._sender.closing is None:
+                    self._take(text, requests)
+        except ConnectionClosed:
+            return
+
+    def _take(self, text: str | bytes, requests: trio.Nursery) -> None:
+        try:
+            request = self._decode(text)
+        except protocol.Refused as refused:
+            self._send(protocol.encode(refused.error))
+            return
+        if len(self._under_way) >= MAX_REQUESTS:
+            problem = f"{MAX_REQUESTS} requests are under way; wait until one of them has ended"
+            self._send(protocol.encode(operator.Refusal(request.id, [problem])))
+            return
+        log.info("%s asks: %r", self._address, request)
+        self._under_way.add(request.id)
+        requests.start_soon(self._answer, request)
+
+    def _decode(self, text: str | bytes) -> operator.Request:
+        if isinstance(text, bytes):
+            raise protocol.Refused(
+                ErrorCode.INVALID_MESSAGE, "Frames are text; this one was binary."
+            )
+        request = operator.decode(text)
+        if request.id in self._under_way:
+            raise protocol.Refused(
+                ErrorCode.INVALID_MESSAGE,
+                "A request with this id is under way; take another id.",
+                request.id,
+            )
+        return request
+
+    async def _answer(self, request: operator.Request) -> None:
+        """Carry out a request and answer it, whatever happens."""
+        try:
+            frame = protocol.encode(await self._carry_out(request))
+        except Exception:
+            log.exception("what %s asked for failed; this is a bug: %r", self._address, request)
+            problems = ["this failed inside the daemon; its log says why"]
+            frame = protocol.encode(operator.Refusal(request.id, problems))
+        finally:
+            self._under_way.discard(request.id)
+        self._send(frame)
+
+    async def _carry_out(self, request: operator.Request) -> operator.Done | operator.Refusal:
+        try:
+            outcome = await self._perform(request)
+        except operator.Refused as refused:
+            return operator.Refusal(request.id, refused.problems)
+        return operator.Done(request.id, outcome.text, outcome.run, outcome.outcome)
+
+    async def _perform(self, request: operator.Request) -> Report:
+        started = partial(self._started, request.id)
+        match request:
+            case operator.Reload():
+                return await self._operations.reload()
+            case operator.RunTask():
+                return await self._operations.run_task(request.task, request.caused_by, started)
+            case operator.PauseTask():
+                return await self._operations.pause_task(request.task)
+            case operator.ResumeTask():
+                return await self._operations.resume_task(request.task)
+            case operator.ReplayRun():
+                return await self._operations.replay_run(request.run, request.caused_by, started)
+
+    def _started(self, request_id: str, run: str) -> None:
+        self._send(protocol.encode(operator.Started(request_id, run)))
+
+    def _send(self, frame: bytes) -> None:
+        self._sender.send(frame)

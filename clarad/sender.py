@@ -1,0 +1,61 @@
+"""The sending side of a WebSocket connection: what is queued for it, and how it is closed."""
+
+from typing import Final
+
+import trio
+from trio_websocket import WebSocketConnection
+
+from clarad.outbox import Outbox, Overflow
+from clarad.protocol import CloseCode
+from clarad.websocket import ClientStream, FrameWriter
+
+CLOSE_TIMEOUT: Final = 5.0
+"""Seconds that a close may take: what is queued is written, then the peer answers the close."""
+
+_ABNORMAL: Final = 1006  # RFC 6455, section 7.4.1: never sent, it stands for "no close frame"
+
+
+class Sender:
+    """Owns a connection's sending side; `limit` is to be around everything of the connection."""
+
+    def __init__(self, websocket: WebSocketConnection, stream: ClientStream) -> None:
+        self._websocket = websocket
+        self._frames = FrameWriter(websocket, stream)
+        self._outbox = Outbox()
+        self.limit = trio.CancelScope()
+        self.closing: tuple[CloseCode, str] | None = None
+
+    def send(self, frame: bytes) -> None:
+        """Queue a frame; if the peer does not keep up the connection ends with 4008."""
+        try:
+            self._outbox.put(frame)
+        except Overflow:
+            self.end(CloseCode.TOO_SLOW, "the peer reads too slowly")
+
+    def end(self, code: CloseCode, reason: str) -> None:
+        """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
+        if self.closing is None:
+            self.closing = (code, reason)
+            self.limit.deadline = trio.current_time() + CLOSE_TIMEOUT
+            self._outbox.close()
+
+    def give_up(self) -> None:
+        """Take no more frames: the connection is over."""
+        self._outbox.close()
+
+    @property
+    def said_goodbye(self) -> bool:
+        """Whether the closing handshake was held, as far as trio-websocket lets us know."""
+        closed = self._websocket.closed
+        return closed is not None and closed.code not in (_ABNORMAL, CloseCode.TOO_LARGE)
+
+    async def write(self, whole: trio.CancelScope) -> None:
+        """Write frames as they come, and the close frame last; then cancel `whole`."""
+        while frames := await self._outbox.take():
+            if not await self._frames.write(frames):
+                break
+        else:
+            assert self.closing is not None
+            code, reason = self.closing
+            await self._websocket.aclose(code, reason)
+        whole.cancel("the connection is closed")

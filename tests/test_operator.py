@@ -1,0 +1,168 @@
+"""The frames of the control socket: what is read, what is refused, and what is written."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec import UNSET
+
+from clarad import operator, protocol
+from clarad.operator import decode, decode_answer
+from clarad.protocol import ErrorCode, encode
+
+relaxed = settings(deadline=None)
+
+ids = st.text(
+    st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=255
+)
+requests = st.one_of(
+    st.builds(operator.Reload, id=ids),
+    st.builds(operator.RunTask, id=ids, task=ids, caused_by=st.lists(ids, max_size=3)),
+    st.builds(operator.PauseTask, id=ids, task=ids),
+    st.builds(operator.ResumeTask, id=ids, task=ids),
+    st.builds(operator.ReplayRun, id=ids, run=ids),
+)
+answers = st.one_of(
+    st.builds(operator.Started, id=ids, run=ids),
+    st.builds(operator.Done, id=ids, text=ids, run=st.none() | ids, outcome=st.none() | ids),
+    st.builds(operator.Refusal, id=ids, problems=st.lists(ids)),
+    st.builds(
+        protocol.Error, code=st.sampled_from(ErrorCode), message=ids, recoverable=st.booleans()
+    ),
+)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+KINDS = ["reload", "run_task", "pause_task", "resume_task", "replay_run"]
+almost_requests = st.dictionaries(
+    st.sampled_from(["id", "task", "run", "caused_by", "x"]), json_values
+).flatmap(
+    lambda frame: st.sampled_from([*KINDS, "ping", 7, None]).map(
+        lambda kind: {"type": kind, **frame}
+    )
+)
+
+
+def error_of(text: str) -> protocol.Error | None:
+    """Return the answer to what is no request."""
+    try:
+        decode(text)
+    except protocol.Refused as refused:
+        return refused.error
+    return None
+
+
+@relaxed
+@given(requests)
+def test_a_request_arrives_as_it_was_sent(request: operator.Request) -> None:
+    assert decode(encode(request).decode()) == request
+
+
+@relaxed
+@given(answers)
+def test_an_answer_arrives_as_it_was_sent(answer: operator.Answer) -> None:
+    assert decode_answer(encode(answer).decode()) == answer
+
+
+def test_what_there_is_not_is_not_written() -> None:
+    assert json.loads(encode(operator.Done("1", "done"))) == {
+        "type": "done",
+        "id": "1",
+        "text": "done",
+    }
+
+
+def test_a_run_by_hand_has_no_causes() -> None:
+    assert decode('{"type":"run_task","id":"1","task":"t"}') == operator.RunTask("1", "t", [])
+
+
+def test_fields_that_are_not_listed_are_ignored() -> None:
+    assert decode('{"type":"reload","id":"1","new":[1,{"deep":2}]}') == operator.Reload("1")
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@relaxed
+@given(st.text() | json_values.map(json.dumps) | almost_requests.map(json.dumps))
+def test_any_text_is_a_request_or_is_refused_with_what_to_do(text: str) -> None:
+    error = error_of(text)
+    if error is not None:
+        assert error.message.endswith(".")
+        assert encode(error)
+
+
+DEEP = "[" * 100_000 + "]" * 100_000
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("", ErrorCode.INVALID_JSON),
+        ("{", ErrorCode.INVALID_JSON),
+        ("reload", ErrorCode.INVALID_JSON),
+        ('{"type":"reload","id":"1","x":' + DEEP + "}", ErrorCode.INVALID_JSON),
+        ('{"type":"reload","id":"\\ud800"}', ErrorCode.INVALID_JSON),
+        ("\ud800", ErrorCode.INVALID_JSON),
+        ("[]", ErrorCode.INVALID_MESSAGE),
+        ("null", ErrorCode.INVALID_MESSAGE),
+        ("{}", ErrorCode.INVALID_MESSAGE),
+        ('{"type":["reload"]}', ErrorCode.INVALID_MESSAGE),
+        ('{"type":"reload"}', ErrorCode.INVALID_MESSAGE),
+        ('{"type":"reload","id":1e999}', ErrorCode.INVALID_MESSAGE),
+        ('{"type":"reload","id":7}', ErrorCode.INVALID_MESSAGE),
+        ('{"type":"reload","id":""}', ErrorCode.INVALID_MESSAGE),
+        ('{"type":"ping"}', ErrorCode.UNKNOWN_TYPE),
+        ('{"type":"done","id":"1","text":""}', ErrorCode.UNKNOWN_TYPE),
+    ],
+    ids=lambda value: str(value.encode(errors="replace"))[:24],
+)
+def test_what_is_no_request_is_refused_with_the_gateway_s_codes(text: str, code: ErrorCode) -> None:
+    error = error_of(text)
+    assert error is not None
+    assert error.code is code
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "named"),
+    [
+        ("run_task", {}, "task"),
+        ("run_task", {"task": ""}, "task"),
+        ("run_task", {"task": "x" * 256}, "task"),
+        ("run_task", {"task": "t", "caused_by": "r"}, "caused_by"),
+        ("run_task", {"task": "t", "caused_by": [7]}, "caused_by"),
+        ("run_task", {"task": "t", "caused_by": ["r"] * 65}, "caused_by"),
+        ("pause_task", {"task": None}, "task"),
+        ("resume_task", {"task": "nul \0"}, "task"),
+        ("replay_run", {}, "run"),
+    ],
+)
+def test_a_field_that_is_wrong_is_named_with_the_frame_s_id(
+    kind: str, fields: dict[str, Any], named: str
+) -> None:
+    error = error_of(json.dumps({"type": kind, "id": "r1", **fields}))
+    assert error is not None
+    assert error.code is ErrorCode.INVALID_MESSAGE
+    assert error.request_id == "r1"
+    assert named in error.message
+
+
+@pytest.mark.parametrize("unreadable", [7, None, "", "x" * 256, ["r1"]])
+def test_an_id_that_cannot_be_read_does_not_come_back(unreadable: Any) -> None:
+    error = error_of(json.dumps({"type": "pause_task", "id": unreadable}))
+    assert error is not None
+    assert error.request_id is UNSET
+
+
+def test_the_answer_to_megabytes_is_short() -> None:
+    for frame in ({"type": "x" * 2**20, "id": "1"}, {"type": "reload", "id": "x" * 2**20}):
+        error = error_of(json.dumps(frame))
+        assert error is not None
+        assert len(encode(error)) < 1000
+
+
+def test_a_refusal_says_every_problem_to_a_person() -> None:
+    assert str(operator.Refused(["one", "two"])) == "one; two"
