@@ -15,18 +15,27 @@ from typing import Final
 import trio
 from sqlalchemy import Engine
 
-from clarad import __version__, address, log, responders
+from clarad import __version__, address, log, responders, shell
 from clarad.access import Door
+from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
 from clarad.events import Bus, EventType
+from clarad.listeners import TcpEndpoint, UnixEndpoint
 from clarad.nodes import Nodes
-from clarad.nurseries.connection import CLOSE_TIMEOUT, Connection
+from clarad.nurseries.connection import Connection
+from clarad.nurseries.control import MAX_CONNECTIONS, OperatorConnection
 from clarad.nurseries.gateway import LINGER, Gateway
+from clarad.nurseries.hooks import Hooks
+from clarad.nurseries.scheduler import Scheduler
 from clarad.nurseries.session import Session
 from clarad.nurseries.sessions import Sessions
 from clarad.nurseries.supervisor import Supervisor, open_supervisor
+from clarad.nurseries.task_runs import TaskRunner
+from clarad.operations import Operations
+from clarad.operator import Refused
 from clarad.responders import Responder
-from clarad.store import Messages, Writer, open_engine
+from clarad.sender import CLOSE_TIMEOUT
+from clarad.store import HookRuns, Messages, TaskRuns, Tasks, Writer, open_engine
 from clarad.store.migrate import require_head
 
 logger = logging.getLogger(__name__)
@@ -39,7 +48,11 @@ class AlreadyRunning(Exception):  # noqa: N818 - it is an answer, not a fault
     """Another daemon uses the state directory; the text says which."""
 
 
-def run(settings: Settings) -> None:
+HOOKS_BUDGET: Final = 10.0
+"""Seconds that the last hooks have, those of `gateway:shutdown` among them."""
+
+
+def run(settings: Settings, defined: Definitions) -> None:
     """Run the daemon until it is told to stop.
 
     Raises:
@@ -53,16 +66,21 @@ def run(settings: Settings) -> None:
         try:
             if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
                 logger.info("migrated the database (it was: %s)", before)
-            trio.run(_run_until_signal, settings, engine)
+            trio.run(_run_until_signal, settings, defined, engine)
         finally:
             engine.dispose()
 
 
-async def _run_until_signal(settings: Settings, engine: Engine) -> None:
-    daemon = Daemon(settings, engine, responders.make(settings))
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+async def _run_until_signal(settings: Settings, defined: Definitions, engine: Engine) -> None:
+    await _end_leftovers(settings.state_dir)
+    daemon = Daemon(settings, engine, responders.make(settings), defined)
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        trio.open_signal_receiver(signal.SIGHUP) as hangups,
+    ):
         async with trio.open_nursery() as nursery:
             host, port = await nursery.start(daemon.run)
+            nursery.start_soon(_reload_at_signal, hangups, daemon)
             logger.info(
                 "listening on %s; now type in another terminal: %s chat",
                 address.url(host, port),
@@ -77,17 +95,45 @@ async def _run_until_signal(settings: Settings, engine: Engine) -> None:
     logger.info("stopped")
 
 
+async def _end_leftovers(state_dir: Path) -> None:
+    """End what a killed daemon has left running: its runs are down as interrupted from here on.
+
+    A daemon is known by its state directory, of which it is the only user.
+    """
+    directory = await trio.Path(state_dir).stat()
+    instance = f"{directory.st_dev:x}-{directory.st_ino:x}"
+    shell.belong_to(instance)
+    if ended := await shell.end_leftovers(instance):
+        logger.warning("ended %d processes that the last daemon had left", ended)
+
+
 async def _hurry_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
     await anext(signals)
     logger.warning("second signal: stopping at once")
     daemon.stop_at_once()
 
 
+async def _reload_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
+    async for _ in signals:
+        try:
+            logger.info("%s", (await daemon.operations.reload()).text)
+        except Refused as refused:
+            for problem in refused.problems:
+                logger.error("not reloaded, nothing has changed: %s", problem)
+
+
 class Daemon:
     """The tree of scopes, from the supervisor down, on a database that is migrated."""
 
-    def __init__(self, settings: Settings, engine: Engine, responder: Responder) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        responder: Responder,
+        defined: Definitions = NOTHING,
+    ) -> None:
         self._settings = settings
+        self._defined = defined
         self.bus = Bus()
         self.nodes = Nodes()
         self.writer = Writer(engine)
@@ -100,15 +146,28 @@ class Daemon:
             store=self._messages,
             responder=responder,
         )
+        self._given_up = trio.Event()
+        self._hooks = Hooks(defined.hooks, HookRuns(self.writer), self._given_up)
+        states, task_runs = Tasks(self.writer), TaskRuns(self.writer)
+        self._task_runner = TaskRunner(task_runs, states, self.bus.publish, self._given_up)
+        self._scheduler = Scheduler(
+            defined.tasks, runner=self._task_runner, runs=task_runs, states=states
+        )
+        self.operations = Operations(settings, self._hooks, self._scheduler)
         door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
         self._gateway = Gateway(
-            settings.gateway_host,
-            settings.gateway_port,
+            TcpEndpoint(settings.gateway_host, settings.gateway_port),
             door=door,
             max_connections=settings.gateway_max_connections,
             make_connection=partial(
                 Connection, door=door, nodes=self.nodes, desk=self.sessions, bus=self.bus
             ),
+        )
+        self._control = Gateway(
+            UnixEndpoint(address.control_path(settings.state_dir)),
+            door=Door(None, frozenset()),
+            max_connections=MAX_CONNECTIONS,
+            make_connection=partial(OperatorConnection, operations=self.operations),
         )
         self._stop_requested = trio.Event()
         self._drain = trio.CancelScope()
@@ -122,7 +181,7 @@ class Daemon:
         `started` with the address, when connections are taken. Cancelling ends everything without
         draining; what is stored stays stored.
         """
-        with self.bus.subscribe(log.logged_types()) as events:
+        with self.bus.attach(self._hooks), self.bus.subscribe(log.logged_types()) as events:
             async with open_supervisor() as supervisor:
                 await supervisor.start("event log", partial(log.write_events, events))
                 try:
@@ -130,13 +189,15 @@ class Daemon:
                     await self._stop_requested.wait()
                     await self._stop(supervisor)
                 finally:
-                    self.sessions.give_up()
+                    self._give_up()
         self.stopped.set()
 
     def request_stop(self) -> None:
         """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
+        self._control.stop_listening()
         self._gateway.stop_listening()
         self.sessions.refuse()
+        self._scheduler.stop_firing()
         self._stop_requested.set()
 
     def stop_at_once(self) -> None:
@@ -145,13 +206,24 @@ class Daemon:
 
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
         await supervisor.start("store", self.writer.run)
+        await supervisor.start("hooks", self._hooks.run)
         await supervisor.start("sessions", self.sessions.run)
         self.sessions.recover(await self._messages.unfinished())
         host, port = await supervisor.start("gateway", self._gateway.run)
+        await supervisor.start("task runs", self._task_runner.run)
+        await supervisor.start("scheduler", self._scheduler.run)
+        control = await supervisor.start("control", self._control.run)
         _leave_alone_what_stays()
-        address.announce(self._settings.state_dir, host, port, os.getpid())
+        address.announce(self._settings.state_dir, host, port, os.getpid(), control=control)
         self.bus.publish(
-            EventType.GATEWAY_STARTUP, data={"host": host, "port": port, "version": __version__}
+            EventType.GATEWAY_STARTUP,
+            data={
+                "host": host,
+                "port": port,
+                "version": __version__,
+                "hooks_loaded": len(self._defined.hooks),
+                "tasks_loaded": len(self._defined.tasks),
+            },
         )
         return host, port
 
@@ -164,16 +236,28 @@ class Daemon:
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
         with self._drain:
             await self.sessions.drained()
+            await self._task_runner.lines.drained()
         self.sessions.stop()
         with trio.move_on_after(CANCEL_BUDGET) as limit:
+            await supervisor.stop("scheduler")
+            await supervisor.stop("task runs")
             await self.sessions.drained()
         if limit.cancelled_caught:
-            self.sessions.give_up()
+            self._give_up()
         await supervisor.stop("sessions")
-        self.bus.publish(EventType.GATEWAY_SHUTDOWN)
-        self._gateway.close_all()
+        for gateway in (self._control, self._gateway):
+            gateway.close_all()
         with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
+            await supervisor.ended("control")
             await supervisor.ended("gateway")
+        self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})
+        with trio.move_on_after(HOOKS_BUDGET):
+            await self._hooks.drained()
+
+    def _give_up(self) -> None:
+        """Wait no longer for a store that fails; the next start finds what is unfinished."""
+        self.sessions.give_up()
+        self._given_up.set()
 
 
 def _leave_alone_what_stays() -> None:

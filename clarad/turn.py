@@ -40,6 +40,7 @@ class Session(Protocol):
     timeout: float
     scope: trio.CancelScope
     timed_out_at: float | None
+    caused_by: tuple[str, ...]
 
     def touch(self) -> None:
         """Note activity."""
@@ -194,8 +195,8 @@ class Turn:
 
     # --- what subscribers are told ---------------------------------------------------------------
 
-    def ids(self) -> dict[str, str]:
-        """Return the fields of an event that say which message it is about."""
+    def about(self) -> dict[str, Any]:
+        """Return the fields of an event that say which message it is about, and its cause."""
         return {
             "node_id": self.node.id,
             "platform": self.key.platform,
@@ -203,6 +204,7 @@ class Turn:
             "channel_id": self.key.channel_id,
             "request_id": self.key.request_id,
             "session_id": self.session.id,
+            "caused_by": self.node.caused_by,
         }
 
     def end_event(self, stopped_in: float) -> tuple[EventType, dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import trio
 
+from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
 from clarad.daemon import Daemon
 from clarad.events import Event, EventType
@@ -73,7 +74,6 @@ Start = Callable[..., Awaitable[Running]]
 async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
     """Start daemons; keyword arguments are settings. They end with the test."""
     defaults: dict[str, Any] = {
-        "state_dir": tmp_path,
         "database_url": f"sqlite:///{tmp_path}/clarad.db",
         "gateway_port": 0,
         "drain_timeout": 10,
@@ -81,13 +81,16 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
     started: list[Running] = []
     with ExitStack() as stack:
 
-        async def start_one(**settings: Any) -> Running:
-            chosen = Settings(**defaults | settings)
+        async def start_one(defined: Definitions = NOTHING, **settings: Any) -> Running:
+            # Two daemons at once share a database at most.
+            state_dir = tmp_path / f"state-{len(started)}"
+            chosen = Settings(**{"state_dir": state_dir} | defaults | settings)
+            chosen.state_dir.mkdir(exist_ok=True)
             engine = open_engine(chosen.database_url)
             stack.callback(engine.dispose)
             await trio.to_thread.run_sync(partial(require_head, engine, migrate=True))
             responder = Scripted()
-            daemon = Daemon(chosen, engine, responder)
+            daemon = Daemon(chosen, engine, responder, defined)
             events = stack.enter_context(daemon.bus.subscribe(capacity=10_000)).events
             host, port = await nursery.start(daemon.run)
             url = f"ws://{host}:{port}"

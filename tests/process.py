@@ -80,7 +80,7 @@ def environment(state_dir: Path, **settings: str) -> dict[str, str]:
     clean = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith(("CLARA", "DATABASE_URL", "ORS_", "PROACTIVE_"))
+        if not name.startswith(("CLARA", "DATABASE_URL", "ORS_", "PROACTIVE_", "RUNTIME_DIRECTORY"))
     }
     return clean | {"CLARA_STATE_DIR": str(state_dir), "CLARA_GATEWAY_PORT": "0"} | settings
 

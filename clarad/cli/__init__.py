@@ -1,7 +1,10 @@
 """The command `clarad`: one module a command; each is imported when it is used."""
 
 import argparse
+import errno
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +16,10 @@ COMMANDS: Final = {
     "migrate": "bring the database to the tables that this version needs, or back",
     "chat": "talk to the daemon from this terminal",
     "send": "send one message and print the answer",
+    "hooks": "what runs on events: list it, its runs, test it, replay a run",
+    "tasks": "what runs by the clock: list it, its runs, run it now, pause it, look ahead",
+    "reload": "have the running daemon read its hooks and tasks again",
+    "init": "write commented examples of hooks.yaml and scheduler.yaml",
     "check": "read the whole configuration and say what is wrong with it",
 }
 
@@ -34,14 +41,30 @@ def main(argv: Sequence[str] | None = None) -> int:
         if name in words:
             importlib.import_module(f"clarad.cli.{name}").configure(command)
     arguments = parser.parse_args(words)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character
+            stream.reconfigure(errors="replace")
     try:
         status: int = arguments.run(arguments)
+        if sys.stdout is not None:  # whoever started us may have closed it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # the reader of a pipe had enough
-        sys.stderr.close()
+        _say_no_more()
         return 141
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        _say_no_more()
+        fail(f"cannot write the output: {error.strerror}")
+        return 1
     return status
+
+
+def _say_no_more() -> None:
+    """Keep the interpreter from writing, at its end, what cannot be written."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def fail(*texts: str) -> None:

@@ -2,9 +2,12 @@
 
 import argparse
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clarad import config
+from clarad.automation.hook import Hook, load_hooks
+from clarad.automation.task import Task, load_tasks
 from clarad.cli import fail
 
 
@@ -25,10 +28,15 @@ def run(_arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         settings, warnings, problems = error.settings, error.warnings, error.problems
     problems += filter(None, [_state_dir_problem(settings.state_dir) or _store_problem(settings)])
+    hooks, tasks = load_hooks(settings.hooks_dir), load_tasks(settings.scheduler_dir)
+    problems += map(str, [*hooks.problems, *tasks.problems])
+    warnings += _doubts(settings.hooks_dir / "hooks.yaml", hooks.entries)
+    warnings += _doubts(settings.scheduler_dir / "scheduler.yaml", tasks.entries)
     fail(*(f"warning: {warning}" for warning in warnings), *problems)
     if problems:
         return 1
-    print("The configuration is good.")
+    found = f"{_count(hooks.entries, 'hook')}, {_count(tasks.entries, 'task')}"
+    print(f"The configuration is good: {found}.")
     return 0
 
 
@@ -61,3 +69,18 @@ def _store_problem(settings: config.Settings) -> str | None:
     if behind and not settings.auto_migrate:
         return "the database is behind and CLARA_AUTO_MIGRATE=0 is set: run `clarad migrate`"
     return None
+
+
+def _doubts(path: Path, entries: Sequence[Hook | Task]) -> Iterator[str]:
+    """Say what is probably a mistake and may yet be none: directories can be made later."""
+    namesake = path.with_suffix(".yml")
+    if not os.path.lexists(path) and os.path.isfile(namesake):
+        yield f"{namesake} is not read; call it {path.name}"
+    first_in = {entry.working_dir: entry.name for entry in reversed(entries)}
+    for directory, name in reversed(first_in.items()):
+        if not os.path.isdir(directory):
+            yield f"{path}: the working_dir of {name!r} is no directory; make it: {directory}"
+
+
+def _count(entries: Sequence[object], noun: str) -> str:
+    return f"{len(entries)} {noun}{'' if len(entries) == 1 else 's'}"

@@ -35,7 +35,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  70  a part of the daemon kept failing; the log says which\n"
         "  74  the database cannot be used\n"
         "  75  the state directory is another daemon's, or cannot be written\n"
-        "  78  a setting is wrong; `clarad check` says more"
+        "  78  a setting, a hook or a task is wrong; `clarad check` says more"
     )
     parser.set_defaults(run=run)
 
@@ -48,13 +48,20 @@ def run(_arguments: argparse.Namespace) -> int:
         fail(*error.problems)
         return Exit.CONFIG
     from clarad import daemon
+    from clarad.automation import definitions
+    from clarad.listeners import CannotListen
     from clarad.log import set_up
-    from clarad.nurseries.gateway import CannotListen
     from clarad.store import StoreError
 
+    defined = definitions.load(settings)
+    if defined.problems and settings.strict_config:
+        fail(*map(str, defined.problems), "CLARA_STRICT_CONFIG=0 runs what is good")
+        return Exit.CONFIG
     set_up(settings.log_level)
     for warning in warnings:
         log.warning("%s", warning)
+    for problem in defined.problems:
+        log.error("left out: %s", problem)
     _allow_many_connections()
     reasons: dict[type[BaseException], Exit] = {
         daemon.AlreadyRunning: Exit.ALREADY_RUNNING,
@@ -62,7 +69,7 @@ def run(_arguments: argparse.Namespace) -> int:
         CannotListen: Exit.CANNOT_LISTEN,
     }
     try:
-        daemon.run(settings)
+        daemon.run(settings, defined)
     except Exception as error:
         cause = innermost(error)
         if type(cause) in reasons:

@@ -16,6 +16,7 @@ class Session:
         self.key = key
         self.scope = trio.CancelScope()
         self.timed_out_at: float | None = None
+        self.caused_by: tuple[str, ...] = ()
         self.timeout = timeout
         self._nursery: trio.Nursery | None = None
         self._early: list[Callable[[], Awaitable[None]]] = []

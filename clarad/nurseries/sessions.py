@@ -170,7 +170,7 @@ class Sessions:
         )
 
     def _enter(self, node: Node, platform: str, message: protocol.Message, state: State) -> Turn:
-        session = self._session(SessionKey(platform, message.user.id, message.channel.id))
+        session = self._session(SessionKey(platform, message.user.id, message.channel.id), node)
         turn = Turn(
             node,
             platform,
@@ -184,11 +184,12 @@ class Sessions:
             self._idle = trio.Event()
         return turn
 
-    def _session(self, key: SessionKey) -> Session:
+    def _session(self, key: SessionKey, node: Node) -> Session:
         session = self._sessions.get(key)
         if session is None or session.scope.cancel_called:
             assert self._nursery is not None
             session = self._sessions[key] = self._make_session(key)
+            session.caused_by = node.caused_by
             self._nursery.start_soon(self._run_session, session)
         session.touch()
         return session
@@ -394,12 +395,18 @@ class Sessions:
         return int(trio.current_time() - self._started)
 
     def _publish(self, turn: Turn, event_type: EventType, data: dict[str, Any]) -> None:
-        self._bus.publish(event_type, **turn.ids(), data=data)
+        self._bus.publish(event_type, **turn.about(), data=data)
 
     def _publish_session(
         self, event_type: EventType, session: Session, data: dict[str, Any]
     ) -> None:
-        self._bus.publish(event_type, **session.key._asdict(), session_id=session.id, data=data)
+        self._bus.publish(
+            event_type,
+            **session.key._asdict(),
+            session_id=session.id,
+            caused_by=session.caused_by,
+            data=data,
+        )
 
 
 def _send_error(

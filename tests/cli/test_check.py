@@ -16,17 +16,46 @@ from clarad.store import open_engine
 from clarad.store.migrate import upgrade
 from tests.postgres import BACKENDS, database
 
-GOOD = "The configuration is good.\n"
+GOOD = "The configuration is good: 0 hooks, 0 tasks.\n"
+
+HOOKS = """\
+hooks:
+  - name: log-startup
+    event: gateway:startup
+    command: echo "Gateway started"
+
+  - name: notify-errors
+    event: tool:error
+    command: curl -X POST https://webhook.example.com -d "${CLARA_EVENT_DATA}"
+"""
+TASKS = """\
+tasks:
+  - name: cleanup-sessions
+    type: interval
+    interval: 3600
+    command: poetry run python -m scripts.cleanup_sessions
+
+  - name: daily-backup
+    type: cron
+    cron: "0 3 * * *"
+    command: ./scripts/backup.sh
+"""
+"""What people have from an older Clara."""
 
 Said = tuple[int, str, str]
 Check = Callable[..., Said]
+Automation = Callable[[str, str], None]
 
 
 @pytest.fixture
 def check(
-    clean_settings: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    clean_settings: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> Check:
     """Run `clarad check` with settings; returns its exit status and what it has printed."""
+    monkeypatch.chdir(tmp_path)  # where there are no hooks and no tasks
 
     def run(**environment: str) -> Said:
         for name, value in environment.items():
@@ -289,6 +318,115 @@ def test_a_database_that_is_not_there_is_an_error_if_the_start_may_not_migrate_i
     status, out, err = check(CLARA_AUTO_MIGRATE="0")
     assert (status, out) == (1, "")
     assert "clarad migrate" in err
+
+
+# --- hooks and tasks -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def automation(tmp_path: Path) -> Automation:
+    """Write hooks.yaml and scheduler.yaml where they belong by default."""
+
+    def write(hooks: str, tasks: str) -> None:
+        (tmp_path / "hooks").mkdir(exist_ok=True)
+        (tmp_path / "hooks" / "hooks.yaml").write_text(hooks)
+        (tmp_path / "scheduler.yaml").write_text(tasks)
+
+    return write
+
+
+def test_hooks_and_tasks_of_an_older_clara_are_good(check: Check, automation: Automation) -> None:
+    automation(HOOKS, TASKS)
+    assert check() == (0, "The configuration is good: 2 hooks, 2 tasks.\n", "")
+
+
+def test_one_hook_is_one_hook(check: Check, automation: Automation) -> None:
+    automation(HOOKS.partition("\n\n")[0], TASKS.partition("\n\n")[0])
+    assert check() == (0, "The configuration is good: 1 hook, 1 task.\n", "")
+
+
+def test_hooks_and_tasks_are_where_the_settings_say(
+    check: Check, automation: Automation, tmp_path: Path
+) -> None:
+    automation(HOOKS, TASKS)
+    (tmp_path / "hooks").rename(tmp_path / "my hooks")
+    status, out, err = check(
+        CLARA_HOOKS_DIR=f"{tmp_path}/my hooks", CLARA_SCHEDULER_DIR=f"{tmp_path}/none"
+    )
+    assert (status, out, err) == (0, "The configuration is good: 2 hooks, 0 tasks.\n", "")
+
+
+def test_everything_that_is_wrong_with_them_is_said_with_file_and_line(
+    check: Check, automation: Automation
+) -> None:
+    automation(
+        HOOKS.replace("tool:error", "tool:eror").replace("command: echo", "comand: echo"),
+        TASKS.replace("3600", "0").replace("type: cron", "type: corn"),
+    )
+    assert check() == (
+        1,
+        "",
+        "clarad: hooks/hooks.yaml:4: comand is not a key of a hook; did you mean command?\n"
+        "clarad: hooks/hooks.yaml:7: event is tool:eror; did you mean tool:error?\n"
+        "clarad: scheduler.yaml:4: interval is 0; write a number of seconds above 0 and below 1e9, "
+        "such as 30 or 0.5\n"
+        "clarad: scheduler.yaml:8: type is corn; did you mean "
+        "cron? write one of one_shot, interval, "
+        "cron\n",
+    )
+
+
+def test_a_bad_hook_is_named_beside_a_bad_setting(check: Check, automation: Automation) -> None:
+    automation("hooks: 5", TASKS)
+    status, out, err = check(CLARA_GATEWAY_PORT="http")
+    assert (status, out) == (1, "")
+    assert [line.split(":")[1] for line in err.splitlines()] == [
+        " CLARA_GATEWAY_PORT='http'",
+        " hooks/hooks.yaml",
+    ]
+
+
+def test_a_hook_with_a_secret_is_named_without_it(check: Check, automation: Automation) -> None:
+    automation("hooks: [{name: a, event: tool:end, type: webhook, secret: the-secret}]", "")
+    status, _, err = check()
+    assert status == 1
+    assert "secret is not right" in err
+    assert "the-secret" not in err
+
+
+def test_a_directory_that_is_not_there_yet_is_a_warning(
+    check: Check, automation: Automation, tmp_path: Path
+) -> None:
+    (tmp_path / "scripts").mkdir()
+    automation(
+        HOOKS.replace("    event", "    working_dir: logs\n    event"),
+        TASKS.replace("    type", "    working_dir: scripts\n    type"),
+    )
+    warning = (
+        "clarad: warning: hooks/hooks.yaml: the working_dir of 'log-startup' is no directory; make "
+        f"it: {tmp_path}/hooks/logs\n"
+    )
+    assert check() == (0, "The configuration is good: 2 hooks, 2 tasks.\n", warning)
+
+
+def test_a_file_that_is_called_a_little_differently_is_a_warning(
+    check: Check, automation: Automation, tmp_path: Path
+) -> None:
+    automation("", TASKS)
+    (tmp_path / "scheduler.yaml").rename(tmp_path / "scheduler.yml")
+    warning = "clarad: warning: scheduler.yml is not read; call it scheduler.yaml\n"
+    assert check() == (0, GOOD, warning)
+
+
+def test_hooks_that_cannot_be_read_are_one_line_and_exit_1(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "hooks").touch()
+    status, out, err = check()
+    assert (status, out) == (1, "")
+    assert err == (
+        "clarad: hooks/hooks.yaml: the file cannot be read (Not "
+        "a directory): let the daemon's user "
+        "read it\n"
+    )
 
 
 # --- nothing touched -----------------------------------------------------------------------------

@@ -1,0 +1,40 @@
+"""What the commands share that ask the running daemon for something."""
+
+import os
+from collections.abc import Callable
+
+import trio
+
+from clarad import config, operator
+from clarad.adapters.operator import open_operator
+from clarad.cli import fail
+from clarad.events import CAUSED_BY
+
+
+def caused_by() -> list[str]:
+    """Return the runs that led to this command, if a hook or a task has started it."""
+    return os.environ.get(CAUSED_BY, "").split()
+
+
+def ask(
+    settings: config.Settings,
+    request: operator.Request,
+    on_started: Callable[[str], None] = lambda _run: None,
+) -> operator.Done | None:
+    """Have the daemon do something and wait for it; `None`, with the reasons said, if it does not.
+
+    Raises:
+        OperatorError: no daemon runs, or it cannot be reached.
+    """
+    try:
+        return trio.run(_ask, settings, request, on_started)
+    except operator.Refused as refused:
+        fail(*refused.problems)
+        return None
+
+
+async def _ask(
+    settings: config.Settings, request: operator.Request, on_started: Callable[[str], None]
+) -> operator.Done:
+    async with open_operator(settings.state_dir) as client:
+        return await client.ask(request, on_started)

@@ -1,0 +1,73 @@
+"""`clarad init`: commented examples of hooks.yaml and scheduler.yaml, where the daemon looks."""
+
+import argparse
+from pathlib import Path
+
+from clarad import config
+from clarad.cli import fail
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = (
+        "Write hooks.yaml and scheduler.yaml, with every key explained and all examples switched\n"
+        "off, to CLARA_HOOKS_DIR (default: hooks) and CLARA_SCHEDULER_DIR (default: this\n"
+        "directory). A file that is there already is left as it is. The exit status is 1 if one\n"
+        "cannot be written."
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """Write what is not there yet, and say so of each file."""
+    try:
+        settings, _ = config.load()
+    except config.ConfigError as error:
+        fail(*error.problems)
+        return 1
+    status = 0
+    for variable, path in (
+        ("CLARA_HOOKS_DIR", settings.hooks_dir / "hooks.yaml"),
+        ("CLARA_SCHEDULER_DIR", settings.scheduler_dir / "scheduler.yaml"),
+    ):
+        try:
+            _make(path.parent)
+            is_new = _write(path, _example(path.name))
+            print(f"{path} is written" if is_new else f"{path} is there already, left as it is")
+        except OSError as error:
+            fail(f"{variable}: {error.strerror}: {error.filename}; name a directory of your own")
+            status = 1
+    return status
+
+
+def _example(name: str) -> str:
+    """Return an example: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).parent.parent
+    places = (package / "examples", package.parent / "hooks", package.parent)
+    return next(
+        file.read_text(encoding="utf-8")
+        for place in places
+        if (file := place / f"{name}.example").is_file()
+    )
+
+
+def _make(directory: Path) -> None:
+    """Make a directory and those above it; `mkdir` gives its mode to the last one alone."""
+    missing = [place for place in (directory, *directory.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(mode=0o755)
+
+
+def _write(path: Path, text: str) -> bool:
+    """Write a new file, or nothing; whether it is new."""
+    try:
+        file = path.open("x", encoding="utf-8")
+    except FileExistsError:
+        return False
+    try:
+        with file:
+            file.write(text)
+    except OSError:  # half an example would be left as it is by the next try
+        path.unlink()
+        raise
+    return True

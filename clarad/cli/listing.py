@@ -1,0 +1,69 @@
+"""How lists and runs are shown: aligned columns for people, JSON lines for programs."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from clarad.adapters.terminal import HARMLESS
+
+_BLOCKS: Final = {"stdout": "standard output", "stderr": "standard error"}
+
+# JSON escapes the other control characters by itself.
+_ESCAPES: Final = {c: f"\\u{c:04x}" for c in range(0x7F, 0xA0)}
+
+
+def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
+    """Print rows: the columns for people, or all that is in them as a JSON object a line."""
+    if as_json:
+        for row in rows:
+            print(_json(row))
+        return
+    lines = [[_cell(row.get(column)) for column in columns] for row in rows]
+    if not lines:
+        print("none")
+        return
+    lines.insert(0, [column.removesuffix("_at").replace("_", " ") for column in columns])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
+    """Print everything of one row, texts of several lines last."""
+    if as_json:
+        print(_json(row))
+        return
+    for name, value in row.items():
+        if name not in _BLOCKS and not name.endswith("_cut") and value not in (None, ""):
+            print(f"{name.replace('_', ' '):12}  {_cell(value)}")
+    for name, title in _BLOCKS.items():
+        if text := row.get(name):
+            cut = row.get(f"{name}_cut")
+            print(f"\n{title}{f' ({cut} bytes before this were cut)' if cut else ''}:")
+            print(text.translate(HARMLESS).rstrip("\n"))
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case datetime():
+            return value.astimezone().isoformat(" ", "seconds")
+        case float():
+            return f"{value:.3f}"
+        case bool():
+            return "yes" if value else "no"
+        case list() | tuple():
+            return ", ".join(map(str, value)) or "-"
+        case _:
+            return str(value).translate(HARMLESS).replace("\n", " ").replace("\t", " ")
+
+
+def _json(row: Mapping[str, Any]) -> str:
+    return json.dumps(row, default=_as_text, ensure_ascii=False).translate(_ESCAPES)
+
+
+def _as_text(value: Any) -> str:
+    return value.isoformat() if isinstance(value, datetime) else str(value)

@@ -1,0 +1,34 @@
+"""`clarad reload`: has the running daemon read its hooks and tasks again."""
+
+import argparse
+
+from clarad import config, operator
+from clarad.adapters.operator import OperatorError
+from clarad.cli import control, fail
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command."""
+    parser.description = (
+        "Have the running daemon read hooks.yaml and scheduler.yaml again, and wait until they\n"
+        "are in force. If anything is wrong with them nothing changes, and the exit status is 1."
+    )
+    parser.set_defaults(run=run)
+
+
+def run(_arguments: argparse.Namespace) -> int:
+    """Reload, and say what came of it."""
+    try:
+        settings, _ = config.load()
+        done = control.ask(settings, operator.Reload("reload"))
+    except config.ConfigError as error:
+        fail(*error.problems)
+        return 1
+    except OperatorError as error:
+        fail(str(error))
+        return 1
+    if done is None:
+        fail("nothing has changed")
+        return 1
+    print(done.text)
+    return 0

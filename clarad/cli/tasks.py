@@ -1,0 +1,229 @@
+"""`clarad tasks`: what is configured to run by the clock, what has run, and what will."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
+from typing import Any, Final
+
+from clarad import config, operator
+from clarad.adapters.operator import NoDaemon
+from clarad.automation import schedule, timezone
+from clarad.automation.preview import preview
+from clarad.automation.task import Task, load_tasks
+from clarad.cli import control, fail, listing, runs
+from clarad.cli.runs import Unusable
+from clarad.store import Outcome, StoreError, TaskState
+from clarad.store.history import History, open_history, open_writable
+from clarad.store.tasks import write_pause
+
+_LIST: Final = ("name", "schedule", "enabled", "paused", "next_at", "last", "last_at")
+_RUNS: Final = ("run", "task", "nominal_at", "state", "attempts", "duration", "reason")
+_PERIOD: Final = timedelta(days=1)
+_INSTANT: Final = timedelta(microseconds=1)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command and its parts."""
+    parser.description = "Commands that run by the clock; scheduler.yaml says which."
+    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    tell = "the tasks, when each is due next, and how it ran last"
+    runs.add_list_options(parts.add_parser("list", help=tell))
+    runs.add_runs_options(parts.add_parser("runs", help="what has run, the newest first"), "task")
+    runs.add_show(parts)
+    for name, text in (
+        ("run", "run a task now, and wait for its end (needs the running daemon)"),
+        ("pause", "skip what comes due of a task, until it is resumed"),
+        ("resume", "let a paused task go on"),
+    ):
+        parts.add_parser(name, help=text).add_argument("name", type=runs.word, metavar="NAME")
+    ahead = parts.add_parser("preview", help="every fire in a period, and what is odd about it")
+    ahead.add_argument("--from", dest="start", type=_moment, metavar="TIME", help="default: now")
+    ahead.add_argument(
+        "--to", dest="end", type=_moment, metavar="TIME", help="default: a day later"
+    )
+    ahead.add_argument("--task", type=runs.word, metavar="NAME", help="only this task")
+    runs.add_list_options(ahead)
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do one part; 1 if it cannot be done, or what it ran failed."""
+    parts = {
+        "list": _list,
+        "runs": _runs,
+        "show": runs.show,
+        "run": _run,
+        "pause": _pause,
+        "resume": _pause,
+        "preview": _preview,
+    }
+    return runs.guarded(arguments, parts[arguments.part])
+
+
+def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    tasks = _load(settings)
+    with open_history(settings.database_url) as history:
+        states = history.task_states()
+        rows = [_described(task, states.get(task.name), history) for task in tasks]
+    listing.show(rows, _LIST, as_json=arguments.json)
+    return 0
+
+
+def _described(task: Task, state: TaskState | None, history: History) -> dict[str, Any]:
+    paused = state is not None and state.paused_at is not None
+    return {
+        "name": task.name,
+        "type": task.type,
+        "schedule": schedule.identity(task),
+        "command": task.command,
+        "timeout": task.timeout,
+        "overlap": task.overlap,
+        "catch_up": task.catch_up,
+        "retries": task.retries,
+        "enabled": task.enabled,
+        "paused": paused,
+        "description": task.description,
+        "next_at": None if paused or not task.enabled else _next(task, state),
+        **runs.last(history.last_task_run(task.name)),
+    }
+
+
+def _next(task: Task, state: TaskState | None) -> datetime | None:
+    """Return when a task is due next; of what counts from each start, nobody knows."""
+    now = datetime.now(UTC)
+    if task.type == "one_shot" and task.run_at is None:
+        return None
+    known = state is not None and state.schedule == schedule.identity(task)
+    anchor = state.anchor_at if state is not None and known else schedule.anchor(task, now)
+    after = now - _INSTANT
+    found = next(schedule.occurrences(task, after=after, anchor=anchor), None)
+    return None if found is None else found.nominal_at
+
+
+def _runs(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    with open_history(settings.database_url) as history:
+        rows = history.task_runs(
+            task=arguments.task, failed=arguments.failed, limit=arguments.limit
+        )
+    listing.show(rows, _RUNS, as_json=arguments.json)
+    return 0
+
+
+def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    request = operator.RunTask("run", arguments.name, control.caused_by())
+    done = control.ask(settings, request, lambda run: print(f"run {run} has begun", flush=True))
+    if done is None:
+        return 1
+    print(done.text)
+    return 0 if done.outcome == Outcome.RAN else 1
+
+
+def _pause(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    kind = operator.PauseTask if arguments.part == "pause" else operator.ResumeTask
+    try:
+        done = control.ask(settings, kind(arguments.part, arguments.name))
+    except NoDaemon:
+        return _pause_later(arguments, settings)
+    if done is None:
+        return 1
+    print(done.text)
+    return 0
+
+
+def _pause_later(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    """Write it down for the daemon's next start."""
+    _find(_load(settings), arguments.name)
+    is_paused = arguments.part == "pause"
+    at = datetime.now(UTC) if is_paused else None
+    with open_history(settings.database_url) as history:  # it makes no database
+        is_known = arguments.name in history.task_states()
+    if is_known:
+        with open_writable(settings.database_url) as connection:
+            is_known = write_pause(connection, arguments.name, at)
+    if not is_known:
+        raise Unusable(f"the daemon has never known the task {arguments.name!r}; start it first")
+    print(
+        f"no daemon runs; at its next start {arguments.name} {'is paused' * is_paused or 'goes on'}"
+    )
+    return 0
+
+
+def _preview(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    start = arguments.start or datetime.now(UTC)
+    end = arguments.end or start + _PERIOD
+    if end <= start:
+        raise Unusable("--to is not after --from; write a later time")
+    tasks = _load(settings)
+    if arguments.task is not None:
+        tasks = [_find(tasks, arguments.task)]
+    anchors = _anchors(tasks, settings)
+    if not arguments.json:
+        _explain_what_is_missing(tasks)
+    fires = preview([task for task in tasks if task.enabled], start=start, end=end, anchors=anchors)
+    if arguments.json:
+        rows = ({**fire._asdict(), "at": fire.at, "marks": list(fire.marks)} for fire in fires)
+        listing.show(rows, (), as_json=True)
+        return 0
+    for fire in fires:
+        local, at = (
+            fire.local.strftime("%Y-%m-%d %H:%M:%S %Z"),
+            fire.at.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        )
+        print(f"{local:24} {at}  {fire.task}  {' '.join(fire.marks)}".rstrip())
+    return 0
+
+
+def _explain_what_is_missing(tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if not task.enabled:
+            fail(f"{task.name} is disabled")
+        elif task.type == "one_shot" and task.run_at is None:
+            fail(f"{task.name} runs {task.delay or 0:g} s after each start of the daemon")
+
+
+def _anchors(tasks: Sequence[Task], settings: config.Settings) -> dict[str, datetime]:
+    """Return what intervals are counted from; a preview can do without, and so without a store."""
+    intervals = [task for task in tasks if task.type == "interval"]
+    states: Mapping[str, TaskState] = {}
+    try:
+        if intervals:
+            with open_history(settings.database_url) as history:
+                states = history.task_states()
+    except StoreError as error:
+        fail(f"intervals are counted from the beginning of the period: {error}")
+    return {
+        task.name: state.anchor_at
+        for task in intervals
+        if (state := states.get(task.name)) and state.schedule == schedule.identity(task)
+    }
+
+
+def _load(settings: config.Settings) -> Sequence[Task]:
+    loaded = load_tasks(settings.scheduler_dir)
+    fail(*(f"left out: {problem}" for problem in loaded.problems))
+    return loaded.entries
+
+
+def _find(tasks: Sequence[Task], name: str) -> Task:
+    for task in tasks:
+        if task.name == name:
+            return task
+    raise Unusable(f"there is no task {name!r}; `clarad tasks list` lists them")
+
+
+def _moment(text: str) -> datetime:
+    """Read a time; without an offset it is the machine's."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a time; write it like 2027-03-28 or 2027-03-28T02:30"
+        ) from None
+    if not MINYEAR < time.year < MAXYEAR:  # at the ends, not every zone has a time for it
+        raise argparse.ArgumentTypeError(f"write a year from {MINYEAR + 1} to {MAXYEAR - 1}")
+    try:
+        if time.tzinfo is None:
+            time = timezone.instant(time, timezone.of_machine())
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return time.astimezone(UTC)

@@ -1,0 +1,314 @@
+"""The scheduler: runs what scheduler.yaml says, by the clock, and accounts for every occurrence.
+
+It sleeps in steps and looks at the wall clock again after each: a clock that is set, or a machine
+that slept, is found out within a step. Which occurrences there are depends on the schedule alone,
+and each has one row in the store, unique by task and nominal time: so nothing that happens to the
+clock or the daemon makes one run twice.
+"""
+
+import difflib
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, Protocol
+
+import trio
+
+from clarad.automation import schedule
+from clarad.automation.agenda import INSTANT, MAX_LISTED, Agenda, Decision, Entry
+from clarad.automation.job import Job
+from clarad.automation.lines import Lines
+from clarad.automation.schedule import Occurrence
+from clarad.automation.task import Task
+from clarad.store import StoredTaskRun, StoreError, TaskRuns, Tasks, TaskState
+
+log = logging.getLogger(__name__)
+
+STEP: Final = 1.0
+"""Seconds that are slept at most before the wall clock is looked at again."""
+
+MAX_QUEUED: Final = 100
+"""Runs of one task that wait with `overlap: queue`; past that they are skipped."""
+
+CHUNK: Final = 200
+"""Occurrences that are decided on at one go, before others may do something."""
+
+_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_STEP_BACK: Final = timedelta(seconds=1)
+
+
+class UnknownTask(Exception):  # noqa: N818 - it is an answer, not a fault
+    """What an operator asked for cannot be done; the text says why."""
+
+
+def wall_clock() -> datetime:
+    """Return the time, as the machine's clock has it."""
+    return datetime.now(UTC)
+
+
+class Runner(Protocol):
+    """Who carries runs out; `clarad.nurseries.task_runs.TaskRunner`."""
+
+    lines: Lines
+
+    def start(
+        self,
+        task: Task,
+        occurrence: Occurrence,
+        *,
+        origin: str = "schedule",
+        caused_by: Sequence[str] = (),
+        displaces: bool = False,
+    ) -> Job:
+        """Have a task run, behind the runs of it that go on or wait, or in place of them."""
+
+    async def skip(self, task: Task, occurrence: Occurrence, reason: str) -> None:
+        """Write down that an occurrence does not run, and why."""
+
+    def recover(
+        self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
+    ) -> None:
+        """Go on with what an earlier run of the daemon left."""
+
+
+class Scheduler:
+    """Runs tasks. `now` is the wall clock."""
+
+    def __init__(
+        self,
+        tasks: Iterable[Task],
+        *,
+        runner: Runner,
+        runs: TaskRuns,
+        states: Tasks,
+        now: Callable[[], datetime] = wall_clock,
+    ) -> None:
+        self._tasks = list(tasks)
+        self._runner = runner
+        self._runs = runs
+        self._states = states
+        self._now = now
+        self._started_at = now()
+        self._agenda = Agenda(self._started_at)
+        self._is_firing = True
+        self._wake = trio.Event()
+        # What is remembered of the tasks is read, changed and written, with others in between.
+        self._changing = trio.Lock()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start tasks when they are due, until cancelled; those that run, run on.
+
+        Raises:
+            StoreError: what is remembered of the tasks cannot be read or written.
+        """
+        async with self._changing:
+            await self._set_up()
+        task_status.started()
+        await self._fire()
+
+    def stop_firing(self) -> None:
+        """Start nothing more; what comes due is missed, and the next start accounts for it."""
+        self._is_firing = False
+        self._runner.lines.hold()
+        self._wake.set()
+
+    # --- what is configured ----------------------------------------------------------------------
+
+    async def _set_up(self) -> None:
+        """Take the tasks up where the last run of the daemon left them."""
+        now = self._now()
+        known = await self._states.load()
+        known |= (changed := _turned_back(known, now))
+        self._agenda = Agenda(min(self._started_at, now))
+        for task in self._tasks:
+            state = known.get(task.name)
+            if state is None or state.schedule != schedule.identity(task):
+                state = changed[task.name] = _new_state(task, now, state)
+            self._agenda.put(self._entry(task, state))
+        names = {task.name for task in self._tasks}
+        gone = [name for name in known if name not in names]
+        await self._states.save(
+            {name: state for name, state in changed.items() if name in names}, forget=gone
+        )
+        unfinished = await self._runs.unfinished()
+        self._runner.recover(unfinished, {task.name: task for task in self._tasks}.get)
+
+    def _entry(self, task: Task, state: TaskState) -> Entry:
+        # A one-shot with a delay is counted from each start.
+        is_from_start = task.type == "one_shot" and task.run_at is None
+        return Entry(
+            task,
+            anchor=schedule.anchor(task, self._started_at) if is_from_start else state.anchor_at,
+            cursor=self._started_at - INSTANT if is_from_start else state.accounted_until,
+            is_paused=state.paused_at is not None,
+        )
+
+    async def replace(self, tasks: Sequence[Task]) -> None:
+        """Take other tasks. Those that did not change go on as they are; what runs, runs on.
+
+        Raises:
+            StoreError: the tasks cannot be written down; nothing has changed.
+        """
+        async with self._changing:
+            await self._replace(tasks)
+
+    async def _replace(self, tasks: Sequence[Task]) -> None:
+        now = self._now()
+        known = await self._states.load()
+        fresh = {
+            task.name: _new_state(task, now, known.get(task.name))
+            for task in tasks
+            if not self._is_scheduled_as(task)
+        }
+        names = {task.name for task in tasks}
+        gone = [entry.task.name for entry in self._agenda if entry.task.name not in names]
+        await self._states.save(fresh, forget=gone)
+        self._tasks = list(tasks)
+        for task in tasks:
+            entry = self._agenda.find(task.name)
+            if task.name in fresh or entry is None:
+                entry = Entry(
+                    task,
+                    anchor=fresh[task.name].anchor_at,
+                    cursor=fresh[task.name].accounted_until,
+                    is_paused=fresh[task.name].paused_at is not None,
+                )
+            else:
+                entry.replace(task)
+            self._agenda.put(entry)
+        for name in gone:
+            self._agenda.remove(name)
+            self._runner.lines.cancel(name, "the task was removed", only_waiting=True)
+        self._wake.set()
+
+    def _is_scheduled_as(self, task: Task) -> bool:
+        entry = self._agenda.find(task.name)
+        return entry is not None and schedule.identity(entry.task) == schedule.identity(task)
+
+    # --- what an operator asks for ---------------------------------------------------------------
+
+    def run_now(self, name: str, caused_by: Sequence[str] = ()) -> Job:
+        """Run a task now, whatever its schedule says.
+
+        Raises:
+            UnknownTask: there is no such task, or it runs already and is not to overlap.
+        """
+        entry = self._find(name)
+        first = self._runner.lines.first(name)
+        if first is not None and entry.task.overlap == "skip":
+            raise UnknownTask(f"{name!r} runs already (run {first.run_id}), with overlap: skip")
+        occurrence = Occurrence(self._now())
+        return self._runner.start(
+            entry.task,
+            occurrence,
+            origin="operator",
+            caused_by=caused_by,
+            displaces=entry.task.overlap == "cancel",
+        )
+
+    async def pause(self, name: str, *, on: bool) -> None:
+        """Pause a task, or let it go on; what comes due meanwhile is skipped.
+
+        Raises:
+            UnknownTask: there is no such task.
+            StoreError: it cannot be written down; nothing has changed.
+        """
+        async with self._changing:
+            entry = self._find(name)
+            await self._states.pause(name, self._now() if on else None)
+            entry.is_paused = on
+
+    def _find(self, name: str) -> Entry:
+        entry = self._agenda.find(name)
+        if entry is None:
+            close = difflib.get_close_matches(name, [e.task.name for e in self._agenda], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UnknownTask(f"there is no task {name!r}{hint}")
+        return entry
+
+    # --- the clock -------------------------------------------------------------------------------
+
+    async def _fire(self) -> None:
+        last = self._now()
+        while self._is_firing:
+            now = self._now()
+            if now < last - _STEP_BACK:
+                log.warning("the clock was set back by %s", last - now)
+                async with self._changing:
+                    await self._turn_back(now)
+            last = now
+            decisions = self._agenda.take(now, CHUNK)
+            if decisions:
+                await self._act_on(decisions)
+            else:
+                await self._sleep(now)
+        await trio.sleep_forever()
+
+    async def _sleep(self, now: datetime) -> None:
+        due_at = self._agenda.next_due_at
+        pause = STEP if due_at is None else min(STEP, (due_at - now).total_seconds())
+        self._wake = trio.Event()
+        with trio.move_on_after(max(0, pause)):
+            await self._wake.wait()
+
+    async def _turn_back(self, now: datetime) -> None:
+        """Look at the occurrences from `now` on again; what has its row is not repeated."""
+        self._agenda.turn_back(now)
+        for n, entry in enumerate(list(self._agenda)):
+            entry.turn_back(now)
+            self._agenda.put(entry)
+            if n % CHUNK == 0:
+                await trio.lowlevel.checkpoint()
+        try:
+            await self._states.save(_turned_back(await self._states.load(), now))
+        except StoreError as error:
+            log.error("that the clock was set back is not stored: %s", error)
+
+    async def _act_on(self, decisions: Iterable[Decision]) -> None:
+        """Start what is to run; return when all that is skipped has its row."""
+        async with trio.open_nursery() as nursery:
+            for decision in decisions:
+                skipped = decision.skipped or self._start(decision)
+                if skipped is not None:
+                    task, occurrence = decision.entry.task, decision.occurrence
+                    nursery.start_soon(self._runner.skip, task, occurrence, skipped)
+
+    def _start(self, decision: Decision) -> str | None:
+        """Have an occurrence run, after the runs before it; or return why not."""
+        task = decision.entry.task
+        first, length = self._runner.lines.first(task.name), self._runner.lines.length(task.name)
+        makes_up = decision.is_late and task.catch_up == "all"
+        if first is not None and task.overlap == "skip" and not makes_up:
+            return f"overlap: run {first.run_id} goes on"
+        if length > (MAX_LISTED if makes_up else MAX_QUEUED):
+            return f"overlap: {length} runs go on or wait"
+        displaces = task.overlap == "cancel" and not makes_up
+        self._runner.start(task, decision.occurrence, displaces=displaces)
+        return None
+
+
+def _turned_back(known: dict[str, TaskState], now: datetime) -> dict[str, TaskState]:
+    """Return new states for the tasks that are accounted for beyond `now`.
+
+    A clock that was ahead must not silence a task until that time has come again, and what comes
+    due until then while nobody is there is to be found.
+    """
+    until = now - INSTANT
+    return {
+        name: state._replace(accounted_until=until)
+        for name, state in known.items()
+        if state.accounted_until > until
+    }
+
+
+def _new_state(task: Task, now: datetime, known: TaskState | None) -> TaskState:
+    """Return the state of a task that is new, or whose schedule is; a pause outlasts that.
+
+    What was to run at a time that is past is made up for, as if it had been missed.
+    """
+    return TaskState(
+        schedule.identity(task),
+        schedule.anchor(task, now),
+        _LONG_AGO if task.run_at is not None else now - INSTANT,
+        None if known is None else known.paused_at,
+    )

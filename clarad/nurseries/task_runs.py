@@ -1,0 +1,254 @@
+"""The runs of tasks: each is in the store first, and waits for the runs of its task before it."""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import count
+from typing import Final
+
+import trio
+
+from clarad import shell
+from clarad.automation import command, environment, schedule
+from clarad.automation.accounts import Accounts
+from clarad.automation.job import Job, Publish
+from clarad.automation.lanes import Lane, Lanes
+from clarad.automation.lines import Lines
+from clarad.automation.run import Run, Tried, insist
+from clarad.automation.schedule import Occurrence
+from clarad.automation.task import Task
+from clarad.store import Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
+
+log = logging.getLogger(__name__)
+
+MAX_RUNNING: Final = 256
+"""Tasks that run at once; more of them wait."""
+
+_INTERRUPTED: Final = Ending(Outcome.INTERRUPTED, "the daemon was stopped while it ran")
+_REMOVED: Final = Ending(Outcome.SKIPPED, "the task was removed")
+_DISPLACED: Final = "overlap: the next run is due"
+
+
+class TaskRunner:
+    """Carries out what the scheduler starts, and goes on with what an earlier daemon left."""
+
+    def __init__(
+        self, runs: TaskRuns, states: Tasks, publish: Publish, given_up: trio.Event
+    ) -> None:
+        """`given_up` is set when the daemon waits no longer for a store that fails."""
+        self.lines = Lines()
+        self._runs = runs
+        self._states = states
+        self._publish = publish
+        self._given_up = given_up
+        self._accounts = Accounts()
+        self._lanes = Lanes(MAX_RUNNING)
+        self._lane = Lane(MAX_RUNNING)
+        boot = secrets.token_hex(4)
+        self._run_ids = (f"task-{boot}-{n}" for n in count(1))
+        self._nursery: trio.Nursery | None = None
+        self._is_serving = False
+        self._left: list[Job] = []
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Carry runs out until cancelled; those under way then end as `cancelled`.
+
+        Those that wait are in the store, and the daemon's next start runs them. Started again after
+        a failure, this goes on with what waited, and with what has come meanwhile.
+        """
+        async with trio.open_nursery() as self._nursery:
+            self._is_serving = True
+            left, self._left = self._left, []
+            for job in left:
+                self._join(job)
+            task_status.started()
+            try:
+                await trio.sleep_forever()
+            finally:
+                self._is_serving = False
+
+    def start(
+        self,
+        task: Task,
+        occurrence: Occurrence,
+        *,
+        origin: str = "schedule",
+        caused_by: Sequence[str] = (),
+        displaces: bool = False,
+    ) -> Job:
+        """Have a task run, behind the runs of it that go on or wait.
+
+        With `displaces` these are cancelled, once it is clear that the occurrence has no row yet.
+        """
+        job = self._job(task, occurrence, origin=origin, caused_by=caused_by)
+        self._join(job, displaces=displaces)
+        return job
+
+    async def skip(self, task: Task, occurrence: Occurrence, reason: str) -> None:
+        """Write down that an occurrence does not run, and why."""
+        job = self._job(task, occurrence)
+        if await self._put(job, ending=Ending(Outcome.SKIPPED, reason)):
+            at = occurrence.nominal_at.isoformat()
+            log.info("task %s of %s skipped: %s", task.name, at, reason)
+
+    def recover(
+        self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
+    ) -> None:
+        """Go on with what an earlier run of the daemon left; `find` a task by its name.
+
+        What waited is run. What ran may have acted: it is tried again if its task has retries left,
+        and otherwise it is `interrupted`.
+        """
+        for stored in unfinished:
+            task = find(stored.task)
+            if stored.run_id in self.lines:
+                continue  # the scheduler was started again, and we were not
+            if stored.begun and stored.attempts > (0 if task is None else task.retries):
+                self._close(stored, _INTERRUPTED)
+            elif task is None:
+                self._close(stored, _REMOVED)
+            else:
+                self._join(
+                    self._job(
+                        task,
+                        Occurrence(stored.nominal_at),
+                        run_id=stored.run_id,
+                        caused_by=stored.caused_by.split(),
+                        attempts=stored.attempts,
+                    )
+                )
+
+    def _job(
+        self,
+        task: Task,
+        occurrence: Occurrence,
+        *,
+        run_id: str | None = None,
+        origin: str = "schedule",
+        caused_by: Sequence[str] = (),
+        attempts: int = 0,
+    ) -> Job:
+        return Job(
+            run_id or next(self._run_ids),
+            task,
+            occurrence,
+            origin=origin,
+            caused_by=caused_by,
+            attempts=attempts,
+            is_stored=run_id is not None,
+            lanes=self._lanes,
+            lane=self._lane,
+            publish=self._publish,
+            when_tried=self.lines.note_change,
+        )
+
+    def _join(self, job: Job, *, displaces: bool = False) -> None:
+        """Put a run behind those of its task that were before it."""
+        if not self._is_serving:
+            self._left.append(job)
+            return
+        if self.lines.first(job.task.name) is None:
+            job.turn.set()
+        begun = not job.is_stored and job.take_place()
+        run = Run(
+            job.run_id,
+            f"task {job.task.name}",
+            store=self._runs,
+            places=job,
+            watcher=job,
+            given_up=self._given_up,
+            attempt=partial(_attempt, job),
+            timeout=job.task.timeout,
+            retries=job.task.retries,
+            attempts=job.attempts,
+            begun=begun,
+            placed=begun,
+        )
+        self.lines.join(job, run)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._live, job, run, begun, displaces)
+
+    async def _live(self, job: Job, run: Run, begun: bool, displaces: bool) -> None:
+        is_stored, is_placed = job.is_stored, begun
+        try:
+            is_stored = is_stored or await self._put(job, begun=begun)
+            if is_stored:
+                if displaces:
+                    self.lines.cancel_before(job, _DISPLACED)
+                is_placed = False  # the run gives its place back
+                await run.carry_out()
+                job.ending = run.ending
+        except trio.Cancelled:
+            if run.ending is None:
+                self._left.append(self._again(job, run, is_stored=is_stored))
+            raise
+        finally:
+            if is_placed:
+                job.leave()
+            self.lines.leave(job)
+
+    def _again(self, job: Job, run: Run, *, is_stored: bool) -> Job:
+        """Return a job for what is left of another one."""
+        return self._job(
+            job.task,
+            job.occurrence,
+            run_id=run.id if is_stored else None,
+            origin=job.origin,
+            caused_by=job.caused_by,
+            attempts=run.attempts,
+        )
+
+    async def _put(self, job: Job, *, begun: bool = False, ending: Ending | None = None) -> bool:
+        """Write the run's row; `False` if its occurrence has one, or the daemon has to stop."""
+        added = False
+        name, nominal_at = job.task.name, job.occurrence.nominal_at
+
+        async def add() -> None:
+            nonlocal added
+            added = await self._runs.add(
+                run_id=job.run_id,
+                task=name,
+                nominal_at=nominal_at,
+                due_at=schedule.due_at(job.task, nominal_at),
+                origin=job.origin,
+                caused_by=job.caused_by,
+                begun=begun,
+                ending=ending,
+            )
+
+        is_scheduled = job.origin == "schedule"
+        if is_scheduled:
+            self._accounts.open(name, nominal_at)
+        if await insist(f"task {name}", add, self._given_up) and is_scheduled:
+            until = self._accounts.close(name, nominal_at)
+            if until is not None:
+                self._states.account(name, until, _note_failure)
+        return added
+
+    def _close(self, stored: StoredTaskRun, ending: Ending) -> None:
+        what = f"task {stored.task}"
+        log.warning("%s %s: %s (run %s)", what, ending.outcome, ending.reason, stored.run_id)
+        end = partial(self._runs.end, stored.run_id, ending)
+        assert self._nursery is not None
+        self._nursery.start_soon(insist, what, end, self._given_up)
+
+
+async def _attempt(job: Job, run: Run, output: shell.Output) -> Tried:
+    variables = {
+        "CLARA_TASK": job.task.name,
+        "CLARA_NOMINAL_TIME": job.occurrence.nominal_at.isoformat(),
+    }
+    of_run = environment.of_run(run.id, run.attempts, job.caused_by)
+    return await command.attempt(
+        job.task.command,
+        env=variables | of_run | job.task.env,
+        cwd=job.task.working_dir,
+        output=output,
+    )
+
+
+def _note_failure(error: StoreError | None) -> None:
+    # The rows are there: the next start finds that this occurrence has one, and goes on from it.
+    if error is not None:
+        log.warning("how far the tasks have come is not stored: %s", error)

@@ -1,0 +1,225 @@
+"""`clarad reload`: other hooks and tasks without a restart, or everything as it was."""
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+
+from tests.fifo import Fifo
+from tests.installation import Console, Installation, Said
+from tests.process import PATIENCE, Process
+from tests.unprivileged import unprivileged
+
+HOOKS: Final = "- {name: greet, event: gateway:startup, command: echo hello}\n"
+TASKS: Final = """\
+- {name: tick, interval: 3600, command: echo tock}
+- {name: held, interval: 3600, delay: 3600, command: 'echo begun > begun; read line < go'}
+"""
+
+
+class Beside(NamedTuple):
+    """A daemon that runs; its task `held` says when it has begun, and is told when to go on."""
+
+    process: Process
+    installation: Installation
+    begun: Fifo
+    go: Fifo
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Beside]:
+    """One daemon for all tests."""
+    made = Installation(tmp_path_factory.mktemp("installation"))
+    made.write(hooks=HOOKS, tasks=TASKS)
+    with (
+        Fifo(made.directory / "begun") as begun,
+        Fifo(made.directory / "go") as go,
+        made.daemon() as process,
+    ):
+        process.wait_for_log("task tick ran")
+        yield Beside(process, made, begun, go)
+
+
+@pytest.fixture
+def clarad(
+    running: Beside, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Console]:
+    """Commands beside that daemon, which has its own hooks and tasks again at the end."""
+    console = Console(running.installation, monkeypatch, capsys)
+    yield console
+    console.installation.write(hooks=HOOKS, tasks=TASKS)
+    assert console("reload").status == 0
+
+
+def refused(*texts: str) -> Said:
+    """How a command ends that cannot do its work."""
+    return Said(1, "", "".join(f"clarad: {text}\n" for text in texts))
+
+
+# --- files that are good -------------------------------------------------------------------------
+
+
+def test_reload_says_what_is_in_force(clarad: Console) -> None:
+    assert clarad("reload") == (0, "reloaded: 1 hook, 2 tasks\n", "")
+    clarad.installation.write(hooks="", tasks="- {name: a, interval: 5, command: ls}")
+    assert clarad("reload") == (0, "reloaded: 0 hooks, 1 task\n", "")
+
+
+def test_files_that_are_gone_have_nothing_in_them(clarad: Console) -> None:
+    for name in ("hooks.yaml", "scheduler.yaml"):
+        (clarad.installation.directory / name).unlink()
+    assert clarad("reload") == (0, "reloaded: 0 hooks, 0 tasks\n", "")
+    assert clarad("tasks", "run", "tick") == refused("there is no task 'tick'")
+
+
+def test_when_reload_returns_a_new_task_can_be_run(clarad: Console) -> None:
+    task = "- {name: new, interval: 3600, delay: 3600, command: echo}\n"
+    clarad.installation.write(tasks=TASKS + task)
+    assert clarad("tasks", "run", "new") == refused("there is no task 'new'")
+    assert clarad("reload").status == 0
+    assert clarad("tasks", "run", "new").status == 0
+
+
+def test_when_reload_returns_a_changed_hook_is_the_one_that_runs(clarad: Console) -> None:
+    run = clarad("hooks", "runs", "--hook", "greet", "--json").rows[-1]["run"]
+    clarad.installation.write(hooks=HOOKS.replace("echo hello", "exit 3"))
+    assert clarad("reload").status == 0
+    assert clarad("hooks", "replay", run).out.endswith("\nhook greet failed: exit status 3\n")
+
+
+def test_an_interval_that_did_not_change_keeps_its_phase(clarad: Console) -> None:
+    before = clarad("tasks", "list", "--json").rows[0]
+    clarad.installation.write(tasks=TASKS.replace("echo tock", "echo tack"))
+    assert clarad("reload").status == 0
+    after = clarad("tasks", "list", "--json").rows[0]
+    assert (after["command"], after["next_at"]) == ("echo tack", before["next_at"])
+
+
+def test_a_pause_outlasts_a_reload(clarad: Console) -> None:
+    assert clarad("tasks", "pause", "tick").status == 0
+    clarad.installation.write(tasks=TASKS.replace("tick, interval: 3600", "tick, interval: 60"))
+    assert clarad("reload").status == 0
+    assert clarad("tasks", "list", "--json").rows[0]["paused"] is True
+    assert clarad("tasks", "resume", "tick").status == 0
+
+
+def test_what_runs_runs_on_also_if_its_task_is_changed_and_removed(
+    clarad: Console, running: Beside
+) -> None:
+    with running.installation.start("tasks", "run", "held") as waiting:
+        assert running.begun.read() == "begun\n"
+        for tasks in (TASKS, TASKS.replace("delay: 3600", "delay: 60"), ""):
+            clarad.installation.write(tasks=tasks)
+            assert clarad("reload").status == 0
+        running.go.write("on\n")
+        out, _ = waiting.communicate(timeout=PATIENCE)
+    assert (waiting.returncode, out.splitlines()[1]) == (0, "task held ran")
+
+
+# --- files that are broken -----------------------------------------------------------------------
+
+
+def test_a_broken_file_changes_nothing_and_everything_that_is_wrong_is_said(
+    clarad: Console,
+) -> None:
+    clarad.installation.write(
+        hooks="- {name: a, event: tool:edn, command: ls}\n"
+        "- {name: b, event: tool:end, comand: ls}\n",
+        tasks="- {name: new, interval: 3600, command: ls}\n"
+        "- {name: bad, interval: 0, command: ls}\n",
+    )
+    status, out, err = clarad("reload")
+    *problems, last = err.splitlines()
+    assert (status, out, last) == (1, "", "clarad: nothing has changed")
+    hooks, tasks = (
+        clarad.installation.directory / name for name in ("hooks.yaml", "scheduler.yaml")
+    )
+    assert problems[:2] == [
+        f"clarad: {hooks}:2: event is tool:edn; did you mean tool:end?",
+        f"clarad: {hooks}:3: comand is not a key of a hook; did you mean command?",
+    ]
+    [interval] = problems[2:]
+    assert interval.startswith(f"clarad: {tasks}:3: interval is 0; write a number of seconds")
+    assert clarad("tasks", "run", "new") == refused("there is no task 'new'")
+    assert clarad("tasks", "run", "tick").status == 0
+    run = clarad("hooks", "runs", "--hook", "greet", "--json").rows[-1]["run"]
+    assert clarad("hooks", "replay", run).status == 0
+
+
+@pytest.mark.parametrize("text", [b"hooks: [", b"\xff\xfe\xff", b"\0", b"- \x1b[31m: [", b"5"])
+def test_a_file_that_is_no_yaml_is_a_line_with_its_name(clarad: Console, text: bytes) -> None:
+    path = clarad.installation.directory / "hooks.yaml"
+    path.write_bytes(text)
+    status, out, err = clarad("reload")
+    problem, last = err.splitlines()
+    assert (status, out, last) == (1, "", "clarad: nothing has changed")
+    assert problem.startswith(f"clarad: {path}:")
+    assert "\x1b" not in problem
+    assert clarad("tasks", "run", "tick").status == 0
+
+
+def test_a_file_that_cannot_be_read_changes_nothing(clarad: Console) -> None:
+    path = clarad.installation.directory / "scheduler.yaml"
+    path.unlink()
+    path.mkdir()
+    status, out, err = clarad("reload")
+    path.rmdir()
+    problem, last = err.splitlines()
+    assert (status, out, last) == (1, "", "clarad: nothing has changed")
+    assert problem == f"clarad: {path}: this is not a file: put one in its place, or remove it"
+    assert clarad("tasks", "run", "tick").status == 0
+
+
+# --- daemons that cannot be reached --------------------------------------------------------------
+
+
+@pytest.fixture
+def alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Console:
+    """Commands of an installation whose daemon does not run."""
+    return Console(Installation(tmp_path), monkeypatch, capsys)
+
+
+def test_reload_needs_the_daemon_and_says_so(alone: Console) -> None:
+    state_dir = alone.installation.state_dir
+    text = f"no daemon runs with the state directory {state_dir}; start it with `clarad run`"
+    assert alone("reload") == refused(text)
+    assert not state_dir.exists()
+
+
+def test_a_socket_that_nobody_listens_on_any_more_is_no_daemon(alone: Console) -> None:
+    alone.installation.state_dir.mkdir()
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(f"{alone.installation.state_dir}/control.sock")
+    assert alone("reload").err.startswith("clarad: no daemon runs with the state directory ")
+
+
+def test_a_socket_that_is_not_ours_is_one_line_that_says_whose(clarad: Console) -> None:
+    path = clarad.installation.state_dir / "control.sock"
+    mode = path.stat().st_mode
+    path.chmod(0)
+    try:
+        with unprivileged():
+            answer = clarad("reload")
+    finally:
+        path.chmod(mode)
+    text = f"{path} belongs to {path.owner()}; run this as that user or with sudo"
+    assert answer == refused(text)
+
+
+def test_wrong_settings_are_all_named(alone: Console) -> None:
+    status, out, err = alone("reload", CLARA_GATEWAY_PORT="http", CLARA_LOG_LEVEL="loud")
+    assert (status, out) == (1, "")
+    assert [line.partition("=")[0] for line in err.splitlines()] == [
+        "clarad: CLARA_GATEWAY_PORT",
+        "clarad: CLARA_LOG_LEVEL",
+    ]
+
+
+def test_reload_takes_no_words(alone: Console) -> None:
+    status, out, err = alone("reload", "hooks")
+    assert (status, out) == (2, "")
+    assert err.startswith("usage: clarad ")

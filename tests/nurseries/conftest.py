@@ -1,0 +1,16 @@
+"""What tests of hooks and of tasks have in common."""
+
+import pytest
+
+from clarad import shell
+from clarad.automation import run
+from clarad.nurseries import hooks
+
+
+@pytest.fixture
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses are short: before another attempt, before the store is tried again, before SIGKILL."""
+    monkeypatch.setattr(run, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(run, "STORE_RETRY", 0.05)
+    monkeypatch.setattr(hooks, "STORE_RETRY", 0.05)
+    monkeypatch.setattr(shell, "GRACE", 0.1)
