@@ -1,4 +1,4 @@
-"""`python -m bench [turns] [cancel] [connections] [startup]`: measure, report, clean up."""
+"""`python -m bench [NAME ...]`: measure, report, clean up."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from bench import cancel, connections, startup, turns
+from bench import cancel, connections, firing, hooks, idle, startup, turns
 from bench.report import Figure, show_figures
 
 _BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -16,6 +16,9 @@ _BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "cancel": cancel.run,
     "connections": connections.run,
     "startup": startup.run,
+    "firing": firing.run,
+    "hooks": hooks.run,
+    "idle": idle.run,
 }
 _INTERRUPTED = 128 + signal.SIGINT
 
