@@ -4,10 +4,10 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench lock clean
+.PHONY: help install run test lint format bench bench-sandbox engines engines-stop lock clean
 
 help: ## Say what can be made
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
 install: $(INSTALLED) ## Make the environment in .venv, with the versions in requirements.lock
 
@@ -21,8 +21,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 run: $(INSTALLED) ## Start the daemon in the foreground, with the echo responder
 	@exec $(BIN)/clarad run
 
-test: $(INSTALLED) ## Run every test that needs no engine
+test: $(INSTALLED) ## Run every test; those of the sandboxes on each engine that answers
 	$(BIN)/pytest
+
+engines: ## Install, start and provide Docker and Incus for the tests (as root, Debian 12)
+	@.ci/engines/start
+
+engines-stop: ## End those engines, and all that runs in them
+	@.ci/engines/stop
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .
@@ -35,6 +41,9 @@ format: $(INSTALLED) ## Put the code into the project's form
 
 bench: $(INSTALLED) ## Measure, beside a bare server
 	$(BIN)/python -m bench
+
+bench-sandbox: $(INSTALLED) ## Measure the sandboxes, on each engine that answers
+	$(BIN)/python -m bench.sandbox
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

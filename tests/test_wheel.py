@@ -114,7 +114,11 @@ def test_the_source_distribution_has_what_the_wheel_is_made_of(tmp_path: Path) -
 
 
 def test_the_wheel_has_every_module_and_every_migration(wheel: Path) -> None:
-    source = {path.relative_to(ROOT).as_posix() for path in (ROOT / "clarad").rglob("*.py")}
+    source = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("clarad", "sandbox")
+        for path in (ROOT / package).rglob("*.py")
+    }
     migrations = {
         f"clarad/{path.relative_to(ROOT).as_posix()}"
         for path in (ROOT / "migrations").rglob("*.*")
@@ -122,7 +126,7 @@ def test_the_wheel_has_every_module_and_every_migration(wheel: Path) -> None:
     }
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert packed >= source | migrations
-    assert {name.partition("/")[0] for name in packed} == {"clarad"}
+    assert {name.partition("/")[0] for name in packed} == {"clarad", "sandbox"}
 
 
 def test_the_wheel_says_what_it_is_and_what_it_needs(wheel: Path) -> None:

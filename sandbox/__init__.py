@@ -1,0 +1,129 @@
+"""Sandboxes: places where code that nobody has read runs, and stops when it is told to.
+
+    async with open_keeper(load(), "my-program") as keeper:
+        sandbox = await keeper.acquire("somebody")
+        result = await sandbox.run("echo hello")
+
+Docker and Incus behind one Protocol, on Trio. docs/sandbox.md says what is trusted and what each
+wall is.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from sandbox.engine import (
+    Engine,
+    EngineError,
+    FileError,
+    FullError,
+    GoneError,
+    Output,
+    Result,
+    SandboxError,
+)
+from sandbox.keeper import Keeper, Status
+from sandbox.sandbox import Entry, Sandbox
+from sandbox.settings import Settings, SettingsError, load
+
+__all__ = [
+    "Engine",
+    "EngineError",
+    "Entry",
+    "FileError",
+    "FullError",
+    "GoneError",
+    "Keeper",
+    "Output",
+    "Result",
+    "Sandbox",
+    "SandboxError",
+    "Settings",
+    "SettingsError",
+    "Status",
+    "check_engine",
+    "choose_engine",
+    "load",
+    "make_keeper",
+    "open_keeper",
+]
+
+
+async def choose_engine(settings: Settings, name: str) -> Engine:
+    """Return the engine that the mode names; for `auto`, Incus if it answers, else Docker.
+
+    Raises:
+        EngineError: there is none, or only a weaker one than was asked for.
+    """
+    # Imported only where wanted: an SDK takes longer to import than all the rest.
+    if settings.mode in ("auto", "incus", "incus-vm"):
+        from sandbox.incus import Incus
+
+        incus = Incus(settings, name)
+        if settings.mode != "auto" or await incus.answers():
+            return incus
+        if settings.incus_type == "vm":
+            raise EngineError(
+                "INCUS_SANDBOX_TYPE=vm, but no Incus answers, and a Docker container is a weaker "
+                "wall: start Incus, or set SANDBOX_MODE=docker"
+            )
+    if settings.mode == "off":
+        raise EngineError("there are no sandboxes: set SANDBOX_MODE to auto, docker or incus")
+    from sandbox.docker import Docker
+
+    return Docker(settings, name)
+
+
+async def check_engine(settings: Settings) -> list[str]:
+    """See whether the engine has all that a keeper needs; return what holds less than it should.
+
+    Makes nothing. An engine that does not answer is given a minute.
+
+    Raises:
+        EngineError: what is missing, and how to get it.
+    """
+    engine = await choose_engine(settings, "check")
+    try:
+        return await engine.check()
+    finally:
+        engine.close()
+
+
+async def make_keeper(settings: Settings, name: str) -> Keeper:
+    """Return a keeper that is to be run (`Keeper.run`); raises what `choose_engine` does.
+
+    `name` labels what it makes: the same after a restart, another for every other keeper on the
+    same engine. Letters, digits and dashes, at most 40.
+    """
+    engine = await choose_engine(settings, name)
+    own = settings.docker if engine.name == "docker" else settings.incus
+    return Keeper(
+        engine,
+        name,
+        pool=settings.pool,
+        most=settings.max,
+        idle_timeout=own.timeout,
+        network=settings.network,
+    )
+
+
+@asynccontextmanager
+async def open_keeper(settings: Settings, name: str) -> AsyncIterator[Keeper]:
+    """Keep sandboxes for the length of the block; at its end all of them are gone.
+
+    Raises:
+        EngineError: what is missing, and how to get it.
+    """
+    keeper = await make_keeper(settings, name)
+    failure: SandboxError | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            await nursery.start(keeper.run)
+        except SandboxError as error:
+            failure = error  # raised as it is, not in the nursery's group
+        else:
+            yield keeper
+            nursery.cancel_scope.cancel("done with the sandboxes")
+    if failure is not None:
+        raise failure

@@ -1,0 +1,274 @@
+"""The agent: the program inside a sandbox that starts, feeds and ends runs.
+
+It is there before anything else, as root with next to no capabilities, and speaks `frames` over its
+standard input and output. When its standard input ends, whoever held the sandbox is gone, and it
+powers off.
+
+To kill a run, everything of the sandbox's user is stopped first. `kill(-1, SIGSTOP)` is atomic
+against fork(2), needs no new process and cannot be ignored; then /proc holds still, what is below
+the run's runner gets SIGKILL, and the rest goes on. Rejected: `kill(-1, SIGKILL)`, which takes
+other runs along, such as the interpreter with its variables; looking through /proc while things
+go on, which a process that keeps forking and exiting escapes; cgroup.kill, which needs a cgroup
+that can be written; a PID namespace for each run, which needs CAP_SYS_ADMIN.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from sandbox.inside.confine import counters, libc, limit_shared_memory, lock_down
+from sandbox.inside.frames import (
+    CALL,
+    CLOSE,
+    EXIT,
+    INPUT,
+    KILL,
+    NUMBER,
+    READY,
+    REPLY,
+    START,
+    STDERR,
+    STDOUT,
+    TAKEN,
+    Decoder,
+    encode,
+)
+from sandbox.inside.runs import CHUNK, Run, below
+
+_MAX_UNSENT = 256 << 10  # with so much on its way, output waits in its pipes
+_NOBODY = 64999  # a real uid that nobody else has
+_LINUX_REBOOT_CMD_POWER_OFF = 0x4321FEDC
+_KINDS = {"stdout": STDOUT, "stderr": STDERR}
+
+
+class Agent:
+    """Turns frames into runs, and what becomes of them into frames."""
+
+    def __init__(self, uid: int) -> None:
+        self.uid = uid
+        self.runs: dict[int, Run] = {}
+        self.decoder = Decoder()
+        self.unsent = bytearray()
+
+    def serve(self) -> None:
+        """Work until standard input ends."""
+        self.send(READY, 0, {"python": sys.version.split()[0], "counters": sorted(counters())})
+        while True:
+            poll, watched = self.interests()
+            for fd, _ in poll.poll(self.patience()):
+                if fd == 0:
+                    data = os.read(0, CHUNK)
+                    if not data:
+                        return
+                    for frame in self.decoder.feed(data):
+                        self.obey(*frame)
+                elif fd == 1:
+                    del self.unsent[: os.write(1, self.unsent[:CHUNK])]
+                else:
+                    self.attend(*watched[fd], fd)
+            now = time.monotonic()
+            for run in list(self.runs.values()):
+                if run.strike_at is not None and run.strike_at <= now:
+                    self.strike(run)
+
+    def interests(self) -> tuple[select.poll, dict[int, tuple[Run, str]]]:
+        """What to wait for, and whose it is."""
+        poll = select.poll()
+        poll.register(0, select.POLLIN)
+        if self.unsent:
+            poll.register(1, select.POLLOUT)
+        watched: dict[int, tuple[Run, str]] = {}
+        for run in self.runs.values():
+            watched[run.reporting] = run, "reporting"
+            poll.register(run.reporting, select.POLLIN)
+            for name, fd in run.fds.items():
+                wanted = run.pending if name == "input" else len(self.unsent) < _MAX_UNSENT
+                if wanted:
+                    watched[fd] = run, name
+                    poll.register(fd, select.POLLOUT if name == "input" else select.POLLIN)
+        return poll, watched
+
+    def patience(self) -> float | None:
+        """Milliseconds until a run has to be struck again."""
+        due = [run.strike_at for run in self.runs.values() if run.strike_at is not None]
+        return max(min(due) - time.monotonic(), 0) * 1000 + 0.5 if due else None
+
+    def send(self, kind: int, number: int, payload: bytes | dict[str, Any]) -> None:
+        """Queue a frame."""
+        if isinstance(payload, dict):
+            payload = json.dumps(payload).encode()
+        self.unsent += encode(kind, number, payload)
+
+    def obey(self, kind: int, number: int, payload: bytes) -> None:
+        """Do what a frame says; one for a run that is over changes nothing."""
+        run = self.runs.get(number)
+        if kind == START:
+            try:
+                self.runs[number] = Run(number, json.loads(payload))
+            except OSError as error:
+                self.send(EXIT, number, {"error": error.strerror, "pids": 1})
+        elif run is None:
+            return
+        elif kind == KILL:
+            self.strike(run)
+        elif kind == CALL:
+            run.count_anew()
+        elif kind in (INPUT, CLOSE):
+            run.pending += payload
+            run.closing = run.closing or kind == CLOSE
+            if not run.pending or "input" not in run.fds:
+                self.fed(run, len(run.pending))
+
+    def attend(self, run: Run, name: str, fd: int) -> None:
+        """Read from, or write to, a pipe that is ready."""
+        if self.runs.get(run.number) is not run:
+            return  # it ended a moment ago
+        if name == "reporting":
+            self.hear(run)
+        elif run.fds.get(name) != fd:
+            return  # closed a moment ago
+        elif name == "input":
+            self.feed(run)
+        elif name == "reply":
+            self.drain(run)
+            if data := self.read(run, name):
+                # The counts go with the reply: the next call counts anew.
+                counts = json.dumps(run.counted()).encode()
+                self.send(REPLY, run.number, counts + b"\n" + data)
+        else:
+            self.pass_on(run, name)
+
+    def read(self, run: Run, name: str) -> bytes:
+        """Read what is there; at its end the pipe is closed."""
+        try:
+            data = os.read(run.fds[name], CHUNK)
+        except BlockingIOError:
+            return b""
+        if not data:
+            run.close(name)
+        return data
+
+    def pass_on(self, run: Run, name: str) -> bool:
+        """Pass output on; return whether there was any."""
+        data = self.read(run, name)
+        kept = run.take(_KINDS[name], data)
+        if kept:
+            self.send(_KINDS[name], run.number, kept)
+        return bool(data)
+
+    def drain(self, run: Run) -> None:
+        """Pass on what is in the pipes: no more than they hold, though somebody keeps writing."""
+        for name in _KINDS:
+            for _ in range(4):
+                if name not in run.fds or not self.pass_on(run, name):
+                    break
+
+    def feed(self, run: Run) -> None:
+        """Write input, as much as the pipe takes."""
+        try:
+            self.fed(run, os.write(run.fds["input"], run.pending[:CHUNK]))
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:  # it does not read any more; what comes is dropped
+            run.close("input")
+            self.fed(run, len(run.pending))
+
+    def fed(self, run: Run, count: int) -> None:
+        """Note that input has gone its way."""
+        del run.pending[:count]
+        if count:
+            self.send(TAKEN, run.number, NUMBER.pack(count))
+        if run.closing and not run.pending:
+            run.close("input")
+
+    def hear(self, run: Run) -> None:
+        """Read what the runner says; when it has ended, the run is over."""
+        data = os.read(run.reporting, CHUNK)
+        run.report += data
+        if b'"left"' in data:
+            self.strike(run)
+        if data:
+            return
+        with suppress(ChildProcessError):
+            os.waitpid(run.runner, 0)
+        said = json.loads(bytes(run.report).splitlines()[-1] if run.report else b"{}")
+        if "cpu" not in said and "error" not in said:
+            # The runner was killed, for want of memory: what it had adopted is ours now, and
+            # cannot be told from what other runs have lost.
+            said = {"status": -signal.SIGKILL}
+            with self.as_user():
+                _send(-1, signal.SIGKILL)
+        self.drain(run)
+        run.close_all()
+        del self.runs[run.number]
+        wall = time.monotonic() - run.started
+        said = {**run.counted(), "wall": wall, "killed": len(run.struck), **said}
+        self.send(EXIT, run.number, said)
+
+    def strike(self, run: Run) -> None:
+        """Kill all that there is of the run, and look again soon, until the runner has ended.
+
+        A command that was started this moment is still root's and ends at the next strike.
+        """
+        with self.as_user():
+            _send(-1, signal.SIGSTOP)
+            for pid in below(run.runner):
+                _send(pid, signal.SIGKILL)
+                run.struck.add(pid)
+            if len(self.runs) > 1:
+                _send(-1, signal.SIGCONT)
+        run.pause = min(run.pause * 2, 0.05)
+        run.strike_at = time.monotonic() + run.pause
+
+    @contextmanager
+    def as_user(self) -> Iterator[None]:
+        """Let signals reach what the sandbox's user may signal, and nothing else.
+
+        With the user's effective uid kill(2) reaches the user's processes only, not root's; with
+        a real and a saved uid that are not the user's, those cannot signal us meanwhile. The real
+        one is nobody's: root's are runners.
+        """
+        os.setresuid(_NOBODY, self.uid, 0)
+        try:
+            yield
+        finally:
+            os.setresuid(0, 0, 0)
+
+
+def _send(pid: int, number: signal.Signals) -> None:
+    with suppress(ProcessLookupError, PermissionError):
+        os.kill(pid, number)
+
+
+def main() -> None:
+    """Lock down, serve, power off."""
+    uid, gid, home = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    # Incus kills the process that it has started when its connection ends: that is not to be us.
+    if os.getpid() != 1 and os.fork():
+        os.wait()
+        os._exit(0)
+    if not os.path.isdir(home):
+        os.makedirs(home, 0o700)
+        os.chown(home, uid, gid)
+    if os.getpid() != 1:
+        limit_shared_memory()
+    lock_down()
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    os.set_blocking(1, False)
+    agent = Agent(uid)
+    try:
+        agent.serve()
+    finally:
+        with agent.as_user():
+            _send(-1, signal.SIGKILL)
+        if os.getpid() != 1:
+            libc.reboot(_LINUX_REBOOT_CMD_POWER_OFF)

@@ -1,0 +1,96 @@
+"""The Python interpreter of a sandbox, which keeps its variables between calls."""
+
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import trio
+
+from sandbox.engine import Result
+from sandbox.inside import program
+from sandbox.sandbox import OUTPUT_CAP, Sandbox, result_of
+from sandbox.session import OnOutput, Running
+
+MAX_CODE: Final = 1 << 20
+"""Bytes of one piece of code."""
+
+_LENGTH: Final = struct.Struct(">I")
+
+
+@dataclass(frozen=True)
+class Executed:
+    """How a call ended; `forgot` says that the interpreter ended with it, and its variables."""
+
+    result: Result
+    forgot: bool
+
+
+class Interpreter:
+    """One for each sandbox; started when it is first called, and again when it has ended."""
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._running: Running | None = None
+        self._turn = trio.Lock()
+
+    async def execute(
+        self,
+        code: str,
+        *,
+        timeout: float | None = None,
+        on_output: OnOutput | None = None,
+        on_killed: Callable[[int], None] | None = None,
+    ) -> Executed:
+        """Run code with the variables of the calls before; one call after the other.
+
+        A timeout, or cancelling, kills the interpreter with all that it has started, and its
+        variables are gone.
+
+        Raises:
+            GoneError: the sandbox has ended.
+            ValueError: the code is too long.
+        """
+        text = code.encode(errors="replace")
+        if len(text) > MAX_CODE:
+            raise ValueError(f"the code is longer than {MAX_CODE} bytes")
+        with self._sandbox.in_use():
+            async with self._turn:
+                return await self._execute(self._started(), text, timeout, on_output, on_killed)
+
+    def _started(self) -> Running:
+        if self._running is None or self._running.over.is_set():
+            argv = ["python3", "-c", program("interpreter")]
+            self._running = self._sandbox.start(argv, cap=OUTPUT_CAP, calls=True)
+        return self._running
+
+    async def _execute(
+        self,
+        running: Running,
+        code: bytes,
+        timeout: float | None,
+        on_output: OnOutput | None,
+        on_killed: Callable[[int], None] | None,
+    ) -> Executed:
+        begun = trio.current_time()
+        said: dict[str, Any] | None = None
+        timed_out = False
+        try:
+            with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
+                said = await running.call(_LENGTH.pack(len(code)) + code, on_output)
+            timed_out = scope.cancelled_caught
+            if timed_out:
+                await self._sandbox.end(running)
+        except ValueError:  # the code has written to the interpreter's own fd
+            await self._sandbox.end(running)
+        finally:
+            if said is None and not running.over.is_set():
+                await self._sandbox.end(running)
+                if on_killed is not None:
+                    on_killed(running.end.get("killed", 0))
+        if running.failure is not None:
+            raise running.failure
+        counted = running.end if said is None else {**said["counted"], **said}
+        counted = {**counted, "wall": trio.current_time() - begun}
+        result = result_of(running, counted, timed_out=timed_out)
+        return Executed(result, forgot=running.over.is_set())

@@ -1,0 +1,226 @@
+"""The keeper's end of the stream to an agent: runs by number, and one writer for all."""
+
+import json
+from collections.abc import Callable
+from typing import Any, Final
+
+import trio
+
+from sandbox.engine import GoneError, Output
+from sandbox.inside import frames
+from sandbox.inside.frames import Decoder, Frame, FrameError
+
+OnOutput = Callable[[str, bytes], None]
+"""Is given "stdout" or "stderr", and a piece of it."""
+
+READY_WITHIN: Final = 60.0
+"""Seconds that an agent has to say that it is ready."""
+
+WINDOW: Final = 256 << 10
+"""Bytes of input that a run is sent before it has read any: a kill waits behind no more."""
+
+_CHUNK: Final = 64 << 10
+_NAMES: Final = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
+
+
+class Running:
+    """A run that goes on in a sandbox."""
+
+    def __init__(self, session: "Session", number: int, on_output: OnOutput | None) -> None:
+        self._session = session
+        self._number = number
+        self._on_output = on_output
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
+        self._unread = 0
+        self._read = trio.Event()
+        self._reply: bytes | None = None
+        self._answered = trio.Event()
+        self.over = trio.Event()
+        self.end: dict[str, Any] = {}
+        """What the agent said at the end; empty if the sandbox has gone."""
+        self.failure: Exception | None = None
+        """What `on_output` raised; the run has been killed for it."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the sandbox has ended under it."""
+        return self.over.is_set() and not self.end
+
+    def kill(self) -> None:
+        """Ask for its end; `over` is set when nothing of it is left."""
+        self._session.send(frames.KILL, self._number)
+
+    async def feed(self, data: bytes, *, close: bool = True) -> None:
+        """Write to its input, as fast as it reads; return when all is on its way, or it is over."""
+        for start in range(0, len(data), _CHUNK):
+            while self._unread >= WINDOW and not self.over.is_set():
+                self._read = trio.Event()
+                await self._read.wait()
+            chunk = data[start : start + _CHUNK]
+            self._unread += len(chunk)
+            self._session.send(frames.INPUT, self._number, chunk)
+        if close:
+            self._session.send(frames.CLOSE, self._number)
+
+    async def call(self, data: bytes, on_output: OnOutput | None) -> dict[str, Any] | None:
+        """Write to fd 3 and wait for a line on fd 4; None if the run ends instead.
+
+        Returns:
+            The line, read as JSON, with the counts of the call under "counted".
+
+        Raises:
+            ValueError: what came is no JSON.
+        """
+        self._on_output = on_output
+        self._kept = {"stdout": bytearray(), "stderr": bytearray()}
+        self._reply = None
+        if not self.over.is_set():
+            self._answered = trio.Event()
+        self._session.send(frames.CALL, self._number)
+        await self.feed(data, close=False)
+        await self._answered.wait()
+        if self._reply is None:
+            return None
+        counted, line = self._reply.split(b"\n", 1)
+        said = json.loads(line)
+        if not isinstance(said, dict):
+            raise ValueError("not what an interpreter says")
+        return {**said, "counted": json.loads(counted)}
+
+    def output(self, name: str, counted: dict[str, Any]) -> Output:
+        """Return what it wrote to "stdout" or "stderr", with the agent's counts."""
+        kept = bytes(self._kept[name])
+        if "totals" not in counted:
+            return Output(kept, b"", len(kept))
+        which = list(self._kept).index(name)
+        tail = counted["tails"][which].encode("latin-1")
+        return Output(kept, tail, counted["totals"][which])
+
+    def take(self, kind: int, payload: bytes) -> None:
+        """Take what the agent says about this run."""
+        if kind in _NAMES:
+            self._take_output(_NAMES[kind], payload)
+        elif kind == frames.TAKEN:
+            self._unread -= frames.NUMBER.unpack(payload)[0]
+            self._read.set()
+        elif kind == frames.REPLY:
+            self._reply = payload
+            self._answered.set()
+        elif kind == frames.EXIT:
+            self.finish(json.loads(payload))
+
+    def finish(self, end: dict[str, Any]) -> None:
+        """Nothing more comes."""
+        self.end = end
+        for event in (self.over, self._read, self._answered):
+            event.set()
+
+    def _take_output(self, name: str, data: bytes) -> None:
+        self._kept[name] += data
+        if self._on_output is not None and self.failure is None:
+            try:
+                self._on_output(name, data)
+            except Exception as error:  # theirs: it ends their run, and is raised there
+                self.failure = error
+                self.kill()
+
+
+class Session:
+    """All runs in one sandbox."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._running: dict[int, Running] = {}
+        self._number = 0
+        self._outbox = bytearray()
+        self._written = trio.Event()
+        self._ready = trio.Event()
+        self.ended = trio.Event()
+        self.about: dict[str, Any] = {}
+        """What the agent said of itself."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the sandbox has ended."""
+        return self.ended.is_set()
+
+    @property
+    def running(self) -> int:
+        """How many runs there are."""
+        return len(self._running)
+
+    def start(self, request: dict[str, Any], on_output: OnOutput | None = None) -> Running:
+        """Start a run (`inside.runs.Run` has the request's keys).
+
+        Raises:
+            GoneError: the sandbox has ended.
+        """
+        if self.is_lost:
+            raise GoneError("the sandbox has ended; the next call gets a new one")
+        self._number += 1
+        running = self._running[self._number] = Running(self, self._number, on_output)
+        self.send(frames.START, self._number, json.dumps(request).encode())
+        return running
+
+    def send(self, kind: int, number: int, payload: bytes = b"") -> None:
+        """Queue a frame. The writer sends whole frames only: a cancelled caller breaks nothing."""
+        self._outbox += frames.encode(kind, number, payload)
+        self._written.set()
+
+    def abandon(self) -> None:
+        """Count the sandbox as lost: its agent does not answer."""
+        self.ended.set()
+        for running in self._running.values():
+            running.finish({})
+        self._running.clear()
+
+    async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Read and write until the agent is gone, which is no failure; ready when it is.
+
+        Raises:
+            GoneError: it ended, or said nothing, before it was ready.
+        """
+        try:
+            async with self._stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                nursery.start_soon(self._read, nursery.cancel_scope)
+                with trio.move_on_after(READY_WITHIN):
+                    await self._ready.wait()
+                if not self._ready.is_set():
+                    raise GoneError("the agent in the sandbox did not answer")
+                task_status.started()
+        finally:
+            self.abandon()
+        if not self._ready.is_set():
+            raise GoneError(
+                "the agent in the sandbox has ended at once: has the image a python3, 3.9 or newer?"
+            )
+
+    async def _write(self) -> None:
+        while True:
+            await self._written.wait()
+            self._written = trio.Event()
+            data, self._outbox = self._outbox, bytearray()
+            try:
+                await self._stream.send_all(data)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return  # the reader finds the same
+
+    async def _read(self, scope: trio.CancelScope) -> None:
+        decoder = Decoder()
+        try:
+            while data := await self._stream.receive_some(_CHUNK):
+                for frame in decoder.feed(data):
+                    self._take(frame)
+        except (trio.BrokenResourceError, trio.ClosedResourceError, FrameError, ValueError):
+            pass  # a broken agent is as good as none
+        scope.cancel("the agent has gone")
+
+    def _take(self, frame: Frame) -> None:
+        if frame.kind == frames.READY:
+            self.about = json.loads(frame.payload)
+            self._ready.set()
+        elif frame.run in self._running:
+            self._running[frame.run].take(frame.kind, frame.payload)
+            if frame.kind == frames.EXIT:
+                del self._running[frame.run]

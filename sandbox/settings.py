@@ -1,0 +1,231 @@
+"""The settings of the sandboxes: read once, from the environment, and refused as a whole if wrong.
+
+Names and defaults are those of an older Clara where it had them.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, TypeVar
+
+T = TypeVar("T")
+
+MODES: Final = ("off", "auto", "docker", "incus", "incus-vm")
+NETWORKS: Final = ("none", "internet")
+TYPES: Final = ("container", "vm")
+
+MIB: Final = 1 << 20
+MIN_MEMORY: Final = 64 * MIB
+"""Below that the agent and one Python do not fit."""
+
+_SIZE: Final = re.compile(r"(\d{1,15}(?:\.\d{1,15})?)\s*([kmgt]?)(i?b)?", re.ASCII | re.IGNORECASE)
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_DECIMAL: Final = {"k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What each engine has of its own. Memory is in bytes, the timeout in seconds, CPUs in CPUs."""
+
+    image: str
+    timeout: float = 900
+    memory: int = 512 * MIB
+    cpu: float = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set. `disk` is in bytes; None is the engine's default."""
+
+    mode: str = "off"
+    docker: EngineSettings = EngineSettings("python:3.12-slim")
+    incus: EngineSettings = EngineSettings("images:debian/12/cloud")
+    docker_host: str | None = None
+    docker_runtime: str | None = None
+    incus_type: str = "container"
+    incus_remote: str = "local"
+    incus_socket: Path = Path("/var/lib/incus/unix.socket")
+    incus_config: Path = Path("~/.config/incus")
+    pids: int = 256
+    disk: int | None = None
+    network: str = "none"
+    pool: int = 1
+    max: int = 16
+
+
+class SettingsError(Exception):
+    """The settings cannot be used; `problems` has one sentence for each thing that is wrong."""
+
+    def __init__(self, settings: Settings, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.settings = settings
+        self.problems = problems
+
+
+class _Reader:
+    """Reads variables one by one and collects what is wrong with them."""
+
+    def __init__(self, environ: Mapping[str, str]) -> None:
+        self._environ = environ
+        self.problems: list[str] = []
+
+    def read(self, name: str, default: T, parse: Callable[[str], T]) -> T:
+        """Read one variable; an empty one counts as not set."""
+        text = self._environ.get(name, "").strip()
+        if not text:
+            return default
+        try:
+            text.encode()
+        except UnicodeEncodeError:  # os.environ keeps such bytes as lone surrogates
+            self.problems.append(f"{name}: write it in UTF-8")
+            return default
+        try:
+            return parse(text)
+        except ValueError as error:
+            self.problems.append(f"{name}={text!r}: {error}")
+            return default
+
+    def engine(self, name: str, image: str) -> EngineSettings:
+        """Read what each engine has, under its prefix."""
+        return EngineSettings(
+            image=self.read(f"{name}_SANDBOX_IMAGE", image, _image),
+            timeout=self.read(f"{name}_SANDBOX_TIMEOUT", EngineSettings.timeout, _seconds),
+            memory=self.read(f"{name}_SANDBOX_MEMORY", EngineSettings.memory, _memory),
+            cpu=self.read(f"{name}_SANDBOX_CPU", EngineSettings.cpu, _cpus),
+        )
+
+
+def load(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings from `environ`.
+
+    Raises:
+        SettingsError: naming every variable that is wrong and what to write instead.
+    """
+    reader = _Reader(environ)
+    read = reader.read
+    default = Settings()
+    settings = Settings(
+        mode=read("SANDBOX_MODE", default.mode, _one_of(MODES)),
+        docker=reader.engine("DOCKER", default.docker.image),
+        incus=reader.engine("INCUS", default.incus.image),
+        docker_host=read("DOCKER_HOST", None, _docker_host),
+        docker_runtime=read("DOCKER_SANDBOX_RUNTIME", None, str),
+        incus_type=read("INCUS_SANDBOX_TYPE", default.incus_type, _one_of(TYPES)),
+        incus_remote=read("INCUS_REMOTE", default.incus_remote, _remote),
+        incus_socket=_incus_socket(environ),
+        incus_config=Path(environ.get("INCUS_CONF") or default.incus_config).expanduser(),
+        pids=read("SANDBOX_PIDS", default.pids, _number(16)),
+        disk=read("SANDBOX_DISK", None, _disk),
+        network=read("SANDBOX_NETWORK", default.network, _one_of(NETWORKS)),
+        pool=read("SANDBOX_POOL", default.pool, _number(0)),
+        max=read("SANDBOX_MAX", default.max, _number(1)),
+    )
+    if settings.mode == "incus-vm" and environ.get("INCUS_SANDBOX_TYPE") == "container":
+        reader.problems.append(
+            "SANDBOX_MODE=incus-vm and INCUS_SANDBOX_TYPE=container contradict each other: "
+            "drop one of them"
+        )
+    if settings.pool > settings.max:
+        reader.problems.append(
+            f"SANDBOX_POOL={settings.pool} is more than SANDBOX_MAX={settings.max}: "
+            "the warm ones count among all; raise SANDBOX_MAX or lower SANDBOX_POOL"
+        )
+    if reader.problems:
+        raise SettingsError(settings, reader.problems)
+    return settings
+
+
+def _incus_socket(environ: Mapping[str, str]) -> Path:
+    """Look where Incus's own client looks."""
+    if named := environ.get("INCUS_SOCKET"):
+        return Path(named)
+    if directory := environ.get("INCUS_DIR"):
+        return Path(directory) / "unix.socket"
+    run = Path("/run/incus/unix.socket")
+    return run if run.exists() else Settings.incus_socket
+
+
+def size(text: str) -> int:
+    """Read a number of bytes: 512MiB and 512m are binary, 512MB is decimal.
+
+    Raises:
+        ValueError: saying how to write it.
+    """
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise ValueError("write a size, such as 512MiB or 2GiB")
+    number, prefix, suffix = match.group(1), match.group(2).lower(), (match.group(3) or "").lower()
+    units = _DECIMAL if suffix == "b" and prefix else _UNITS
+    return int(float(number) * units[prefix])
+
+
+def _memory(text: str) -> int:
+    value = size(text)
+    if value < MIN_MEMORY:
+        raise ValueError(f"write at least {MIN_MEMORY // MIB}MiB: a Python has to fit")
+    return value
+
+
+def _disk(text: str) -> int:
+    value = size(text)
+    if value < 16 * MIB:
+        raise ValueError("write at least 16MiB")
+    return value
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e9:
+        raise ValueError("write a number of seconds above 0, such as 900")
+    return value
+
+
+def _cpus(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 4096:
+        raise ValueError("write a number of CPUs, such as 1 or 0.5")
+    return value
+
+
+def _number(least: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or len(text) > 9 or int(text) < least:
+            raise ValueError(f"write a whole number from {least}")
+        return int(text)
+
+    return parse
+
+
+def _one_of(choices: tuple[str, ...]) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"write one of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _image(text: str) -> str:
+    if any(character.isspace() for character in text):
+        raise ValueError("write the image's name, without spaces")
+    return text
+
+
+def _docker_host(text: str) -> str:
+    if not text.startswith(("unix://", "tcp://")):
+        raise ValueError("write unix:///path/to/docker.sock or tcp://host:port")
+    return text
+
+
+def _remote(text: str) -> str:
+    if text != "local" and not re.fullmatch(r"https://[^/\s]+", text):
+        raise ValueError("write local, or https://host:8443")
+    return text

@@ -1,0 +1,144 @@
+"""Python that keeps its variables."""
+
+from typing import Final
+
+import pytest
+import trio
+
+from sandbox import Sandbox
+from sandbox.python import MAX_CODE, Executed, Interpreter
+from tests.process import Marker
+
+PATIENCE: Final = 60.0
+
+
+@pytest.fixture
+def python(sandbox: Sandbox) -> Interpreter:
+    return Interpreter(sandbox)
+
+
+async def execute(python: Interpreter, code: str, timeout: float | None = None) -> Executed:
+    with trio.fail_after(PATIENCE):
+        return await python.execute(code, timeout=timeout)
+
+
+async def test_variables_imports_and_functions_are_kept(python: Interpreter) -> None:
+    await execute(python, "import math\ndef area(r): return math.pi * r * r")
+    executed = await execute(python, "print(round(area(2), 2))")
+    assert executed.result.stdout.kept == b"12.57\n"
+
+
+async def test_the_value_of_the_last_line_is_shown(python: Interpreter) -> None:
+    assert (await execute(python, "x = 20\nx + 1")).result.stdout.kept == b"21\n"
+    assert (await execute(python, "None")).result.stdout.kept == b""
+
+
+async def test_an_exception_shows_the_line_and_leaves_the_variables(python: Interpreter) -> None:
+    executed = await execute(python, "kept = 1\nprint('before')\nkept / 0")
+    assert executed.result.exit_status == 1
+    assert executed.result.stdout.kept == b"before\n"
+    assert b"kept / 0" in executed.result.stderr.kept
+    assert b"ZeroDivisionError" in executed.result.stderr.kept
+    assert b"interpreter" not in executed.result.stderr.kept  # nothing of ours
+    assert (await execute(python, "kept")).result.stdout.kept == b"1\n"
+
+
+async def test_what_cannot_run_is_an_error_of_the_code(python: Interpreter) -> None:
+    for code in ("x =", "import no_such_module", "\0", "raise KeyboardInterrupt"):
+        executed = await execute(python, code)
+        assert executed.result.exit_status == 1
+        assert not executed.forgot
+
+
+async def test_exit_is_an_exit_status_and_not_the_end(python: Interpreter) -> None:
+    executed = await execute(python, "kept = 1\nraise SystemExit(3)")
+    assert executed.result.exit_status == 3
+    assert not executed.forgot
+
+
+async def test_the_end_of_the_interpreter_is_said_and_another_one_follows(
+    python: Interpreter,
+) -> None:
+    executed = await execute(python, "import os\nprint('last words', flush=True)\nos._exit(7)")
+    assert executed.forgot
+    assert executed.result.exit_status == 7
+    assert executed.result.stdout.kept == b"last words\n"
+    assert (await execute(python, "'os' in globals()")).result.stdout.kept == b"False\n"
+
+
+async def test_output_belongs_to_the_call_that_wrote_it(python: Interpreter) -> None:
+    for number in range(20):
+        executed = await execute(python, f"print({number}); print({number} * 2)")
+        assert executed.result.stdout.kept == b"%d\n%d\n" % (number, number * 2)
+
+
+async def test_subprocesses_write_to_the_same_outputs(python: Interpreter) -> None:
+    code = "import subprocess\nr = subprocess.run('echo out; echo err >&2', shell=True)"
+    executed = await execute(python, code)
+    assert executed.result.stdout.kept == b"out\n"
+    assert executed.result.stderr.kept == b"err\n"
+
+
+async def test_much_output_is_cut_for_each_call_anew(python: Interpreter) -> None:
+    first = await execute(python, "print('x' * 1_000_000)")
+    assert first.result.stdout.total == 1_000_001
+    assert first.result.stdout.cut > 0
+    assert (await execute(python, "print('y')")).result.stdout.kept == b"y\n"
+
+
+async def test_a_timeout_kills_it_with_what_it_has_started(
+    python: Interpreter, marker: Marker
+) -> None:
+    code = f"import subprocess\nsubprocess.Popen(['sleep', '{marker.text}'])\nwhile True: pass"
+    executed = await execute(python, code, timeout=0.5)
+    assert executed.forgot
+    assert executed.result.timed_out
+    assert executed.result.killed == 2
+    assert marker.alive == []
+
+
+async def test_a_cancel_kills_it_and_another_one_follows(
+    python: Interpreter, marker: Marker
+) -> None:
+    told: list[int] = []
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        code = f"import subprocess\nsubprocess.run('echo ready; sleep {marker.text}', shell=True)"
+        await python.execute(
+            code,
+            on_output=lambda *_: scope.cancel("the test wants it"),
+            on_killed=told.append,
+        )
+    assert marker.alive == []
+    assert told[0] >= 2
+    assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"
+
+
+async def test_calls_wait_for_each_other(python: Interpreter) -> None:
+    async with trio.open_nursery() as nursery:
+        for number in range(5):
+            code = f"seen = globals().get('seen', 0) + 1\nprint({number}, seen)"
+            nursery.start_soon(execute, python, code)
+    assert (await execute(python, "seen")).result.stdout.kept == b"5\n"
+
+
+async def test_a_fork_that_comes_back_is_not_a_second_interpreter(python: Interpreter) -> None:
+    await execute(python, "import os\nif os.fork() == 0: x = 1\nelse: os.wait(); x = 2")
+    assert (await execute(python, "x")).result.stdout.kept == b"2\n"
+
+
+async def test_nonsense_on_its_own_channel_ends_it(python: Interpreter) -> None:
+    executed = await execute(python, "import os\nos.write(4, b'nonsense\\n')\nwhile True: pass")
+    assert executed.forgot
+    assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"
+
+
+async def test_code_that_is_too_long_is_refused(python: Interpreter) -> None:
+    with pytest.raises(ValueError, match="longer than"):
+        await execute(python, "#" * (MAX_CODE + 1))
+
+
+async def test_running_out_of_memory_ends_it_and_not_the_sandbox(python: Interpreter) -> None:
+    executed = await execute(python, "x = b'x' * (4 << 30)")
+    assert executed.forgot
+    assert executed.result.out_of_memory
+    assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"

@@ -1,0 +1,161 @@
+"""The keeper's end of the protocol, against an agent that does what the test says."""
+
+import json
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+
+from sandbox import GoneError, Sandbox
+from sandbox import sandbox as sandbox_module
+from sandbox.inside import frames
+from sandbox.session import WINDOW, Session
+from tests.sandbox.scripted import Agent, Engine
+
+
+@pytest.fixture
+def agent() -> Agent:
+    return Agent()
+
+
+@pytest.fixture
+async def session(agent: Agent, nursery: trio.Nursery) -> Session:
+    made = Session(agent.theirs)
+    nursery.start_soon(agent.ready)
+    await nursery.start(made.serve)
+    return made
+
+
+@pytest.fixture
+def sandbox(session: Session, nursery: trio.Nursery) -> Sandbox:
+    return Sandbox("name", Engine(nursery), session)
+
+
+async def test_what_the_agent_says_of_itself_is_known(session: Session) -> None:
+    assert session.about == {"python": "3"}
+
+
+async def test_a_run_is_asked_for_and_its_end_is_its_result(
+    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+) -> None:
+    results: list[Any] = []
+
+    async def run() -> None:
+        results.append(await sandbox.run("true", env={"A": "b"}, cwd="/tmp", cap=5))
+
+    nursery.start_soon(run)
+    kind, number, payload = await agent.frame()
+    assert kind == frames.START
+    request = json.loads(payload)
+    assert request["argv"] == ["/bin/sh", "-c", "true"]
+    assert (request["cap"], request["cwd"], request["env"]["A"]) == (5, "/tmp", "b")
+    assert await agent.frame() == (frames.CLOSE, number, b"")
+    await agent.say(frames.STDOUT, number, b"12345")
+    await agent.exit(number, status=3, totals=[9, 0], tails=["789", ""], cpu=0.5, wall=1.0, oom=1)
+    while not results:
+        await trio.lowlevel.checkpoint()
+    (result,) = results
+    assert (result.exit_status, result.cpu, result.wall) == (3, 0.5, 1.0)
+    assert (result.stdout.kept, result.stdout.tail, result.stdout.cut) == (b"12345", b"789", 1)
+    assert result.out_of_memory
+    assert not result.out_of_processes
+
+
+async def test_input_waits_until_it_is_read(
+    session: Session, agent: Agent, nursery: trio.Nursery
+) -> None:
+    running = session.start({"argv": ["cat"]})
+    assert (await agent.frame()).kind == frames.START
+    nursery.start_soon(running.feed, bytes(2 * WINDOW))
+    received = 0
+    while received < WINDOW:
+        received += len((await agent.frame()).payload)
+    running.kill()
+    assert (await agent.frame()).kind == frames.KILL  # it does not wait behind the other half
+    await agent.say(frames.TAKEN, 1, frames.NUMBER.pack(WINDOW))
+    while received < 2 * WINDOW:
+        received += len((await agent.frame()).payload)
+    assert (await agent.frame()).kind == frames.CLOSE
+
+
+async def test_a_run_that_cannot_be_started_says_why(
+    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(lambda: agent.say(frames.EXIT, 1, b'{"error": "no more", "pids": 1}'))
+    result = await _run_later(sandbox, agent)
+    assert result.exit_status == 126
+    assert result.stderr.kept == b"no process can be started: no more\n"
+    assert result.out_of_processes
+
+
+async def _run_later(sandbox: Sandbox, agent: Agent) -> Any:
+    with trio.fail_after(10):
+        return await sandbox.run("true")
+
+
+async def test_an_agent_that_hangs_up_ends_all_runs(
+    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+) -> None:
+    async def die() -> None:
+        await agent.frame()
+        await agent.die()
+
+    nursery.start_soon(die)
+    with trio.fail_after(10), pytest.raises(GoneError, match="has ended under what ran in it"):
+        await sandbox.run("sleep 1000")
+    assert sandbox.is_lost
+    with pytest.raises(GoneError, match="the next call gets a new one"):
+        await sandbox.run("true")
+
+
+@pytest.mark.parametrize("nonsense", [b"\xff" * 9, frames.encode(frames.EXIT, 1, b"no JSON")])
+async def test_an_agent_that_talks_nonsense_counts_as_gone(
+    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery, nonsense: bytes
+) -> None:
+    async def talk() -> None:
+        await agent.frame()
+        await agent._ours.send_all(nonsense)
+
+    nursery.start_soon(talk)
+    with trio.fail_after(10), pytest.raises(GoneError):
+        await sandbox.run("true")
+
+
+async def test_an_agent_that_does_not_end_a_run_is_given_up(
+    sandbox: Sandbox, agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sandbox_module, "UNKILLABLE", 0.05)
+    told: list[int] = []
+    with trio.fail_after(10), trio.move_on_after(0.05) as scope:
+        await sandbox.run("sleep 1000", on_killed=told.append)
+    assert scope.cancelled_caught
+    assert told == [0]
+    assert sandbox.is_lost
+
+
+async def test_a_sandbox_is_busy_as_long_as_something_runs(
+    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+) -> None:
+    assert not sandbox.is_busy
+    nursery.start_soon(sandbox.run, "true")
+    _, number, _ = await agent.frame()
+    assert sandbox.is_busy
+    await agent.exit(number)
+    while sandbox.is_busy:
+        await trio.lowlevel.checkpoint()
+    assert sandbox.session.running == 0
+
+
+async def test_an_agent_that_never_says_a_word_is_not_waited_for(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sandbox.session.READY_WITHIN", 0.05)
+    with trio.fail_after(10), pytest.RaisesGroup(GoneError):
+        await Session(agent.theirs).serve()
+
+
+async def test_an_agent_that_dies_at_once_is_said(agent: Agent, nursery: trio.Nursery) -> None:
+    nursery.start_soon(agent.die)
+    with trio.fail_after(10), pytest.raises(GoneError, match="ended at once"):
+        await Session(agent.theirs).serve()
