@@ -10,9 +10,13 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote
 
+from sandbox.settings import Settings as SandboxSettings
+from sandbox.settings import SettingsError
+from sandbox.settings import load as load_sandbox
+
 T = TypeVar("T")
 
-RESPONDERS: Final = ("echo", "command")
+RESPONDERS: Final = ("echo", "command", "tools")
 
 # Names that belong to adapters and other parts of an installation, and share our prefix.
 _FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL"})
@@ -45,6 +49,7 @@ class Settings:
     hooks_dir: Path = Path("hooks")
     scheduler_dir: Path = Path(".")
     strict_config: bool = True
+    sandbox: SandboxSettings = field(default_factory=SandboxSettings)
 
 
 class ConfigError(Exception):
@@ -99,6 +104,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
     reader = _Reader(environ)
     read = reader.read
     state_dir = read("CLARA_STATE_DIR", None, _path) or _default_state_dir(environ)
+    sandbox, sandbox_problems = _sandbox(environ)
     settings = Settings(
         state_dir=state_dir,
         database_url=read(
@@ -121,12 +127,21 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, _path),
         scheduler_dir=read("CLARA_SCHEDULER_DIR", Settings.scheduler_dir, _path),
         strict_config=read("CLARA_STRICT_CONFIG", Settings.strict_config, _switch),
+        sandbox=sandbox,
     )
+    reader.problems += sandbox_problems
     reader.problems += _contradictions(settings)
     warnings = _warnings(environ, reader.known)
     if reader.problems:
         raise ConfigError(settings, reader.problems, warnings)
     return settings, warnings
+
+
+def _sandbox(environ: Mapping[str, str]) -> tuple[SandboxSettings, list[str]]:
+    try:
+        return load_sandbox(environ), []
+    except SettingsError as error:
+        return error.settings, error.problems
 
 
 def _contradictions(settings: Settings) -> list[str]:
@@ -136,6 +151,10 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             "CLARA_RESPONDER=command needs CLARA_RESPONDER_COMMAND: set it to the shell command "
             "that answers a message, or CLARA_RESPONDER to echo"
+        )
+    if settings.responder == "tools" and settings.sandbox.mode == "off":
+        problems.append(
+            "CLARA_RESPONDER=tools needs sandboxes: set SANDBOX_MODE to auto, docker or incus"
         )
     if settings.gateway_secret is None and not is_loopback(settings.gateway_host):
         problems.append(

@@ -15,7 +15,7 @@ from typing import Final
 import trio
 from sqlalchemy import Engine
 
-from clarad import __version__, address, log, responders, shell
+from clarad import __version__, address, instance, log, responders, shell
 from clarad.access import Door
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
@@ -26,6 +26,7 @@ from clarad.nurseries.connection import Connection
 from clarad.nurseries.control import MAX_CONNECTIONS, OperatorConnection
 from clarad.nurseries.gateway import LINGER, Gateway
 from clarad.nurseries.hooks import Hooks
+from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler
 from clarad.nurseries.session import Session
 from clarad.nurseries.sessions import Sessions
@@ -61,7 +62,7 @@ def run(settings: Settings, defined: Definitions) -> None:
         CannotListen: the address cannot be bound.
         Exception: a part of the daemon keeps failing.
     """
-    with _only_one(settings.state_dir):
+    with only_one(settings.state_dir):
         engine = open_engine(settings.database_url)
         try:
             if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
@@ -73,7 +74,11 @@ def run(settings: Settings, defined: Definitions) -> None:
 
 async def _run_until_signal(settings: Settings, defined: Definitions, engine: Engine) -> None:
     await _end_leftovers(settings.state_dir)
-    daemon = Daemon(settings, engine, responders.make(settings), defined)
+    sandboxes = None
+    if settings.sandbox.mode != "off":
+        sandboxes = Sandboxes(settings.sandbox, instance.label(settings.state_dir))
+    responder = responders.make(settings, sandboxes)
+    daemon = Daemon(settings, engine, responder, defined, sandboxes)
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         trio.open_signal_receiver(signal.SIGHUP) as hangups,
@@ -96,14 +101,10 @@ async def _run_until_signal(settings: Settings, defined: Definitions, engine: En
 
 
 async def _end_leftovers(state_dir: Path) -> None:
-    """End what a killed daemon has left running: its runs are down as interrupted from here on.
-
-    A daemon is known by its state directory, of which it is the only user.
-    """
-    directory = await trio.Path(state_dir).stat()
-    instance = f"{directory.st_dev:x}-{directory.st_ino:x}"
-    shell.belong_to(instance)
-    if ended := await shell.end_leftovers(instance):
+    """End what a killed daemon has left running: its runs are down as interrupted from here on."""
+    ours = instance.identify(state_dir)
+    shell.belong_to(ours)
+    if ended := await shell.end_leftovers(ours):
         logger.warning("ended %d processes that the last daemon had left", ended)
 
 
@@ -131,9 +132,12 @@ class Daemon:
         engine: Engine,
         responder: Responder,
         defined: Definitions = NOTHING,
+        sandboxes: Sandboxes | None = None,
     ) -> None:
+        """`sandboxes` are those that the responder uses, if any."""
         self._settings = settings
         self._defined = defined
+        self._sandboxes = sandboxes
         self.bus = Bus()
         self.nodes = Nodes()
         self.writer = Writer(engine)
@@ -153,7 +157,7 @@ class Daemon:
         self._scheduler = Scheduler(
             defined.tasks, runner=self._task_runner, runs=task_runs, states=states
         )
-        self.operations = Operations(settings, self._hooks, self._scheduler)
+        self.operations = Operations(settings, self._hooks, self._scheduler, sandboxes)
         door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
         self._gateway = Gateway(
             TcpEndpoint(settings.gateway_host, settings.gateway_port),
@@ -207,6 +211,8 @@ class Daemon:
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
         await supervisor.start("store", self.writer.run)
         await supervisor.start("hooks", self._hooks.run)
+        if self._sandboxes is not None:
+            await supervisor.start("sandboxes", self._sandboxes.run)
         await supervisor.start("sessions", self.sessions.run)
         self.sessions.recover(await self._messages.unfinished())
         host, port = await supervisor.start("gateway", self._gateway.run)
@@ -271,8 +277,12 @@ def _leave_alone_what_stays() -> None:
 
 
 @contextmanager
-def _only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory for this process; the kernel lets go when the process ends."""
+def only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory for this process; the kernel lets go when the process ends.
+
+    Raises:
+        AlreadyRunning: somebody else holds it, or it cannot be written.
+    """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(state_dir / "clarad.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -21,7 +21,7 @@ _LEVELS: Final = {
 _IDS: Final = ("platform", "node_id", "user_id", "channel_id", "request_id", "session_id")
 
 # What users wrote is not for the log, nor what commands did: their runs in the store have it.
-_PRIVATE: Final = frozenset({"content", "text", "output"})
+_PRIVATE: Final = frozenset({"content", "text", "output", "output_preview", "description"})
 
 PAUSE: Final = 0.02
 """Seconds between two writes; events in between are written together."""

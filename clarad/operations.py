@@ -1,7 +1,10 @@
 """What an operator can have the running daemon do, over the control socket or by a signal."""
 
+import codecs
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from functools import partial
 
 import trio
@@ -10,20 +13,30 @@ from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
 from clarad.config import Settings
 from clarad.nurseries.hooks import Hooks, UnknownRun
+from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, UnknownTask
-from clarad.operator import Refused, Report
+from clarad.operator import Refused, Report, pruned
 from clarad.store import Ending, StoreError
+from sandbox import Result, SandboxError
 
 log = logging.getLogger(__name__)
 
 OnStarted = Callable[[str], None]
+OnText = Callable[[str, str], None]
 
 
 class Operations:
     """The parts of the daemon that an operator can reach; each method raises `Refused`."""
 
-    def __init__(self, settings: Settings, hooks: Hooks, scheduler: Scheduler) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hooks: Hooks,
+        scheduler: Scheduler,
+        sandboxes: Sandboxes | None = None,
+    ) -> None:
         self._settings = settings
+        self._sandboxes = sandboxes
         self._hooks = hooks
         self._scheduler = scheduler
         self._reloading = trio.Lock()  # a reload has awaits in it, and the last one is to win
@@ -75,6 +88,45 @@ class Operations:
         await delivery.ended.wait()
         return _ended(f"hook {delivery.hook.name}", delivery.run_id, delivery.ending)
 
+    def sandbox_status(self) -> Report:
+        """Say which sandboxes there are."""
+        return Report("", rows=[asdict(one) for one in self._with_sandboxes.status()])
+
+    async def sandbox_exec(self, owner: str, argv: Sequence[str], say: OnText) -> Report:
+        """Run a command in an owner's sandbox, and pass on what it writes; cancelling kills it."""
+        decoders = {
+            stream: codecs.getincrementaldecoder("utf-8")(errors="replace")
+            for stream in ("stdout", "stderr")
+        }
+
+        def pass_on(stream: str, data: bytes, *, final: bool = False) -> None:
+            if text := decoders[stream].decode(data, final):
+                say(stream, text)
+
+        with _refusing():
+            result = await self._with_sandboxes.execute(owner, argv, pass_on)
+        for stream, output in (("stdout", result.stdout), ("stderr", result.stderr)):
+            pass_on(stream, output.tail, final=True)
+        return Report(_remarks(result), exit_status=result.exit_status)
+
+    async def sandbox_reset(self, owner: str) -> Report:
+        """End an owner's sandbox, with its files."""
+        with _refusing():
+            await self._with_sandboxes.reset(owner)
+        return Report(f"{owner} has no sandbox any more; the next use makes a new one")
+
+    async def sandbox_prune(self) -> Report:
+        """Remove sandboxes that were left behind."""
+        with _refusing():
+            removed = await self._with_sandboxes.prune()
+        return Report(pruned(removed))
+
+    @property
+    def _with_sandboxes(self) -> Sandboxes:
+        if self._sandboxes is None:
+            raise Refused(["there are no sandboxes: set SANDBOX_MODE and start the daemon again"])
+        return self._sandboxes
+
     async def _pause(self, name: str, *, on: bool) -> None:
         try:
             await self._scheduler.pause(name, on=on)
@@ -82,6 +134,26 @@ class Operations:
             raise Refused([str(error)]) from None
         except StoreError as error:
             raise Refused([f"the store failed, nothing has changed: {error}"]) from None
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    """Refuse what no sandbox can be had for."""
+    try:
+        yield
+    except SandboxError as error:
+        raise Refused([str(error)]) from None
+
+
+def _remarks(result: Result) -> str:
+    """Say what the output and the exit status do not."""
+    cut = result.stdout.cut + result.stderr.cut
+    remarks = {
+        f"{cut} bytes were cut out of the output": cut > 0,
+        "the sandbox ran out of memory": result.out_of_memory,
+        "the sandbox ran out of processes": result.out_of_processes,
+    }
+    return "; ".join(remark for remark, applies in remarks.items() if applies)
 
 
 def summary(found: Definitions) -> str:

@@ -4,13 +4,16 @@ No I/O happens here. Frames are as in `clarad.protocol`; the last section of `do
 the reference.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from msgspec import Meta, Struct
 
 from clarad import protocol
 from clarad.protocol import Id
+
+# What a command is given: without NUL, and as long as Linux takes one (MAX_ARG_STRLEN, execve(2)).
+Word = Annotated[str, Meta(max_length=131_071, pattern=r"^[^\x00]*\Z")]
 
 # --- command → daemon ----------------------------------------------------------------------------
 # `id` is the client's choice, and comes back with the answer.
@@ -52,7 +55,44 @@ class ReplayRun(Struct, frozen=True, tag="replay_run"):
     caused_by: Annotated[list[Id], Meta(max_length=64)] = []
 
 
-Request = Reload | RunTask | PauseTask | ResumeTask | ReplayRun
+class SandboxStatus(Struct, frozen=True, tag="sandbox_status"):
+    """Say which sandboxes there are."""
+
+    id: Id
+
+
+class SandboxExec(Struct, frozen=True, tag="sandbox_exec"):
+    """Run a command in an owner's sandbox; what it writes comes as `output`."""
+
+    id: Id
+    owner: Id
+    argv: Annotated[list[Word], Meta(min_length=1, max_length=4096)]
+
+
+class SandboxReset(Struct, frozen=True, tag="sandbox_reset"):
+    """End an owner's sandbox, with its files."""
+
+    id: Id
+    owner: Id
+
+
+class SandboxPrune(Struct, frozen=True, tag="sandbox_prune"):
+    """Remove sandboxes that were left behind."""
+
+    id: Id
+
+
+Request = (
+    Reload
+    | RunTask
+    | PauseTask
+    | ResumeTask
+    | ReplayRun
+    | SandboxStatus
+    | SandboxExec
+    | SandboxReset
+    | SandboxPrune
+)
 
 
 # --- daemon → command ----------------------------------------------------------------------------
@@ -65,16 +105,27 @@ class Started(Struct, frozen=True, tag="started"):
     run: str
 
 
+class Output(Struct, frozen=True, tag="output"):
+    """A piece of what a command writes; `stream` is `stdout` or `stderr`."""
+
+    id: str
+    stream: str
+    text: str
+
+
 class Done(Struct, frozen=True, tag="done", omit_defaults=True):
     """The request was carried out; `text` says so to a person.
 
-    `run` is the run that it led to, and `outcome` how that ended.
+    `run` is the run that it led to, and `outcome` how that ended; `exit_status` is a command's,
+    negative for a signal, and `rows` are what was asked for.
     """
 
     id: str
     text: str
     run: str | None = None
     outcome: str | None = None
+    exit_status: int | None = None
+    rows: list[dict[str, Any]] | None = None
 
 
 class Refusal(Struct, frozen=True, tag="refused"):
@@ -84,7 +135,7 @@ class Refusal(Struct, frozen=True, tag="refused"):
     problems: list[str]
 
 
-Answer = Started | Done | Refusal | protocol.Error
+Answer = Started | Output | Done | Refusal | protocol.Error
 
 
 # --- what is said of a request, on either side of the wire ---------------------------------------
@@ -96,6 +147,8 @@ class Report(Struct, frozen=True):
     text: str
     run: str | None = None
     outcome: str | None = None
+    exit_status: int | None = None
+    rows: list[dict[str, Any]] | None = None
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
@@ -131,3 +184,8 @@ def decode_answer(text: str) -> Answer:
     """Read one answer, as a command does; raises `msgspec.MsgspecError`."""
     answer: Answer = _answers.decode(text)
     return answer
+
+
+def pruned(number: int) -> str:
+    """Say how many sandboxes were removed: by the daemon, or where none runs."""
+    return f"removed {number} sandbox{'es' * (number != 1)} that had been left behind"

@@ -32,6 +32,9 @@ class SessionKey(NamedTuple):
     channel_id: str
 
 
+Publish = Callable[..., None]
+
+
 class Session(Protocol):
     """What a message needs of its session; `clarad.nurseries.session.Session`."""
 
@@ -68,6 +71,7 @@ class Turn:
         session: Session,
         response_id: str,
         state: State,
+        publish: Publish,
     ) -> None:
         self.node = node
         self.message = message
@@ -85,6 +89,7 @@ class Turn:
         self.reason = ""
         self.decided_by = ""
         self._response_id = response_id
+        self._publish = publish
         self._text: list[str] = []
         self._length = 0
         self._tools = 0
@@ -141,9 +146,11 @@ class Turn:
                 description=description or msgspec.UNSET,
             )
         )
+        self._tell(EventType.TOOL_START, name, {"description": description})
 
     def tool_result(self, name: str, *, success: bool, preview: str | None = None) -> None:
         """Announce a tool's end."""
+        duration = trio.current_time() - self._tool_began
         self._emit(
             protocol.ToolResult(
                 id=self._response_id,
@@ -151,9 +158,15 @@ class Turn:
                 tool_name=name,
                 success=success,
                 output_preview=preview or msgspec.UNSET,
-                duration_ms=round((trio.current_time() - self._tool_began) * 1000),
+                duration_ms=round(duration * 1000),
             )
         )
+        told = {"duration": round(duration, 6), "output_preview": preview}
+        self._tell(EventType.TOOL_END if success else EventType.TOOL_ERROR, name, told)
+
+    def _tell(self, event_type: EventType, tool: str, data: dict[str, Any]) -> None:
+        about = {"tool_name": tool, "step": self._tools}
+        self._publish(event_type, **self.about(), data=about | data)
 
     def _emit(self, frame: msgspec.Struct) -> None:
         """Send a frame that is not terminal: only while the message runs."""

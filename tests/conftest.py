@@ -7,7 +7,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
@@ -16,12 +16,37 @@ from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
 from clarad.daemon import Daemon
 from clarad.events import Event, EventType
+from clarad.nurseries.sandboxes import Sandboxes
+from clarad.responders import Responder
+from clarad.responders.tools import ToolUser
 from clarad.store import open_engine
 from clarad.store.migrate import require_head
 from tests import peer
 from tests.peer import Peer
 from tests.process import Marker
+from tests.sandbox import engines
 from tests.scripted import Scripted
+
+EMPTY = "got empty parameter set"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Drop what pytest would skip: a test for each engine that answers, and none does."""
+    items[:] = [
+        item
+        for item in items
+        if not any(
+            str(mark.kwargs.get("reason", "")).startswith(EMPTY)
+            for mark in item.iter_markers("skip")
+        )
+    ]
+
+
+@pytest.fixture(params=engines.only(*engines.ANSWERING), scope="session")
+def mode(request: pytest.FixtureRequest) -> str:
+    """Each engine of the sandboxes."""
+    name: str = request.param
+    return name
 
 
 @dataclass
@@ -29,7 +54,7 @@ class Running:
     """A daemon that runs, and what a test does with it."""
 
     daemon: Daemon
-    responder: Scripted
+    responder: Scripted  # answers, unless there are sandboxes: then the tools do
     url: str
     host: str
     port: int
@@ -89,12 +114,16 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
             engine = open_engine(chosen.database_url)
             stack.callback(engine.dispose)
             await trio.to_thread.run_sync(partial(require_head, engine, migrate=True))
-            responder = Scripted()
-            daemon = Daemon(chosen, engine, responder, defined)
+            scripted = Scripted()
+            sandboxes, responder = None, cast(Responder, scripted)
+            if chosen.sandbox.mode != "off":
+                sandboxes = Sandboxes(chosen.sandbox, engines.keeper_name())
+                responder = ToolUser(sandboxes)
+            daemon = Daemon(chosen, engine, responder, defined, sandboxes)
             events = stack.enter_context(daemon.bus.subscribe(capacity=10_000)).events
             host, port = await nursery.start(daemon.run)
             url = f"ws://{host}:{port}"
-            one = Running(daemon, responder, url, host, port, chosen, nursery, events)
+            one = Running(daemon, scripted, url, host, port, chosen, nursery, events)
             started.append(one)
             return one
 

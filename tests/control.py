@@ -10,7 +10,7 @@ from trio_websocket import wrap_client_stream
 
 from clarad.access import Door
 from clarad.listeners import UnixEndpoint, socket_name
-from clarad.nurseries.control import OnStarted, OperatorConnection
+from clarad.nurseries.control import OnStarted, OnText, OperatorConnection
 from clarad.nurseries.gateway import Gateway
 from clarad.operator import Refused, Report
 from tests.peer import Peer
@@ -64,6 +64,30 @@ class ScriptedOperations:
         self.asked.append(("replay_run", run))
         started(f"again-{run}")
         return Report(f"{run} was replayed", run=f"again-{run}", outcome="failed")
+
+    def sandbox_status(self) -> Report:
+        return Report("", rows=[{"name": "box-1", "owner": None, "idle": 1.5, "running": 0}])
+
+    async def sandbox_exec(self, owner: str, argv: Sequence[str], say: OnText) -> Report:
+        self.asked.append(("sandbox_exec", owner, *argv))
+        if owner == "nobody":
+            raise Refused(["all 16 sandboxes are taken"])
+        say("stdout", "out\n")
+        say("stderr", "err\n")
+        try:
+            await self.release[owner].wait()
+        except trio.Cancelled:
+            self.abandoned.set()
+            raise
+        return Report("7 bytes were cut out of the output", exit_status=-9)
+
+    async def sandbox_reset(self, owner: str) -> Report:
+        self.asked.append(("sandbox_reset", owner))
+        return Report(f"{owner} has no sandbox any more")
+
+    async def sandbox_prune(self) -> Report:
+        self.asked.append(("sandbox_prune",))
+        return Report("removed 2 sandboxes")
 
     async def _run(self, name: str) -> None:
         await self.release[name].wait()

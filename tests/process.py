@@ -16,6 +16,13 @@ PATIENCE = 30.0
 """Seconds until something that has to happen counts as not happening."""
 
 
+OURS = (
+    "CLARA", "DATABASE_URL", "ORS_", "PROACTIVE_", "RUNTIME_DIRECTORY",
+    "SANDBOX_", "DOCKER_", "INCUS_",
+)  # fmt: skip
+"""How the names of all variables begin that mean something to clarad."""
+
+
 class Process:
     """A `clarad run` that listens; `log` has what it wrote to standard error so far."""
 
@@ -77,11 +84,7 @@ class Process:
 
 def environment(state_dir: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a machine where nothing of clarad is set but this."""
-    clean = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("CLARA", "DATABASE_URL", "ORS_", "PROACTIVE_", "RUNTIME_DIRECTORY"))
-    }
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
     return clean | {"CLARA_STATE_DIR": str(state_dir), "CLARA_GATEWAY_PORT": "0"} | settings
 
 

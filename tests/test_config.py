@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clarad.config import ConfigError, Settings, load
+from sandbox import load as load_sandbox
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -53,6 +54,7 @@ def test_nothing_has_to_be_set() -> None:
         drain_timeout=30,
         auto_migrate=True,
         log_level="INFO",
+        sandbox=load_sandbox({}),
     )
     assert found == []
 
@@ -102,6 +104,7 @@ def test_everything_can_be_set() -> None:
         log_level="DEBUG",
         hooks_dir=Path("/srv/hooks"),
         scheduler_dir=Path("/srv/tasks"),
+        sandbox=load_sandbox({}),
     )
     assert found == []
 
@@ -462,3 +465,32 @@ def test_a_misspelled_variable_is_guessed(written: str, meant: str) -> None:
 )
 def test_a_variable_of_somebody_else_gives_no_warning(name: str) -> None:
     assert warnings(**{name: "1"}) == []
+
+
+# --- sandboxes -----------------------------------------------------------------------------------
+
+
+def test_there_are_no_sandboxes_unless_they_are_asked_for() -> None:
+    assert setting("sandbox").mode == "off"
+    assert setting("sandbox", SANDBOX_MODE="docker", SANDBOX_PIDS="32").pids == 32
+
+
+def test_what_is_wrong_with_sandboxes_is_named_with_all_the_rest() -> None:
+    found = problems(CLARA_GATEWAY_PORT="x", SANDBOX_MODE="podman", SANDBOX_PIDS="many")
+    assert [each.partition("=")[0] for each in found] == [
+        "CLARA_GATEWAY_PORT",
+        "SANDBOX_MODE",
+        "SANDBOX_PIDS",
+    ]
+
+
+def test_the_tools_need_sandboxes() -> None:
+    assert problem(CLARA_RESPONDER="tools") == (
+        "CLARA_RESPONDER=tools needs sandboxes: set SANDBOX_MODE to auto, docker or incus"
+    )
+    for mode in ("auto", "docker", "incus", "incus-vm"):
+        assert setting("responder", CLARA_RESPONDER="tools", SANDBOX_MODE=mode) == "tools"
+
+
+def test_a_sandbox_s_setting_has_to_be_utf_8() -> None:
+    assert problem(DOCKER_SANDBOX_IMAGE="\udcff") == "DOCKER_SANDBOX_IMAGE: write it in UTF-8"

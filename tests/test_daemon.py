@@ -10,6 +10,7 @@ import trio
 
 from tests.peer import Peer, connect
 from tests.process import Marker, Process, clarad, daemon, environment
+from tests.sandbox import engines
 
 
 async def node(nursery: trio.Nursery, process: Process) -> Peer:
@@ -96,6 +97,45 @@ def test_variables_of_the_removed_system_are_warned_about_once(tmp_path: Path) -
     with daemon(tmp_path, ORS_ENABLED="true", PROACTIVE_INTERVAL="5") as process:
         for name in ("ORS_ENABLED", "PROACTIVE_INTERVAL"):
             assert process.log.count(name) == 1
+
+
+NOWHERE = {"DOCKER_HOST": "unix:///run/no-docker", "INCUS_SOCKET": "/run/no-incus"}
+NO_IMAGE = {"DOCKER_SANDBOX_IMAGE": "python:0.9", "INCUS_SANDBOX_IMAGE": "images:debian/0/cloud"}
+
+
+@pytest.mark.parametrize(
+    ("sandbox_mode", "mend"),
+    [
+        ("docker", "start it, or set DOCKER_HOST"),
+        ("incus", "start it, or set INCUS_SOCKET"),
+        ("incus-vm", "start it, or set INCUS_SOCKET"),
+        ("auto", "start it, or set DOCKER_HOST"),
+    ],
+)
+def test_without_the_engine_that_is_wanted_it_does_not_start(
+    tmp_path: Path, sandbox_mode: str, mend: str
+) -> None:
+    assert_no_sandbox(tmp_path, mend, SANDBOX_MODE=sandbox_mode, **NOWHERE)
+
+
+def test_without_the_image_it_does_not_start(tmp_path: Path, mode: str) -> None:
+    fetch = {"docker": "docker pull python:0.9", "incus": "incus image copy images:debian/0/cloud"}
+    assert_no_sandbox(tmp_path, fetch[mode], **engines.variables(mode, **NO_IMAGE))
+
+
+@pytest.mark.parametrize("mode", engines.only("incus"), indirect=True)
+def test_a_container_does_not_stand_in_for_a_virtual_machine(tmp_path: Path, mode: str) -> None:
+    settings = engines.variables(mode, SANDBOX_MODE="incus-vm")
+    assert_no_sandbox(tmp_path, "cannot run virtual machines: ", **settings)
+
+
+def assert_no_sandbox(tmp_path: Path, word: str, **settings: str) -> None:
+    """Whether it ends with one line that has the reason and the mend, and has not listened."""
+    env = environment(tmp_path, CLARA_LOG_LEVEL="WARNING", **settings)
+    refused = clarad("run", env=env)
+    assert refused.returncode == 71
+    assert_one_line(refused.stderr.splitlines(), word)
+    assert not (tmp_path / "gateway.json").exists()
 
 
 def assert_one_line(lines: list[str], word: str) -> None:

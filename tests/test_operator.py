@@ -17,16 +17,35 @@ relaxed = settings(deadline=None)
 ids = st.text(
     st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=255
 )
+texts = st.text(st.characters(exclude_categories=["Cs"]))
+words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 requests = st.one_of(
     st.builds(operator.Reload, id=ids),
     st.builds(operator.RunTask, id=ids, task=ids, caused_by=st.lists(ids, max_size=3)),
     st.builds(operator.PauseTask, id=ids, task=ids),
     st.builds(operator.ResumeTask, id=ids, task=ids),
     st.builds(operator.ReplayRun, id=ids, run=ids),
+    st.builds(operator.SandboxStatus, id=ids),
+    st.builds(
+        operator.SandboxExec,
+        id=ids,
+        owner=ids,
+        argv=st.lists(words, min_size=1, max_size=3),
+    ),
+    st.builds(operator.SandboxReset, id=ids, owner=ids),
+    st.builds(operator.SandboxPrune, id=ids),
 )
 answers = st.one_of(
     st.builds(operator.Started, id=ids, run=ids),
+    st.builds(operator.Output, id=ids, stream=st.sampled_from(["stdout", "stderr"]), text=texts),
     st.builds(operator.Done, id=ids, text=ids, run=st.none() | ids, outcome=st.none() | ids),
+    st.builds(operator.Done, id=ids, text=ids, exit_status=st.none() | st.integers(-64, 255)),
+    st.builds(
+        operator.Done,
+        id=ids,
+        text=ids,
+        rows=st.lists(st.dictionaries(texts, st.none() | st.booleans() | texts, max_size=3)),
+    ),
     st.builds(operator.Refusal, id=ids, problems=st.lists(ids)),
     st.builds(
         protocol.Error, code=st.sampled_from(ErrorCode), message=ids, recoverable=st.booleans()
@@ -36,9 +55,12 @@ json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
-KINDS = ["reload", "run_task", "pause_task", "resume_task", "replay_run"]
+KINDS = [
+    "reload", "run_task", "pause_task", "resume_task", "replay_run",
+    "sandbox_status", "sandbox_exec", "sandbox_reset", "sandbox_prune",
+]  # fmt: skip
 almost_requests = st.dictionaries(
-    st.sampled_from(["id", "task", "run", "caused_by", "x"]), json_values
+    st.sampled_from(["id", "task", "run", "caused_by", "owner", "argv", "x"]), json_values
 ).flatmap(
     lambda frame: st.sampled_from([*KINDS, "ping", 7, None]).map(
         lambda kind: {"type": kind, **frame}
@@ -138,6 +160,16 @@ def test_what_is_no_request_is_refused_with_the_gateway_s_codes(text: str, code:
         ("pause_task", {"task": None}, "task"),
         ("resume_task", {"task": "nul \0"}, "task"),
         ("replay_run", {}, "run"),
+        ("sandbox_exec", {"argv": ["ls"]}, "owner"),
+        ("sandbox_exec", {"owner": "u"}, "argv"),
+        ("sandbox_exec", {"owner": "u", "argv": []}, "argv"),
+        ("sandbox_exec", {"owner": "u", "argv": "ls"}, "argv"),
+        ("sandbox_exec", {"owner": "u", "argv": ["ls", 7]}, "argv"),
+        ("sandbox_exec", {"owner": "u", "argv": ["ls", "nul \0"]}, "argv"),
+        ("sandbox_exec", {"owner": "u", "argv": [""] * 4097}, "argv"),
+        ("sandbox_exec", {"owner": "u" * 256, "argv": ["ls"]}, "owner"),
+        ("sandbox_reset", {}, "owner"),
+        ("sandbox_reset", {"owner": ""}, "owner"),
     ],
 )
 def test_a_field_that_is_wrong_is_named_with_the_frame_s_id(
@@ -166,3 +198,11 @@ def test_the_answer_to_megabytes_is_short() -> None:
 
 def test_a_refusal_says_every_problem_to_a_person() -> None:
     assert str(operator.Refused(["one", "two"])) == "one; two"
+
+
+@pytest.mark.parametrize(
+    ("number", "said"),
+    [(0, "removed 0 sandboxes"), (1, "removed 1 sandbox"), (2, "removed 2 sandboxes")],
+)
+def test_how_many_sandboxes_were_removed_is_said(number: int, said: str) -> None:
+    assert operator.pruned(number) == f"{said} that had been left behind"

@@ -19,7 +19,15 @@ def turn(request_id: str, channel: str = "c", node: Node = NODES[0]) -> Turn:
         id=request_id, user=User("test-u", "u"), channel=Channel(channel), content="hello"
     )
     session = Session(SessionKey("test", "test-u", channel), 1)
-    return Turn(node, "test", message, session=session, response_id="r", state=State.WAITING)
+    return Turn(
+        node,
+        "test",
+        message,
+        session=session,
+        response_id="r",
+        state=State.WAITING,
+        publish=lambda *_, **__: None,
+    )
 
 
 @run_in_trio

@@ -57,9 +57,14 @@ class OperatorClient:
         self._websocket = WSConnection(ConnectionType.CLIENT)
 
     async def ask(
-        self, request: operator.Request, on_started: Callable[[str], None] = lambda _run: None
+        self,
+        request: operator.Request,
+        on_started: Callable[[str], None] = lambda _run: None,
+        on_output: Callable[[operator.Output], None] = lambda _output: None,
     ) -> operator.Done:
-        """Send a request and wait for the answer; `on_started` is told which run it led to.
+        """Send a request and wait for the answer.
+
+        `on_started` is told which run it led to, `on_output` is given what a command writes.
 
         Cancelling ends the waiting, and the connection is of no use then; a run goes on.
 
@@ -76,6 +81,8 @@ class OperatorClient:
             match await self._receive():
                 case operator.Started(run=run):
                     on_started(run)
+                case operator.Output() as output:
+                    on_output(output)
                 case operator.Done() as done:
                     return done
                 case operator.Refusal(problems=problems):

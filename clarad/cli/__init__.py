@@ -18,6 +18,7 @@ COMMANDS: Final = {
     "send": "send one message and print the answer",
     "hooks": "what runs on events: list it, its runs, test it, replay a run",
     "tasks": "what runs by the clock: list it, its runs, run it now, pause it, look ahead",
+    "sandbox": "the sandboxes: what there is, run something in one, try their walls",
     "reload": "have the running daemon read its hooks and tasks again",
     "init": "write commented examples of hooks.yaml and scheduler.yaml",
     "check": "read the whole configuration and say what is wrong with it",
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
     except KeyboardInterrupt:
         return 130
+    except BaseExceptionGroup as group:
+        if isinstance(innermost(group), KeyboardInterrupt):  # in a nursery
+            return 130
+        raise
     except BrokenPipeError:  # the reader of a pipe had enough
         _say_no_more()
         return 141

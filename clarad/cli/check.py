@@ -28,6 +28,9 @@ def run(_arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         settings, warnings, problems = error.settings, error.warnings, error.problems
     problems += filter(None, [_state_dir_problem(settings.state_dir) or _store_problem(settings)])
+    doubts, missing = _engine(settings)
+    warnings += doubts
+    problems += missing
     hooks, tasks = load_hooks(settings.hooks_dir), load_tasks(settings.scheduler_dir)
     problems += map(str, [*hooks.problems, *tasks.problems])
     warnings += _doubts(settings.hooks_dir / "hooks.yaml", hooks.entries)
@@ -69,6 +72,23 @@ def _store_problem(settings: config.Settings) -> str | None:
     if behind and not settings.auto_migrate:
         return "the database is behind and CLARA_AUTO_MIGRATE=0 is set: run `clarad migrate`"
     return None
+
+
+def _engine(settings: config.Settings) -> tuple[list[str], list[str]]:
+    """Ask the engine of the sandboxes; return what holds less than it should, and what is missing.
+
+    Nothing is made there, so what only shows in a sandbox is for `clarad sandbox doctor`.
+    """
+    if settings.sandbox.mode == "off":
+        return [], []
+    import trio
+
+    from sandbox import EngineError, check_engine
+
+    try:
+        return trio.run(check_engine, settings.sandbox), []
+    except EngineError as error:
+        return [], [str(error)]
 
 
 def _doubts(path: Path, entries: Sequence[Hook | Task]) -> Iterator[str]:

@@ -20,6 +20,7 @@ def ask(
     settings: config.Settings,
     request: operator.Request,
     on_started: Callable[[str], None] = lambda _run: None,
+    on_output: Callable[[operator.Output], None] = lambda _output: None,
 ) -> operator.Done | None:
     """Have the daemon do something and wait for it; `None`, with the reasons said, if it does not.
 
@@ -27,14 +28,17 @@ def ask(
         OperatorError: no daemon runs, or it cannot be reached.
     """
     try:
-        return trio.run(_ask, settings, request, on_started)
+        return trio.run(_ask, settings, request, on_started, on_output)
     except operator.Refused as refused:
         fail(*refused.problems)
         return None
 
 
 async def _ask(
-    settings: config.Settings, request: operator.Request, on_started: Callable[[str], None]
+    settings: config.Settings,
+    request: operator.Request,
+    on_started: Callable[[str], None],
+    on_output: Callable[[operator.Output], None],
 ) -> operator.Done:
     async with open_operator(settings.state_dir) as client:
-        return await client.ask(request, on_started)
+        return await client.ask(request, on_started, on_output)

@@ -17,6 +17,7 @@ class Exit(IntEnum):
     STOPPED = 0
     CANNOT_LISTEN = 69
     FAILED = 70
+    NO_SANDBOX = 71
     STORE = 74
     ALREADY_RUNNING = 75
     CONFIG = 78
@@ -33,6 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  0   stopped when told to\n"
         "  69  the address cannot be listened on\n"
         "  70  a part of the daemon kept failing; the log says which\n"
+        "  71  there are no sandboxes, and SANDBOX_MODE wants them\n"
         "  74  the database cannot be used\n"
         "  75  the state directory is another daemon's, or cannot be written\n"
         "  78  a setting, a hook or a task is wrong; `clarad check` says more"
@@ -52,6 +54,7 @@ def run(_arguments: argparse.Namespace) -> int:
     from clarad.listeners import CannotListen
     from clarad.log import set_up
     from clarad.store import StoreError
+    from sandbox import EngineError
 
     defined = definitions.load(settings)
     if defined.problems and settings.strict_config:
@@ -67,6 +70,7 @@ def run(_arguments: argparse.Namespace) -> int:
         daemon.AlreadyRunning: Exit.ALREADY_RUNNING,
         StoreError: Exit.STORE,
         CannotListen: Exit.CANNOT_LISTEN,
+        EngineError: Exit.NO_SANDBOX,
     }
     try:
         daemon.run(settings, defined)

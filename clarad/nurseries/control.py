@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, Protocol
 
+import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
@@ -23,6 +24,7 @@ MAX_REQUESTS: Final = 64
 """Requests of one connection that are under way."""
 
 OnStarted = Callable[[str], None]
+OnText = Callable[[str, str], None]
 
 
 class Operations(Protocol):
@@ -30,6 +32,7 @@ class Operations(Protocol):
 
     Each raises `operator.Refused` if it is not to be done. Cancelling one ends only the waiting: a
     run that has been started goes on, since it belongs to whoever runs it, and not to who asked.
+    What `sandbox_exec` runs is nobody else's, and ends.
     """
 
     async def reload(self) -> Report:
@@ -46,6 +49,18 @@ class Operations(Protocol):
 
     async def replay_run(self, run: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run again what an earlier run did and wait for its end, as `run_task` does."""
+
+    def sandbox_status(self) -> Report:
+        """Say which sandboxes there are."""
+
+    async def sandbox_exec(self, owner: str, argv: Sequence[str], say: OnText) -> Report:
+        """Run a command in an owner's sandbox, and pass on what it writes; cancelling kills it."""
+
+    async def sandbox_reset(self, owner: str) -> Report:
+        """End an owner's sandbox, with its files."""
+
+    async def sandbox_prune(self) -> Report:
+        """Remove sandboxes that were left behind."""
 
 
 class OperatorConnection:
@@ -111,7 +126,7 @@ class OperatorConnection:
             problem = f"{MAX_REQUESTS} requests are under way; wait until one of them has ended"
             self._send(protocol.encode(operator.Refusal(request.id, [problem])))
             return
-        log.info("%s asks: %r", self._address, request)
+        log.info("%s asks: %.1000r", self._address, request)
         self._under_way.add(request.id)
         requests.start_soon(self._answer, request)
 
@@ -146,7 +161,7 @@ class OperatorConnection:
             outcome = await self._perform(request)
         except operator.Refused as refused:
             return operator.Refusal(request.id, refused.problems)
-        return operator.Done(request.id, outcome.text, outcome.run, outcome.outcome)
+        return operator.Done(request.id, **msgspec.structs.asdict(outcome))
 
     async def _perform(self, request: operator.Request) -> Report:
         started = partial(self._started, request.id)
@@ -161,6 +176,18 @@ class OperatorConnection:
                 return await self._operations.resume_task(request.task)
             case operator.ReplayRun():
                 return await self._operations.replay_run(request.run, request.caused_by, started)
+            case operator.SandboxStatus():
+                return self._operations.sandbox_status()
+            case operator.SandboxExec():
+                say = partial(self._say, request.id)
+                return await self._operations.sandbox_exec(request.owner, request.argv, say)
+            case operator.SandboxReset():
+                return await self._operations.sandbox_reset(request.owner)
+            case operator.SandboxPrune():
+                return await self._operations.sandbox_prune()
+
+    def _say(self, request_id: str, stream: str, text: str) -> None:
+        self._send(protocol.encode(operator.Output(request_id, stream, text)))
 
     def _started(self, request_id: str, run: str) -> None:
         self._send(protocol.encode(operator.Started(request_id, run)))

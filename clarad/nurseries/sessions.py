@@ -20,7 +20,7 @@ from clarad.events import Bus, EventType
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import ErrorCode
-from clarad.responders import Request, Responder, ResponderError
+from clarad.responders import NoSandboxError, Request, Responder, ResponderError
 from clarad.roster import MAX_WAITING, Roster
 from clarad.store import MessageKey, Messages, StoreError, Unfinished
 from clarad.turn import Session, SessionKey, Turn
@@ -178,6 +178,7 @@ class Sessions:
             session=session,
             response_id=next(self._response_ids),
             state=state,
+            publish=self._bus.publish,
         )
         self._roster.add(turn)
         if self._idle.is_set():
@@ -274,7 +275,9 @@ class Sessions:
         if wanted is None:
             log.error("message %r failed", turn.message.id, exc_info=error)
         why = "The message failed; the daemon's log says why." if wanted is None else str(wanted)
-        turn.fail(Signal.FAILED, ErrorCode.PROCESSING_ERROR, why)
+        is_about_sandboxes = isinstance(wanted, NoSandboxError)
+        code = ErrorCode.NO_SANDBOX if is_about_sandboxes else ErrorCode.PROCESSING_ERROR
+        turn.fail(Signal.FAILED, code, why)
 
     def _cancel(self, turn: Turn, reason: str, by: str) -> bool:
         """Settle on a cancellation, and start it; `False` if the outcome is settled already."""

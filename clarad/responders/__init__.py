@@ -6,12 +6,15 @@ not `yield` inside a cancel scope or a nursery, and a responder that runs a proc
 `trio.as_safe_channel` mends that at the price of two tasks and two channels a message.
 """
 
-from typing import Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from msgspec import Struct
 
 from clarad.config import Settings
 from clarad.protocol import Message, Stopped
+from sandbox.session import OnOutput
+from sandbox.tools import Answer as ToolAnswer
 
 
 class Request(Struct, frozen=True):
@@ -25,6 +28,29 @@ class Request(Struct, frozen=True):
 
 class ResponderError(Exception):
     """The request cannot be answered; the text is shown to the user."""
+
+
+class NoSandboxError(ResponderError):
+    """There is no sandbox to be had; the text is shown to the user, who may try again later."""
+
+
+class Tools(Protocol):
+    """The tools that a responder can use; `clarad.nurseries.sandboxes.Sandboxes`."""
+
+    async def use(
+        self,
+        tool: str,
+        owner: str,
+        arguments: Mapping[str, Any],
+        *,
+        on_output: OnOutput | None = None,
+        on_killed: Callable[[int], None] | None = None,
+    ) -> ToolAnswer:
+        """Use a tool in the owner's sandbox; `on_killed` is told what a cancellation killed.
+
+        Raises:
+            SandboxError: there is no sandbox to be had.
+        """
 
 
 class Answer(Protocol):
@@ -59,8 +85,13 @@ class Responder(Protocol):
         """
 
 
-def make(settings: Settings) -> Responder:
-    """Return the responder that the settings name."""
+def make(settings: Settings, tools: Tools | None = None) -> Responder:
+    """Return the responder that the settings name; without sandboxes there are no `tools`."""
+    if settings.responder == "tools":
+        from clarad.responders.tools import ToolUser
+
+        assert tools is not None
+        return ToolUser(tools)
     if settings.responder == "command":
         from clarad.responders.command import Command
 

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.process import OURS
+
 
 @pytest.fixture
 def clean_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Unset every setting but the state directory, which is the test's own."""
     for name in list(os.environ):
-        if name.startswith(("CLARA_", "ORS_", "PROACTIVE_", "DATABASE_URL", "STATE_DIRECTORY")):
+        if name.startswith((*OURS, "STATE_DIRECTORY")):
             monkeypatch.delenv(name)
     monkeypatch.setenv("CLARA_STATE_DIR", f"{tmp_path / 'state'}")

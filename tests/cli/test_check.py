@@ -15,6 +15,7 @@ from clarad.cli import main
 from clarad.store import open_engine
 from clarad.store.migrate import upgrade
 from tests.postgres import BACKENDS, database
+from tests.sandbox import engines
 
 GOOD = "The configuration is good: 0 hooks, 0 tasks.\n"
 
@@ -493,3 +494,36 @@ def test_check_does_not_wait_for_a_daemon_that_writes(
     said = check()
     daemon.close()
     assert said == (0, GOOD, "")
+
+
+# --- sandboxes -----------------------------------------------------------------------------------
+
+
+def test_an_engine_that_is_not_there_is_said(check: Check) -> None:
+    status, out, err = check(SANDBOX_MODE="docker", DOCKER_HOST="unix:///run/no-docker")
+    assert (status, out) == (1, "")
+    assert err == (
+        "clarad: Docker does not answer at unix:///run/no-docker: start it, or set DOCKER_HOST\n"
+    )
+
+
+def test_an_image_that_is_not_there_is_said(check: Check, mode: str) -> None:
+    images = {"DOCKER_SANDBOX_IMAGE": "python:0.9", "INCUS_SANDBOX_IMAGE": "images:debian/0/cloud"}
+    status, _, err = check(**engines.variables(mode, **images))
+    assert status == 1
+    assert "fetch it with" in err
+
+
+def test_an_engine_that_has_all_is_good(check: Check, mode: str) -> None:
+    assert check(**engines.variables(mode, CLARA_RESPONDER="tools")) == (0, GOOD, "")
+
+
+def test_an_engine_that_is_not_wanted_is_not_asked(check: Check) -> None:
+    assert check(DOCKER_HOST="unix:///run/no-docker") == (0, GOOD, "")
+
+
+def test_settings_and_engine_are_complained_of_together(check: Check) -> None:
+    _, _, err = check(SANDBOX_MODE="incus", INCUS_SOCKET="/run/no-incus", SANDBOX_PIDS="1")
+    assert [line.partition(":")[0] for line in err.splitlines()] == ["clarad"] * 2
+    assert "SANDBOX_PIDS" in err
+    assert "Incus does not answer at /run/no-incus" in err

@@ -39,6 +39,8 @@ async def lives(peer: Peer) -> bool:
         ("reload", {}, "reloaded: 2 hooks, 1 task"),
         ("pause_task", {"task": "backup"}, "backup is paused"),
         ("resume_task", {"task": "backup"}, "backup is resumed"),
+        ("sandbox_reset", {"owner": "ann"}, "ann has no sandbox any more"),
+        ("sandbox_prune", {}, "removed 2 sandboxes"),
     ],
 )
 async def test_what_is_done_at_once_is_answered_with_done(
@@ -72,6 +74,49 @@ async def test_a_replay_is_a_run_of_its_own(control: Control) -> None:
     assert (await peer.expect("started"))["run"] == "again-run-7"
     done = await peer.expect("done")
     assert (done["run"], done["outcome"]) == ("again-run-7", "failed")
+
+
+async def test_what_is_asked_for_comes_as_rows(control: Control) -> None:
+    peer = await control.connect()
+    await peer.send("sandbox_status", id="1")
+    assert await peer.receive() == {
+        "type": "done",
+        "id": "1",
+        "text": "",
+        "rows": [{"name": "box-1", "owner": None, "idle": 1.5, "running": 0}],
+    }
+
+
+async def test_what_a_command_writes_comes_before_how_it_ended(control: Control) -> None:
+    peer = await control.connect()
+    await peer.send("sandbox_exec", id="1", owner="ann", argv=["ls", "-l"])
+    for stream, text in (("stdout", "out\n"), ("stderr", "err\n")):
+        output = {"type": "output", "id": "1", "stream": stream, "text": text}
+        assert await peer.receive() == output
+    control.operations.release["ann"].set()
+    assert await peer.receive() == {
+        "type": "done",
+        "id": "1",
+        "text": "7 bytes were cut out of the output",
+        "exit_status": -9,
+    }
+    assert control.operations.asked == [("sandbox_exec", "ann", "ls", "-l")]
+
+
+async def test_a_command_that_finds_no_sandbox_is_refused(control: Control) -> None:
+    peer = await control.connect()
+    await peer.send("sandbox_exec", id="1", owner="nobody", argv=["ls"])
+    assert (await peer.expect("refused"))["problems"] == ["all 16 sandboxes are taken"]
+    assert await lives(peer)
+
+
+async def test_a_command_ends_when_who_asked_for_it_has_gone(control: Control) -> None:
+    peer = await control.connect()
+    await peer.send("sandbox_exec", id="1", owner="ann", argv=["ls"])
+    await peer.expect("output")
+    await peer.drop()
+    with trio.fail_after(10):
+        await control.operations.abandoned.wait()
 
 
 async def test_what_is_refused_is_answered_with_every_problem(control: Control) -> None:
@@ -224,3 +269,15 @@ async def test_who_asks_for_what_is_logged(
     (logged,) = [r.getMessage() for r in caplog.records if r.name == "clarad.nurseries.control"]
     assert logged.startswith("uid ")
     assert r"two\nlines" in logged
+
+
+async def test_of_a_long_command_the_beginning_is_logged(
+    control: Control, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    peer = await control.connect()
+    await peer.send("sandbox_exec", id="1", owner="nobody", argv=["x" * 100_000])
+    await peer.expect("refused")
+    (logged,) = [r.getMessage() for r in caplog.records if r.name == "clarad.nurseries.control"]
+    assert "nobody" in logged
+    assert len(logged) < 1100
