@@ -23,6 +23,9 @@ MAX_CONNECTIONS: Final = 64
 MAX_REQUESTS: Final = 64
 """Requests of one connection that are under way."""
 
+OUTPUT_PAUSE: Final = 0.02
+"""Seconds between two frames of a command's output; what it writes in between is in one frame."""
+
 OnStarted = Callable[[str], None]
 OnText = Callable[[str, str], None]
 
@@ -61,6 +64,39 @@ class Operations(Protocol):
 
     async def sandbox_prune(self) -> Report:
         """Remove sandboxes that were left behind."""
+
+
+class Gathered:
+    """What a command has written to each stream since it was passed on last.
+
+    A frame for each write was rejected: a command that writes single bytes fills any outbox.
+    """
+
+    def __init__(self) -> None:
+        self._texts: dict[str, list[str]] = {}
+        self._changed = trio.Event()
+        self.is_whole = False
+
+    def add(self, stream: str, text: str) -> None:
+        """Take what a command has written."""
+        self._texts.setdefault(stream, []).append(text)
+        self._changed.set()
+
+    def close(self) -> None:
+        """Nothing more will come."""
+        self.is_whole = True
+        self._changed.set()
+
+    def take(self) -> dict[str, str]:
+        """Return what has come for each stream."""
+        texts, self._texts = self._texts, {}
+        self._changed = trio.Event()
+        return {stream: "".join(parts) for stream, parts in texts.items()}
+
+    async def wait(self) -> None:
+        """Wait until something has come, or nothing more will."""
+        if not self.is_whole:
+            await self._changed.wait()
 
 
 class OperatorConnection:
@@ -128,7 +164,7 @@ class OperatorConnection:
             return
         log.info("%s asks: %.1000r", self._address, request)
         self._under_way.add(request.id)
-        requests.start_soon(self._answer, request)
+        requests.start_soon(self._answer, request, requests)
 
     def _decode(self, text: str | bytes) -> operator.Request:
         if isinstance(text, bytes):
@@ -144,10 +180,10 @@ class OperatorConnection:
             )
         return request
 
-    async def _answer(self, request: operator.Request) -> None:
+    async def _answer(self, request: operator.Request, requests: trio.Nursery) -> None:
         """Carry out a request and answer it, whatever happens."""
         try:
-            frame = protocol.encode(await self._carry_out(request))
+            frame = protocol.encode(await self._carry_out(request, requests))
         except Exception:
             log.exception("what %s asked for failed; this is a bug: %r", self._address, request)
             problems = ["this failed inside the daemon; its log says why"]
@@ -156,14 +192,16 @@ class OperatorConnection:
             self._under_way.discard(request.id)
         self._send(frame)
 
-    async def _carry_out(self, request: operator.Request) -> operator.Done | operator.Refusal:
+    async def _carry_out(
+        self, request: operator.Request, requests: trio.Nursery
+    ) -> operator.Done | operator.Refusal:
         try:
-            outcome = await self._perform(request)
+            outcome = await self._perform(request, requests)
         except operator.Refused as refused:
             return operator.Refusal(request.id, refused.problems)
         return operator.Done(request.id, **msgspec.structs.asdict(outcome))
 
-    async def _perform(self, request: operator.Request) -> Report:
+    async def _perform(self, request: operator.Request, requests: trio.Nursery) -> Report:
         started = partial(self._started, request.id)
         match request:
             case operator.Reload():
@@ -179,15 +217,30 @@ class OperatorConnection:
             case operator.SandboxStatus():
                 return self._operations.sandbox_status()
             case operator.SandboxExec():
-                say = partial(self._say, request.id)
-                return await self._operations.sandbox_exec(request.owner, request.argv, say)
+                return await self._execute(request, requests)
             case operator.SandboxReset():
                 return await self._operations.sandbox_reset(request.owner)
             case operator.SandboxPrune():
                 return await self._operations.sandbox_prune()
 
-    def _say(self, request_id: str, stream: str, text: str) -> None:
-        self._send(protocol.encode(operator.Output(request_id, stream, text)))
+    async def _execute(self, request: operator.SandboxExec, requests: trio.Nursery) -> Report:
+        output = Gathered()
+        requests.start_soon(self._pass_on, request.id, output)
+        try:
+            return await self._operations.sandbox_exec(request.owner, request.argv, output.add)
+        finally:
+            output.close()
+            self._say(request.id, output)
+
+    async def _pass_on(self, request_id: str, output: Gathered) -> None:
+        while not output.is_whole:
+            await output.wait()
+            self._say(request_id, output)
+            await trio.sleep(OUTPUT_PAUSE)
+
+    def _say(self, request_id: str, output: Gathered) -> None:
+        for stream, text in output.take().items():
+            self._send(protocol.encode(operator.Output(request_id, stream, text)))
 
     def _started(self, request_id: str, run: str) -> None:
         self._send(protocol.encode(operator.Started(request_id, run)))

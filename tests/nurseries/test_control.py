@@ -103,6 +103,12 @@ async def test_what_a_command_writes_comes_before_how_it_ended(control: Control)
     assert control.operations.asked == [("sandbox_exec", "ann", "ls", "-l")]
 
 
+async def test_what_is_written_in_small_pieces_comes_in_large_ones(control: Control) -> None:
+    peer = await control.connect()
+    await peer.send("sandbox_exec", id="1", owner="hasty", argv=["dots"])
+    assert (await peer.expect("output"))["text"] == "out\n" * 10_000
+
+
 async def test_a_command_that_finds_no_sandbox_is_refused(control: Control) -> None:
     peer = await control.connect()
     await peer.send("sandbox_exec", id="1", owner="nobody", argv=["ls"])
