@@ -37,12 +37,12 @@ hooks:
     event: scheduler:task_run
     match: {task: every}
     overlap: queue
-    command: echo "$CLARA_RUN" >> hooks.log; sleep 0.05
+    command: echo "$CLARA_RUN" >> hooks.log; sleep 0.02
   - name: retries
     event: scheduler:task_run
     match: {task: every}
     retries: 1
-    command: echo "$CLARA_RUN" >> retries.log; sleep 0.05
+    command: echo "$CLARA_RUN" >> retries.log; sleep 0.02
 """
 
 TASKS: Final = """\
@@ -59,7 +59,7 @@ tasks:
   - name: hang
     interval: 0.3
     overlap: cancel
-    command: trap "" TERM; setsid sleep 1000 & sleep 1000
+    command: setsid sleep 1000 & sleep 1000
 """
 
 NO_TASKS: Final = "tasks: []\n"
@@ -130,7 +130,7 @@ def live_and_be_killed(installation: Installation, chance: random.Random) -> Non
     """Live for a short while, perhaps not even until the daemon listens."""
     began = datetime.now().astimezone()
     with installation.life() as process:
-        if chance.random() < 0.3:
+        if chance.random() < 0.5:
             time.sleep(chance.uniform(0, 1))
         else:
             process.wait_for_log("listening on")

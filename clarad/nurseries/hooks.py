@@ -213,7 +213,7 @@ class Hooks:
         delivery.ending = ending = self._refusal(delivery, event)
         self._living.add(delivery)
         self._queue(delivery)  # before it is in the store: the order of events is kept
-        delivery.begun = delivery.is_placed
+        delivery.begun = delivery.is_placed and self._serving
         add = partial(
             self._store.add,
             run_id=delivery.run_id,
@@ -255,7 +255,7 @@ class Hooks:
             assert delivery.ending is not None
             log.warning("hook %s skipped: %s", name, delivery.ending.reason)
             self._left(delivery)
-        else:
+        elif delivery in self._living:  # if not: this was started again, and has found it there
             delivery.is_stored = True
             self._go_on(delivery)
 

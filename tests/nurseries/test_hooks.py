@@ -795,7 +795,8 @@ async def test_hooks_that_failed_serve_again_and_lose_nothing(start: Start, tmp_
         raise RuntimeError("as the test wants it")
 
     slow = hook(tmp_path, f"echo $CLARA_CONTENT >> order; {WAIT}", overlap="queue")
-    running = await start(Definitions(hooks=[slow]))
+    quick = hook(tmp_path, "echo quick >> order", name="quick", match={"content": "three"})
+    running = await start(Definitions(hooks=[slow, quick]))
     await say(running, "one", "two")
     await until_hook_runs(running, lambda found: len(found) == 2 and begun(found) == 1)
     nursery = running.daemon._hooks._nursery
@@ -804,6 +805,6 @@ async def test_hooks_that_failed_serve_again_and_lose_nothing(start: Start, tmp_
     await until_hook_runs(running, lambda found: found[0]["outcome"] == "cancelled")
     running.daemon.bus.publish(EventType.MESSAGE_RECEIVED, data={"content": "three"})
     (tmp_path / "go").touch()
-    found = await until_hook_runs(running, have_ended(3))
-    assert [run["outcome"] for run in found] == ["cancelled", "ran", "ran"]
-    assert sorted((tmp_path / "order").read_text().split()) == ["one", "three", "two"]
+    found = await until_hook_runs(running, have_ended(4))
+    assert [run["outcome"] for run in found] == ["cancelled", "ran", "ran", "ran"]
+    assert sorted((tmp_path / "order").read_text().split()) == ["one", "quick", "three", "two"]
