@@ -20,7 +20,7 @@ class Door:
 
     def __init__(self, secret: str | None, allowed_origins: frozenset[str]) -> None:
         self._secret = None if secret is None else secret.encode()
-        self._allowed_origins = allowed_origins
+        self.allowed_origins = allowed_origins
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
         self._closed_until: OrderedDict[str, float] = OrderedDict()
 
@@ -31,7 +31,7 @@ class Door:
         section 10.2); adapters send none. So a page that the operator visits is kept out.
         """
         origin = headers.get("origin")
-        return origin is None or origin.lower().rstrip("/") in self._allowed_origins
+        return origin is None or origin.lower().rstrip("/") in self.allowed_origins
 
     def is_closed(self, address: str, now: float) -> bool:
         """Whether `address` has failed too often lately."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote
 
+from clarad import envfile
 from sandbox.settings import Settings as SandboxSettings
 from sandbox.settings import SettingsError
 from sandbox.settings import load as load_sandbox
@@ -19,7 +20,7 @@ T = TypeVar("T")
 RESPONDERS: Final = ("echo", "command", "tools")
 
 # Names that belong to adapters and other parts of an installation, and share our prefix.
-_FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL"})
+_FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL", envfile.VARIABLE})
 # A database URL can hold a password; what is wrong with it is said without showing it.
 _CONFIDENTIAL: Final = frozenset({"CLARA_GATEWAY_SECRET", "DATABASE_URL"})
 _DATABASE_FORMS: Final = (
@@ -52,6 +53,27 @@ class Settings:
     sandbox: SandboxSettings = field(default_factory=SandboxSettings)
 
 
+RELOADED: Final = frozenset(
+    {
+        "gateway_allowed_origins",
+        "gateway_max_connections",
+        "session_timeout",
+        "message_timeout",
+        "drain_timeout",
+        "log_level",
+        "hooks_dir",
+        "scheduler_dir",
+    }
+)
+"""The settings that a reload can change; the others need a restart."""
+
+
+def variable(name: str) -> str:
+    """Return what a setting, by its name in `Settings`, is called where it is set."""
+    special = {"database_url": "DATABASE_URL", "sandbox": "the settings of the sandboxes"}
+    return special.get(name, f"CLARA_{name.upper()}")
+
+
 class ConfigError(Exception):
     """The settings cannot be used; `problems` has one sentence for each thing that is wrong.
 
@@ -69,14 +91,14 @@ class _Reader:
     """Reads variables one by one and collects what is wrong with them."""
 
     def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
+        self.environ = environ
         self.problems: list[str] = []
         self.known: set[str] = set()
 
     def read(self, name: str, default: T, parse: Callable[[str], T]) -> T:
         """Read one variable; an empty one counts as not set, as compose files write it."""
         self.known.add(name)
-        text = self._environ.get(name, "").strip()
+        text = self.environ.get(name, "").strip()
         if not text:
             return default
         try:
@@ -112,7 +134,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         ),
         gateway_host=read("CLARA_GATEWAY_HOST", Settings.gateway_host, _host),
         gateway_port=read("CLARA_GATEWAY_PORT", Settings.gateway_port, _port),
-        gateway_secret=read("CLARA_GATEWAY_SECRET", None, str),
+        gateway_secret=read("CLARA_GATEWAY_SECRET", None, str) or _credential(reader),
         gateway_allowed_origins=read("CLARA_GATEWAY_ALLOWED_ORIGINS", frozenset(), _origins),
         gateway_max_connections=read(
             "CLARA_GATEWAY_MAX_CONNECTIONS", Settings.gateway_max_connections, _count
@@ -135,6 +157,23 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
     if reader.problems:
         raise ConfigError(settings, reader.problems, warnings)
     return settings, warnings
+
+
+def _credential(reader: _Reader) -> str | None:
+    """Read the secret from where systemd puts it: LoadCredential= of systemd.exec(5)."""
+    if not (directory := reader.environ.get("CREDENTIALS_DIRECTORY")):
+        return None
+    path = Path(directory, "CLARA_GATEWAY_SECRET")
+    try:
+        return path.read_bytes().decode().strip() or None
+    except FileNotFoundError:
+        return None
+    except UnicodeDecodeError:
+        why = "write it in UTF-8"
+    except OSError as error:
+        why = error.strerror or str(error)
+    reader.problems.append(f"the credential {path} cannot be read: {why}")
+    return None
 
 
 def _sandbox(environ: Mapping[str, str]) -> tuple[SandboxSettings, list[str]]:

@@ -19,6 +19,7 @@ from clarad import __version__, address, instance, log, responders, shell
 from clarad.access import Door
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
+from clarad.envfile import Overlay
 from clarad.events import Bus, EventType
 from clarad.listeners import TcpEndpoint, UnixEndpoint
 from clarad.nodes import Nodes
@@ -38,6 +39,7 @@ from clarad.responders import Responder
 from clarad.sender import CLOSE_TIMEOUT
 from clarad.store import HookRuns, Messages, TaskRuns, Tasks, Writer, open_engine
 from clarad.store.migrate import require_head
+from clarad.turn import SessionKey
 
 logger = logging.getLogger(__name__)
 
@@ -53,8 +55,8 @@ HOOKS_BUDGET: Final = 10.0
 """Seconds that the last hooks have, those of `gateway:shutdown` among them."""
 
 
-def run(settings: Settings, defined: Definitions) -> None:
-    """Run the daemon until it is told to stop.
+def run(settings: Settings, defined: Definitions, overlay: Overlay) -> None:
+    """Run the daemon until it is told to stop; a reload reads `overlay` again.
 
     Raises:
         AlreadyRunning: the state directory is another daemon's.
@@ -67,18 +69,20 @@ def run(settings: Settings, defined: Definitions) -> None:
         try:
             if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
                 logger.info("migrated the database (it was: %s)", before)
-            trio.run(_run_until_signal, settings, defined, engine)
+            trio.run(_run_until_signal, settings, defined, overlay, engine)
         finally:
             engine.dispose()
 
 
-async def _run_until_signal(settings: Settings, defined: Definitions, engine: Engine) -> None:
+async def _run_until_signal(
+    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine
+) -> None:
     await _end_leftovers(settings.state_dir)
     sandboxes = None
     if settings.sandbox.mode != "off":
         sandboxes = Sandboxes(settings.sandbox, instance.label(settings.state_dir))
     responder = responders.make(settings, sandboxes)
-    daemon = Daemon(settings, engine, responder, defined, sandboxes)
+    daemon = Daemon(settings, engine, responder, defined, sandboxes, overlay)
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         trio.open_signal_receiver(signal.SIGHUP) as hangups,
@@ -133,8 +137,9 @@ class Daemon:
         responder: Responder,
         defined: Definitions = NOTHING,
         sandboxes: Sandboxes | None = None,
+        overlay: Overlay | None = None,
     ) -> None:
-        """`sandboxes` are those that the responder uses, if any."""
+        """`sandboxes` are those that the responder uses; `overlay` is where settings come from."""
         self._settings = settings
         self._defined = defined
         self._sandboxes = sandboxes
@@ -143,7 +148,7 @@ class Daemon:
         self.writer = Writer(engine)
         self._messages = Messages(self.writer)
         self.sessions = Sessions(
-            make_session=partial(Session, timeout=settings.session_timeout),
+            make_session=self._make_session,
             message_timeout=settings.message_timeout,
             bus=self.bus,
             nodes=self.nodes,
@@ -157,8 +162,15 @@ class Daemon:
         self._scheduler = Scheduler(
             defined.tasks, runner=self._task_runner, runs=task_runs, states=states
         )
-        self.operations = Operations(settings, self._hooks, self._scheduler, sandboxes)
-        door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
+        self.operations = Operations(
+            settings,
+            self._hooks,
+            self._scheduler,
+            sandboxes,
+            apply=self._apply,
+            overlay=overlay,
+        )
+        self._door = door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
         self._gateway = Gateway(
             TcpEndpoint(settings.gateway_host, settings.gateway_port),
             door=door,
@@ -203,6 +215,20 @@ class Daemon:
         self.sessions.refuse()
         self._scheduler.stop_firing()
         self._stop_requested.set()
+
+    def _make_session(self, key: SessionKey) -> Session:
+        return Session(key, timeout=self._settings.session_timeout)
+
+    def _apply(self, settings: Settings) -> None:
+        """Put reloaded settings in force; sessions and messages keep the timeouts they began with.
+
+        The settings of hooks and tasks are theirs already.
+        """
+        self._settings = settings
+        self._door.allowed_origins = settings.gateway_allowed_origins
+        self._gateway.max_connections = settings.gateway_max_connections
+        self.sessions.message_timeout = settings.message_timeout
+        log.set_level(settings.log_level)
 
     def stop_at_once(self) -> None:
         """Cut the drain short."""

@@ -36,6 +36,11 @@ def set_up(level: str) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
 
 
+def set_level(level: str) -> None:
+    """Log from `level` on."""
+    logging.getLogger().setLevel(level)
+
+
 def logged_types() -> frozenset[EventType]:
     """Return the types of event that are logged at the level that was set up."""
     return frozenset(

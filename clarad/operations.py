@@ -1,17 +1,19 @@
 """What an operator can have the running daemon do, over the control socket or by a signal."""
 
 import codecs
+import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
+from typing import NamedTuple
 
 import trio
 
+from clarad import config
 from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
-from clarad.config import Settings
+from clarad.config import RELOADED, ConfigError, Settings
+from clarad.envfile import EnvFileError, Overlay
 from clarad.nurseries.hooks import Hooks, UnknownRun
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, UnknownTask
@@ -25,6 +27,14 @@ OnStarted = Callable[[str], None]
 OnText = Callable[[str, str], None]
 
 
+class _Found(NamedTuple):
+    """What a reload has read."""
+
+    environ: Mapping[str, str]
+    settings: Settings
+    defined: Definitions
+
+
 class Operations:
     """The parts of the daemon that an operator can reach; each method raises `Refused`."""
 
@@ -34,27 +44,60 @@ class Operations:
         hooks: Hooks,
         scheduler: Scheduler,
         sandboxes: Sandboxes | None = None,
+        *,
+        apply: Callable[[Settings], None],
+        overlay: Overlay | None = None,
     ) -> None:
+        """`apply` puts reloaded settings in force; without an `overlay` there is none to reload."""
         self._settings = settings
+        self._apply = apply
+        self._overlay = overlay
         self._sandboxes = sandboxes
         self._hooks = hooks
         self._scheduler = scheduler
         self._reloading = trio.Lock()  # a reload has awaits in it, and the last one is to win
 
     async def reload(self) -> Report:
-        """Read hooks.yaml and scheduler.yaml again; one that is broken changes nothing."""
+        """Read the settings, hooks.yaml and scheduler.yaml again; one that is bad changes nothing.
+
+        What needs a restart is said, and stays as it is.
+        """
         async with self._reloading:
-            found = await trio.to_thread.run_sync(partial(definitions.load, self._settings))
-            if found.problems:
-                raise Refused([str(problem) for problem in found.problems])
+            before = self._settings
+            found = await trio.to_thread.run_sync(self._read_again)
             try:
                 # Whoever asked may go meanwhile; tasks without their hooks would be half a reload.
                 with trio.CancelScope(shield=True):
-                    await self._scheduler.replace(found.tasks)
-                    self._hooks.replace(found.hooks)
+                    await self._scheduler.replace(found.defined.tasks)
             except StoreError as error:
                 raise Refused([f"the store failed, nothing has changed: {error}"]) from None
-        return Report(f"reloaded: {summary(found)}")
+            self._hooks.replace(found.defined.hooks)
+            self._put_in_force(found)
+        parts = [summary(found.defined), *_changes(before, found.settings)]
+        return Report(f"reloaded: {'; '.join(parts)}")
+
+    def _read_again(self) -> _Found:
+        environ: Mapping[str, str] = {}
+        settings = self._settings
+        try:
+            if self._overlay is not None:
+                environ = self._overlay.read()
+                settings, warnings = config.load(environ)
+                for warning in warnings:
+                    log.warning("%s", warning)
+        except (EnvFileError, ConfigError) as error:
+            raise Refused(error.problems) from None
+        defined = definitions.load(settings)
+        if defined.problems:
+            raise Refused([str(problem) for problem in defined.problems])
+        return _Found(environ, settings, defined)
+
+    def _put_in_force(self, found: _Found) -> None:
+        if self._overlay is not None:
+            self._overlay.replace(found.environ)
+        changes = {name: getattr(found.settings, name) for name in RELOADED}
+        self._settings = dataclasses.replace(self._settings, **changes)
+        self._apply(self._settings)
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; a cancellation ends only the waiting."""
@@ -90,7 +133,7 @@ class Operations:
 
     def sandbox_status(self) -> Report:
         """Say which sandboxes there are."""
-        return Report("", rows=[asdict(one) for one in self._with_sandboxes.status()])
+        return Report("", rows=[dataclasses.asdict(one) for one in self._with_sandboxes.status()])
 
     async def sandbox_exec(self, owner: str, argv: Sequence[str], say: OnText) -> Report:
         """Run a command in an owner's sandbox, and pass on what it writes; cancelling kills it."""
@@ -160,6 +203,16 @@ def summary(found: Definitions) -> str:
     """Say how much is configured."""
     hooks, tasks = len(found.hooks), len(found.tasks)
     return f"{hooks} hook{'s' * (hooks != 1)}, {tasks} task{'s' * (tasks != 1)}"
+
+
+def _changes(before: Settings, now: Settings) -> Iterator[str]:
+    """Say which settings have changed, and which of them wait for the next start."""
+    names = [field.name for field in dataclasses.fields(Settings)]
+    changed = [name for name in names if getattr(before, name) != getattr(now, name)]
+    if here := [config.variable(name) for name in changed if name in RELOADED]:
+        yield f"changed: {', '.join(here)}"
+    if later := [config.variable(name) for name in changed if name not in RELOADED]:
+        yield f"changed from the next start on: {', '.join(later)}"
 
 
 def _ended(what: str, run: str, ending: Ending | None) -> Report:

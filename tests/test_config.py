@@ -109,6 +109,38 @@ def test_everything_can_be_set() -> None:
     assert found == []
 
 
+# --- the secret ----------------------------------------------------------------------------------
+
+
+def test_the_secret_can_be_a_credential_of_systemds(tmp_path: Path) -> None:
+    (tmp_path / "CLARA_GATEWAY_SECRET").write_text("swordfish\n")
+    assert setting("gateway_secret", CREDENTIALS_DIRECTORY=f"{tmp_path}") == "swordfish"
+
+
+def test_the_variable_goes_before_the_credential(tmp_path: Path) -> None:
+    (tmp_path / "CLARA_GATEWAY_SECRET").write_text("swordfish")
+    chosen = setting(
+        "gateway_secret", CREDENTIALS_DIRECTORY=f"{tmp_path}", CLARA_GATEWAY_SECRET="marlin"
+    )
+    assert chosen == "marlin"
+
+
+def test_an_empty_credential_is_as_good_as_none(tmp_path: Path) -> None:
+    assert setting("gateway_secret", CREDENTIALS_DIRECTORY=f"{tmp_path}") is None
+    (tmp_path / "CLARA_GATEWAY_SECRET").write_text("\n")
+    assert setting("gateway_secret", CREDENTIALS_DIRECTORY=f"{tmp_path}") is None
+
+
+def test_a_credential_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "CLARA_GATEWAY_SECRET").write_bytes(b"\xff")
+    assert problem(CREDENTIALS_DIRECTORY=f"{tmp_path}") == (
+        f"the credential {tmp_path}/CLARA_GATEWAY_SECRET cannot be read: write it in UTF-8"
+    )
+    (tmp_path / "CLARA_GATEWAY_SECRET").unlink()
+    (tmp_path / "CLARA_GATEWAY_SECRET").mkdir()
+    assert problem(CREDENTIALS_DIRECTORY=f"{tmp_path}").endswith("cannot be read: Is a directory")
+
+
 # --- the state directory -------------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from clarad import __version__
+from clarad import __version__, envfile
 
 COMMANDS: Final = {
     "run": "run the daemon in the foreground",
@@ -19,7 +19,7 @@ COMMANDS: Final = {
     "hooks": "what runs on events: list it, its runs, test it, replay a run",
     "tasks": "what runs by the clock: list it, its runs, run it now, pause it, look ahead",
     "sandbox": "the sandboxes: what there is, run something in one, try their walls",
-    "reload": "have the running daemon read its hooks and tasks again",
+    "reload": "have the running daemon read its settings, hooks and tasks again",
     "init": "write commented examples of hooks.yaml and scheduler.yaml",
     "check": "read the whole configuration and say what is wrong with it",
 }
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="clarad",
         description="The always-on backend of a self-hosted assistant.",
-        epilog="Settings come from the environment; README.md lists them.",
+        epilog="Settings come from the environment and from CLARA_ENV_FILE; README.md lists them.",
     )
     parser.add_argument("--version", action="version", version=f"clarad {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
@@ -45,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character
             stream.reconfigure(errors="replace")
+    try:
+        arguments.environment = envfile.Overlay()
+    except envfile.EnvFileError as error:
+        fail(*error.problems)
+        return os.EX_CONFIG
     try:
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # whoever started us may have closed it

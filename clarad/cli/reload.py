@@ -1,4 +1,4 @@
-"""`clarad reload`: has the running daemon read its hooks and tasks again."""
+"""`clarad reload`: has the running daemon read its settings, hooks and tasks again."""
 
 import argparse
 
@@ -10,8 +10,9 @@ from clarad.cli import control, fail
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Have the running daemon read hooks.yaml and scheduler.yaml again, and wait until they\n"
-        "are in force. If anything is wrong with them nothing changes, and the exit status is 1."
+        "Have the running daemon read the file that CLARA_ENV_FILE names, hooks.yaml and\n"
+        "scheduler.yaml again, and wait until they are in force. If anything is wrong with them\n"
+        "nothing changes, and the exit status is 1. Settings that need a restart are named."
     )
     parser.set_defaults(run=run)
 

@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
-def run(_arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Run until stopped; every reason not to is one line."""
     try:
         settings, warnings = config.load()
@@ -73,7 +73,7 @@ def run(_arguments: argparse.Namespace) -> int:
         EngineError: Exit.NO_SANDBOX,
     }
     try:
-        daemon.run(settings, defined)
+        daemon.run(settings, defined, arguments.environment)
     except Exception as error:
         cause = innermost(error)
         if type(cause) in reasons:

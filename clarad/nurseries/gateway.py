@@ -76,7 +76,7 @@ class Gateway(Generic[Address]):
     ) -> None:
         self._endpoint = endpoint
         self._door = door
-        self._max_connections = max_connections
+        self.max_connections = max_connections
         self._make_connection = make_connection
         self._listening = trio.CancelScope()
         self._stopping = False
@@ -190,7 +190,7 @@ class Gateway(Generic[Address]):
     async def _talk(self, connection: Connection) -> None:
         if self._stopping:
             connection.end(CloseCode.STOPPING, "the daemon is stopping")
-        elif len(self._connections) >= self._max_connections:
+        elif len(self._connections) >= self.max_connections:
             connection.end(CloseCode.TOO_MANY_CONNECTIONS, "too many connections; try later")
         self._connections.add(connection)
         try:

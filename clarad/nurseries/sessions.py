@@ -46,7 +46,7 @@ class Sessions:
     ) -> None:
         """`message_timeout` in seconds."""
         self._make_session = make_session
-        self._message_timeout = message_timeout
+        self.message_timeout = message_timeout
         self._bus = bus
         self._nodes = nodes
         self._store = store
@@ -251,7 +251,7 @@ class Sessions:
             with turn.scope:
                 await self._answer(turn)
             if turn.scope.cancelled_caught:
-                why = f"No answer within {self._message_timeout:g} s."
+                why = f"No answer within {self.message_timeout:g} s."
                 turn.fail(Signal.TIMED_OUT, ErrorCode.TIMEOUT, why, turn.scope.deadline)
         except* Exception as group:
             self._fail(turn, group)
@@ -264,7 +264,7 @@ class Sessions:
     async def _answer(self, turn: Turn) -> None:
         if not turn.begun:
             await self._store.begin(turn.key)
-        if turn.begin(self._message_timeout):
+        if turn.begin(self.message_timeout):
             message, session = turn.message, turn.session
             request = Request(message, turn.node.id, turn.key.platform, session.id)
             await self._responder.respond(request, turn)

@@ -1,5 +1,6 @@
 """`clarad reload`: other hooks and tasks without a restart, or everything as it was."""
 
+import signal
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -170,6 +171,110 @@ def test_a_file_that_cannot_be_read_changes_nothing(clarad: Console) -> None:
     assert (status, out, last) == (1, "", "clarad: nothing has changed")
     assert problem == f"clarad: {path}: this is not a file: put one in its place, or remove it"
     assert clarad("tasks", "run", "tick").status == 0
+
+
+# --- settings ------------------------------------------------------------------------------------
+
+
+class Configured(NamedTuple):
+    """A daemon whose settings are in a file."""
+
+    installation: Installation
+    process: Process
+    file: Path
+
+    def reload(self, text: str) -> Said:
+        """Write other settings, and have them read."""
+        self.file.write_text(text)
+        return self.installation.clarad("reload")
+
+
+@pytest.fixture
+def configured(tmp_path: Path) -> Iterator[Configured]:
+    file = tmp_path / "clarad.env"
+    file.write_text("CLARA_LOG_LEVEL=INFO\n")
+    made = Installation(tmp_path, CLARA_ENV_FILE=f"{file}")
+    made.write(hooks="", tasks="")
+    with made.daemon() as process:
+        yield Configured(made, process, file)
+
+
+def connect(url: str, origin: str) -> int:
+    """Shake hands as a page of this origin; return the status of the answer."""
+    host, port = url.removeprefix("ws://").strip("/").split(":")
+    with socket.create_connection((host, int(port)), PATIENCE) as connection:
+        connection.sendall(
+            f"GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n"
+            f"Origin: {origin}\r\n\r\n".encode()
+        )
+        return int(connection.makefile("rb").readline().split()[1])
+
+
+def test_settings_are_reloaded_from_their_file(configured: Configured) -> None:
+    assert connect(configured.process.url, "https://chat.example.org") == 403
+    said = configured.reload(
+        "CLARA_LOG_LEVEL=DEBUG\nCLARA_GATEWAY_ALLOWED_ORIGINS=https://chat.example.org\n"
+    )
+    assert said == (
+        0,
+        "reloaded: 0 hooks, 0 tasks; changed: CLARA_GATEWAY_ALLOWED_ORIGINS, CLARA_LOG_LEVEL\n",
+        "",
+    )
+    assert connect(configured.process.url, "https://chat.example.org") == 101
+
+
+def test_a_limit_is_reloaded(configured: Configured) -> None:
+    assert configured.reload("CLARA_MESSAGE_TIMEOUT=0.25\n").status == 0
+    assert configured.reload("CLARA_GATEWAY_MAX_CONNECTIONS=1\n").out.endswith(
+        "changed: CLARA_GATEWAY_MAX_CONNECTIONS, CLARA_MESSAGE_TIMEOUT\n"
+    )
+
+
+def test_what_needs_a_restart_is_said(configured: Configured) -> None:
+    said = configured.reload("CLARA_GATEWAY_PORT=1234\nSANDBOX_MAX=3\nCLARA_DRAIN_TIMEOUT=5\n")
+    assert said.out == (
+        "reloaded: 0 hooks, 0 tasks; changed: CLARA_DRAIN_TIMEOUT; changed from the next start on: "
+        "CLARA_GATEWAY_PORT, the settings of the sandboxes\n"
+    )
+
+
+def test_the_file_of_hooks_can_move(configured: Configured) -> None:
+    elsewhere = configured.file.parent / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "hooks.yaml").write_text(f"hooks:\n{HOOKS}")
+    assert configured.reload(f"CLARA_HOOKS_DIR={elsewhere}\n").out.startswith("reloaded: 1 hook,")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("CLARA_LOG_LEVEL=loud\n", "CLARA_LOG_LEVEL='loud': write one of DEBUG"),
+        ("CLARA_MESSAGE_TIMEOUT=soon\n", "CLARA_MESSAGE_TIMEOUT='soon': write a number"),
+        ("CLARA_GATEWAY_HOST=0.0.0.0\n", "CLARA_GATEWAY_HOST='0.0.0.0' is reachable"),
+    ],
+)
+def test_wrong_settings_change_nothing(configured: Configured, text: str, problem: str) -> None:
+    origin = "CLARA_GATEWAY_ALLOWED_ORIGINS=https://chat.example.org\n"
+    configured.file.write_text(origin + text)
+    # The command reads the same file, so what refuses is seen at the signal.
+    configured.process.signal(signal.SIGHUP)
+    configured.process.wait_for_log(f"not reloaded, nothing has changed: {problem}")
+    assert connect(configured.process.url, "https://chat.example.org") == 403
+
+
+def test_a_file_that_is_no_file_of_settings_changes_nothing(configured: Configured) -> None:
+    configured.file.write_text("CLARA_LOG_LEVEL\n")
+    configured.process.signal(signal.SIGHUP)
+    configured.process.wait_for_log(
+        f"not reloaded, nothing has changed: {configured.file}:1: this is no assignment"
+    )
+
+
+def test_a_command_says_what_is_wrong_with_the_file(configured: Configured) -> None:
+    said = configured.reload("oops\n")
+    text = f"{configured.file}:1: this is no assignment; write NAME=value, or # before a comment"
+    assert said == Said(78, "", f"clarad: {text}\n")
 
 
 # --- daemons that cannot be reached --------------------------------------------------------------
