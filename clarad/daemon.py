@@ -35,9 +35,19 @@ from clarad.nurseries.supervisor import Supervisor, open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
 from clarad.operations import Operations
 from clarad.operator import Refused
+from clarad.redelivery import Redelivery
 from clarad.responders import Responder
 from clarad.sender import CLOSE_TIMEOUT
-from clarad.store import HookRuns, Messages, TaskRuns, Tasks, Writer, open_engine
+from clarad.store import (
+    HookRuns,
+    Messages,
+    Missed,
+    NodeSessions,
+    TaskRuns,
+    Tasks,
+    Writer,
+    open_engine,
+)
 from clarad.store.migrate import require_head
 from clarad.turn import SessionKey
 
@@ -147,6 +157,7 @@ class Daemon:
         self.nodes = Nodes()
         self.writer = Writer(engine)
         self._messages = Messages(self.writer)
+        self._node_sessions = NodeSessions(self.writer)
         self.sessions = Sessions(
             make_session=self._make_session,
             message_timeout=settings.message_timeout,
@@ -176,7 +187,12 @@ class Daemon:
             door=door,
             max_connections=settings.gateway_max_connections,
             make_connection=partial(
-                Connection, door=door, nodes=self.nodes, desk=self.sessions, bus=self.bus
+                Connection,
+                door=door,
+                nodes=self.nodes,
+                redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
+                desk=self.sessions,
+                bus=self.bus,
             ),
         )
         self._control = Gateway(
@@ -240,6 +256,7 @@ class Daemon:
         if self._sandboxes is not None:
             await supervisor.start("sandboxes", self._sandboxes.run)
         await supervisor.start("sessions", self.sessions.run)
+        self.nodes.restore(*await self._node_sessions.restore())
         self.sessions.recover(await self._messages.unfinished())
         host, port = await supervisor.start("gateway", self._gateway.run)
         await supervisor.start("task runs", self._task_runner.run)

@@ -1,22 +1,27 @@
 """The adapters that the gateway knows, each as a node: where frames for it are to go.
 
 A message belongs to a node, not to a connection: its frames take whatever connection the node has
-at the time.
+at the time. What a connection has missed, the next one is given (`clarad.redelivery`).
 """
 
 import secrets
+import time
 import weakref
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
 from msgspec import Struct
 
+from clarad.kept import Kept, Window, numbered
 from clarad.protocol import Capability, CloseCode, encode
-from clarad.store import MessageKey
+from clarad.store import KEPT_FOR, MessageKey, NodeSession
 
 REMEMBERED: Final = 1000
 """Terminal frames of one connection that are remembered as delivered."""
+
+MAX_AWAY: Final = 1000
+"""Nodes without a connection whose sessions are remembered; of more, the oldest are forgotten."""
 
 
 class Outlet(Protocol):
@@ -25,53 +30,205 @@ class Outlet(Protocol):
     def send(self, frame: bytes) -> None:
         """Queue a frame; never blocks."""
 
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Call `then` once all that is queued is written; never, if the connection is lost."""
+
     def end(self, code: CloseCode, reason: str) -> None:
         """Close after what is queued."""
 
+    def replace(self) -> None:
+        """Close with 4000: the node has another connection, which gets what is queued."""
+
 
 class Node:
-    """One adapter, by the id that it chose. `platform` is what it said at its last `register`."""
+    """One adapter, by its platform and the id that it chose."""
 
-    def __init__(self, node_id: str, platform: str) -> None:
+    def __init__(self, node_id: str, platform: str, last_seq: int = 0) -> None:
+        """`last_seq` is the highest number that its frames may have had so far."""
         self.id = node_id
         self.platform = platform
         self.session_id = ""
         self.caused_by: tuple[str, ...] = ()
         self.streaming = False
         self.told_accepted = False
+        self.resumes = False
         self.outlet: Outlet | None = None
+        self.left_at = 0.0
+        """When its last connection ended, by `time.monotonic`."""
+        self.unregistered = False
+        self.window = Window(last_seq)
+        self.caught_up = False
+        """Whether the connection was given all that it had missed."""
+        self.missed_more = False
+        """Whether a terminal frame came meanwhile, which is in the store only."""
+        self._sent = 0
+        self._unsent: deque[Kept] = deque()
         self._had: OrderedDict[MessageKey, None] = OrderedDict()
 
-    def connect(self, outlet: Outlet) -> None:
-        """Take a new connection; what it had before is closed."""
+    # --- connections -----------------------------------------------------------------------------
+
+    def connect(self, outlet: Outlet, capabilities: frozenset[str]) -> None:
+        """Take a new connection, which is to be caught up; what it had before is closed."""
         if self.outlet is not None:
-            self.outlet.end(CloseCode.REPLACED, "the node registered on another connection")
+            self.outlet.replace()
+        self.streaming = Capability.STREAMING in capabilities
+        self.told_accepted = Capability.ACCEPTED in capabilities
+        self.resumes = Capability.RESUME in capabilities
         self.outlet = outlet
+        self.caught_up = False
         self._had.clear()
 
-    def deliver(self, key: MessageKey, terminal: bytes) -> None:
-        """Send a terminal frame, and remember on which connection."""
+    def disconnect(self) -> None:
+        """Be without a connection."""
+        self.outlet = None
+        self.caught_up = False
+        self.left_at = time.monotonic()
+        self.window.trim(self.window.last)
+
+    def resume(self, last_seq: int) -> int:
+        """Go on with the session after what has arrived; return the number from which to go on."""
+        last_seq = min(last_seq, self.window.last)
+        self.window.forget(last_seq)
+        self._sent = last_seq
+        return last_seq
+
+    def begin(self) -> None:
+        """Begin a new session: of what is kept, the terminal frames belong to it."""
+        self.session_id = f"node-{secrets.token_hex(16)}"
+        self._sent = 0
+        if self.resumes:
+            self.window.keep_terminal()
+        else:
+            self.window.forget(self.window.last)
+
+    def catch_up(self) -> None:
+        """From here on frames go to the connection at once; first those that have waited here."""
+        self.caught_up = True
+        self._unsent = deque(self.window.after(self._sent))
+        self._flush()
+
+    # --- frames ----------------------------------------------------------------------------------
+
+    def send(self, frame: Struct) -> None:
+        """Send a frame that is no terminal one. Never blocks.
+
+        If the node is not connected the frame is kept for it, or dropped if it does not resume.
+        """
+        if self.resumes:
+            self._queue(self.window.reserve(None), encode(frame))
+        elif self.outlet is not None:
+            self.outlet.send(encode(frame))
+
+    def reserve(self, key: MessageKey) -> Kept | None:
+        """Give a terminal frame that is about to be stored its place; `None` if it needs none."""
+        if not self.resumes or self.unregistered:
+            return None
+        kept = self.window.reserve(key)
+        if self.caught_up:
+            self._unsent.append(kept)
+        return kept
+
+    def withdraw(self, place: Kept | None) -> None:
+        """Give a place up: the frame could not be stored."""
+        if place is not None:
+            self.window.withdraw(place)
+            self._flush()
+
+    def deliver(
+        self, key: MessageKey, terminal: bytes, place: Kept | None, written: Callable[[], None]
+    ) -> None:
+        """Send a terminal frame that is in the store, or leave it to be asked for there.
+
+        `written` is called if it was given out without a number, so that nobody will ack it.
+        """
+        if self.resumes and place is not None and place.here:
+            self.window.fill(place, terminal)
+            self._flush()
+        elif self.caught_up:
+            self.give(key, terminal, written)
+        else:
+            self.missed_more = True
+
+    def give(self, key: MessageKey, terminal: bytes, written: Callable[[], None]) -> None:
+        """Send a terminal frame without a number."""
         if self.outlet is not None:
             self.outlet.send(terminal)
-            self._had[key] = None
-            if len(self._had) > REMEMBERED:
-                self._had.popitem(last=False)
+            self.outlet.when_written(written)
+            self._remember(key)
+
+    def give_numbered(self, key: MessageKey, terminal: bytes, seq: int) -> None:
+        """Send a terminal frame whose number is below all that is kept here."""
+        if self.outlet is not None:
+            self.outlet.send(numbered(terminal, seq))
+            self._sent = seq
+            self._remember(key)
+
+    def repeat(self, key: MessageKey, terminal: bytes) -> None:
+        """Send a terminal frame once more, that had arrived or was another node's."""
+        if self.resumes:
+            self._queue(self.window.reserve(key), terminal)
+        elif self.outlet is not None:
+            self.outlet.send(terminal)
+            self._remember(key)
+
+    def ack(self, seq: int) -> int:
+        """Forget what has arrived; return up to where, which is nothing that was never sent."""
+        seq = min(seq, self._sent)
+        self.window.forget(seq)
+        return seq
 
     def has_had(self, key: MessageKey) -> bool:
         """Whether the connection that the node has now was given this message's terminal frame."""
         return key in self._had
 
-    def send(self, frame: Struct | bytes) -> None:
-        """Send a frame if the node is connected. Never blocks."""
-        if self.outlet is not None:
-            self.outlet.send(frame if isinstance(frame, bytes) else encode(frame))
+    def _queue(self, kept: Kept, frame: bytes) -> None:
+        self.window.fill(kept, frame)
+        if self.caught_up:
+            self._unsent.append(kept)
+        self._flush()
+
+    def _flush(self) -> None:
+        """Send what is in its turn; a frame that is still to be stored holds up those after it."""
+        if not self.caught_up or self.outlet is None:
+            self.window.trim(self.window.last)
+            return
+        while self._unsent and self._unsent[0].settled:
+            kept = self._unsent.popleft()
+            self._sent = kept.seq
+            if kept.frame:
+                self.outlet.send(kept.frame)
+                if kept.key is not None:
+                    self._remember(kept.key)
+        self.window.trim(self._sent)
+
+    def _remember(self, key: MessageKey) -> None:
+        self._had[key] = None
+        if len(self._had) > REMEMBERED:
+            self._had.popitem(last=False)
 
 
 class Nodes:
-    """All nodes that a connection or a living message refers to; the others are forgotten."""
+    """All nodes that a connection or a living message refers to, and those that may resume."""
 
     def __init__(self) -> None:
-        self._nodes: weakref.WeakValueDictionary[str, Node] = weakref.WeakValueDictionary()
+        self._nodes: weakref.WeakValueDictionary[tuple[str, str], Node] = (
+            weakref.WeakValueDictionary()
+        )
+        self._away: OrderedDict[tuple[str, str], Node] = OrderedDict()
+        self._last_seq = 0
+
+    def restore(self, sessions: Iterable[NodeSession], last_seq: int) -> None:
+        """Know the sessions that an earlier run of the daemon has left, the oldest first.
+
+        `last_seq` is the highest number that a frame of any node may have had.
+        """
+        self._last_seq = last_seq
+        for session in sessions:
+            node = self.find(session.node_id, session.platform)
+            node.session_id = session.session_id
+            node.resumes = True
+            node.left_at = time.monotonic() - session.away
+            self._keep(node)
 
     def connect(
         self,
@@ -80,25 +237,63 @@ class Nodes:
         capabilities: frozenset[str],
         outlet: Outlet,
         caused_by: Sequence[str] = (),
-    ) -> Node:
-        """Register a node on a connection; one that it had before is closed with 4000."""
-        node = self.find(node_id, platform)
-        node.connect(outlet)
-        node.platform = platform
-        node.caused_by = tuple(caused_by)
-        node.session_id = f"node-{secrets.token_hex(16)}"
-        node.streaming = Capability.STREAMING in capabilities
-        node.told_accepted = Capability.ACCEPTED in capabilities
-        return node
+        session_id: str | None = None,
+        last_seq: int | None = None,
+    ) -> tuple[Node, int | None]:
+        """Register a node on a connection; one that it had before is closed with 4000.
 
-    def disconnect(self, node: Node, outlet: Outlet) -> None:
-        """Forget the connection, unless the node has another one by now."""
-        if node.outlet is outlet:
-            node.outlet = None
+        Returns:
+            The node, which is to be caught up, and the number of the last frame that has arrived,
+            `None` if this is a new session.
+        """
+        node = self.find(node_id, platform)
+        self._away.pop((platform, node_id), None)
+        resumed = (
+            node.resumes
+            and Capability.RESUME in capabilities
+            and secrets.compare_digest(node.session_id.encode(), (session_id or "").encode())
+            and not (node.outlet is None and _is_stale(node))
+        )
+        node.connect(outlet, capabilities)
+        node.caused_by = tuple(caused_by)
+        if resumed:
+            return node, node.resume(last_seq or 0)
+        node.begin()
+        return node, None
+
+    def disconnect(self, node: Node, outlet: Outlet) -> bool:
+        """Forget the connection, unless the node has another one by now; say whether it was so."""
+        if node.outlet is not outlet:
+            return False
+        node.disconnect()
+        if node.resumes and not node.unregistered:
+            self._keep(node)
+        return True
+
+    def forget(self, node: Node) -> None:
+        """Keep nothing for a node that is gone for good."""
+        node.unregistered = True
+        node.window.forget(node.window.last)
+        self._remember_numbers(node)
+        self._nodes.pop((node.platform, node.id), None)
 
     def find(self, node_id: str, platform: str) -> Node:
         """Return the node of this id, a new one if there is none."""
-        node = self._nodes.get(node_id)
+        node = self._nodes.get((platform, node_id))
         if node is None:
-            node = self._nodes[node_id] = Node(node_id, platform)
+            node = self._nodes[platform, node_id] = Node(node_id, platform, self._last_seq)
         return node
+
+    def _keep(self, node: Node) -> None:
+        self._away[node.platform, node.id] = node
+        while len(self._away) > MAX_AWAY or _is_stale(next(iter(self._away.values()))):
+            _, oldest = self._away.popitem(last=False)
+            self._remember_numbers(oldest)
+
+    def _remember_numbers(self, node: Node) -> None:
+        # Should it come back as new, its numbers have to go on above those in the store.
+        self._last_seq = max(self._last_seq, node.window.last)
+
+
+def _is_stale(node: Node) -> bool:
+    return time.monotonic() - node.left_at > KEPT_FOR.total_seconds()

@@ -1,7 +1,8 @@
 """The frames that wait to be written to one connection: bounded, and never waited for."""
 
 from collections import deque
-from typing import Final
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 import trio
 
@@ -14,12 +15,20 @@ class Overflow(Exception):  # noqa: N818 - the field's own name
     """The reader at the other end is too slow: the frame does not fit any more."""
 
 
+class Batch(NamedTuple):
+    """All frames that waited, and whom to call back once they are written."""
+
+    frames: list[bytes]
+    when_written: list[Callable[[], None]]
+
+
 class Outbox:
     """A queue with one reader, the connection's writer task."""
 
     def __init__(self) -> None:
         self._frames: deque[bytes] = deque()
         self._bytes = 0
+        self._when_written: list[Callable[[], None]] = []
         self._wakeup = trio.Event()
         self.closed = False
 
@@ -37,17 +46,32 @@ class Outbox:
         self._bytes += len(frame)
         self._wakeup.set()
 
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Have `then` called once all that is queued is written; never, if that cannot be.
+
+        To be called right after the frame has been put that it is about.
+        """
+        if not self.closed:
+            self._when_written.append(then)
+
     def close(self) -> None:
         """Take no more frames; `take` still returns what is queued."""
         self.closed = True
         self._wakeup.set()
 
-    async def take(self) -> list[bytes]:
-        """Wait for frames and return all there are; an empty list after `close`."""
+    def clear(self) -> None:
+        """Drop what is queued."""
+        self._frames.clear()
+        self._bytes = 0
+        self._when_written.clear()
+
+    async def take(self) -> Batch:
+        """Wait for frames and return all there are; none after `close`."""
         if not self._frames and not self.closed:
             self._wakeup = trio.Event()
             await self._wakeup.wait()
-        frames = list(self._frames)
+        batch = Batch(list(self._frames), self._when_written)
         self._frames.clear()
         self._bytes = 0
-        return frames
+        self._when_written = []
+        return batch

@@ -172,11 +172,16 @@ class Pong(Struct, frozen=True, tag="pong"):
     timestamp: str
 
 
+# Frames about messages have a `seq` if their node resumes. The gateway writes it behind the frame
+# (`clarad.kept.numbered`), which may go out with one or without.
+
+
 class Accepted(Struct, frozen=True, tag="accepted"):
     """The message is in the store and will end in exactly one terminal frame."""
 
     request_id: str
     duplicate: bool
+    seq: int | UnsetType = UNSET
 
 
 class ResponseStart(Struct, frozen=True, tag="response_start"):
@@ -185,6 +190,7 @@ class ResponseStart(Struct, frozen=True, tag="response_start"):
     id: str
     request_id: str
     model_tier: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
 
 
 class ResponseChunk(Struct, frozen=True, tag="response_chunk"):
@@ -193,6 +199,7 @@ class ResponseChunk(Struct, frozen=True, tag="response_chunk"):
     id: str
     request_id: str
     chunk: str
+    seq: int | UnsetType = UNSET
 
 
 class ToolStart(Struct, frozen=True, tag="tool_start"):
@@ -204,6 +211,7 @@ class ToolStart(Struct, frozen=True, tag="tool_start"):
     step: int
     emoji: str
     description: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
 
 
 class ToolResult(Struct, frozen=True, tag="tool_result"):
@@ -215,6 +223,7 @@ class ToolResult(Struct, frozen=True, tag="tool_result"):
     success: bool
     output_preview: str | UnsetType = UNSET
     duration_ms: int | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
 
 
 class FileData(Struct, frozen=True):
@@ -237,6 +246,7 @@ class ResponseEnd(Struct, frozen=True, tag="response_end"):
     components: list[Any] = []
     tokens_used: int | UnsetType = UNSET
     edit_target: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
 
 
 class Stopped(Struct):
@@ -253,6 +263,7 @@ class Cancelled(Struct, frozen=True, tag="cancelled"):
     request_id: str
     reason: str
     stopped: Stopped
+    seq: int | UnsetType = UNSET
 
 
 class Error(Struct, frozen=True, tag="error"):
@@ -262,6 +273,7 @@ class Error(Struct, frozen=True, tag="error"):
     message: str
     recoverable: bool
     request_id: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
 
 
 class Status(Struct, frozen=True, tag="status"):
@@ -275,6 +287,7 @@ class Status(Struct, frozen=True, tag="status"):
     uptime_seconds: int
     node_id: str | UnsetType = UNSET
     request_id: str | UnsetType = UNSET
+    seq: int | UnsetType = UNSET
 
 
 Outbound = (

@@ -20,7 +20,7 @@ class Roster:
 
     def __init__(self) -> None:
         self._turns: dict[MessageKey, Turn] = {}
-        self._by_request: dict[tuple[str, str], list[Turn]] = {}
+        self._by_request: dict[tuple[str, str, str], list[Turn]] = {}
         # The messages of one channel in the order in which they came; the first is its turn.
         self._channels: dict[tuple[str, str], deque[Turn]] = {}
 
@@ -41,7 +41,7 @@ class Roster:
 
     def of_request(self, node: Node, request_id: str) -> list[Turn]:
         """Return the node's messages with this id: one a channel at the most."""
-        return list(self._by_request.get((node.id, request_id), ()))
+        return list(self._by_request.get((node.platform, node.id, request_id), ()))
 
     def of_node(self, node: Node) -> list[Turn]:
         """Return the node's messages."""
@@ -58,16 +58,20 @@ class Roster:
     def add(self, turn: Turn) -> None:
         """Put a message last in its channel."""
         self._turns[turn.key] = turn
-        self._by_request.setdefault((turn.node.id, turn.message.id), []).append(turn)
+        self._by_request.setdefault(_request(turn), []).append(turn)
         self._channels.setdefault(turn.key[:2], deque()).append(turn)
 
     def remove(self, turn: Turn) -> Turn | None:
         """Take a message out; return the one whose turn that makes it, if it does."""
         was_first = self.is_first(turn)
         del self._turns[turn.key]
-        _remove(self._by_request, (turn.node.id, turn.message.id), turn)
+        _remove(self._by_request, _request(turn), turn)
         channel = _remove(self._channels, turn.key[:2], turn)
         return channel[0] if channel and was_first else None
+
+
+def _request(turn: Turn) -> tuple[str, str, str]:
+    return turn.node.platform, turn.node.id, turn.message.id
 
 
 def _remove(index: dict[K, C], key: K, turn: Turn) -> C | None:

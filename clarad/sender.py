@@ -1,5 +1,6 @@
 """The sending side of a WebSocket connection: what is queued for it, and how it is closed."""
 
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -32,6 +33,15 @@ class Sender:
         except Overflow:
             self.end(CloseCode.TOO_SLOW, "the peer reads too slowly")
 
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Call `then` once all that is queued is written; never, if the connection is lost."""
+        self._outbox.when_written(then)
+
+    def replace(self) -> None:
+        """Close with 4000, and drop what is queued."""
+        self._outbox.clear()
+        self.end(CloseCode.REPLACED, "the node registered on another connection")
+
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
         if self.closing is None:
@@ -51,9 +61,11 @@ class Sender:
 
     async def write(self, whole: trio.CancelScope) -> None:
         """Write frames as they come, and the close frame last; then cancel `whole`."""
-        while frames := await self._outbox.take():
-            if not await self._frames.write(frames):
+        while (batch := await self._outbox.take()).frames:
+            if not await self._frames.write(batch.frames):
                 break
+            for written in batch.when_written:
+                written()
         else:
             assert self.closing is not None
             code, reason = self.closing

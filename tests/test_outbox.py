@@ -17,21 +17,21 @@ def outbox() -> Outbox:
 async def test_frames_are_taken_in_the_order_in_which_they_came(outbox: Outbox) -> None:
     for frame in (b"a", b"b", b"c"):
         outbox.put(frame)
-    assert await outbox.take() == [b"a", b"b", b"c"]
+    assert (await outbox.take()).frames == [b"a", b"b", b"c"]
 
 
 async def test_a_frame_is_taken_once(outbox: Outbox) -> None:
     outbox.put(b"a")
     await outbox.take()
     outbox.put(b"b")
-    assert await outbox.take() == [b"b"]
+    assert (await outbox.take()).frames == [b"b"]
 
 
 async def test_taking_waits_for_the_next_frame(outbox: Outbox, nursery: trio.Nursery) -> None:
     taken: list[bytes] = []
 
     async def take() -> None:
-        taken.extend(await outbox.take())
+        taken.extend((await outbox.take()).frames)
 
     nursery.start_soon(take)
     await wait_all_tasks_blocked()
@@ -45,7 +45,7 @@ async def test_closing_ends_the_wait(outbox: Outbox, nursery: trio.Nursery) -> N
     taken: list[list[bytes]] = []
 
     async def take() -> None:
-        taken.append(await outbox.take())
+        taken.append((await outbox.take()).frames)
 
     nursery.start_soon(take)
     await wait_all_tasks_blocked()
@@ -57,14 +57,14 @@ async def test_closing_ends_the_wait(outbox: Outbox, nursery: trio.Nursery) -> N
 async def test_what_was_queued_before_the_close_is_still_taken(outbox: Outbox) -> None:
     outbox.put(b"a")
     outbox.close()
-    assert await outbox.take() == [b"a"]
-    assert await outbox.take() == []
+    assert (await outbox.take()).frames == [b"a"]
+    assert (await outbox.take()).frames == []
 
 
 async def test_what_comes_after_the_close_is_dropped(outbox: Outbox) -> None:
     outbox.close()
     outbox.put(b"a")
-    assert await outbox.take() == []
+    assert (await outbox.take()).frames == []
 
 
 async def test_a_full_outbox_that_is_closed_overflows_no_more(outbox: Outbox) -> None:
@@ -72,7 +72,7 @@ async def test_a_full_outbox_that_is_closed_overflows_no_more(outbox: Outbox) ->
         outbox.put(b"a")
     outbox.close()
     outbox.put(b"b")
-    assert await outbox.take() == [b"a"] * MAX_FRAMES
+    assert (await outbox.take()).frames == [b"a"] * MAX_FRAMES
 
 
 async def test_closing_twice_is_closing(outbox: Outbox) -> None:
@@ -86,7 +86,7 @@ async def test_a_wait_that_is_cancelled_loses_no_frame(outbox: Outbox) -> None:
         scope.cancel()
         await outbox.take()
     outbox.put(b"a")
-    assert await outbox.take() == [b"a"]
+    assert (await outbox.take()).frames == [b"a"]
 
 
 async def test_too_many_frames_overflow(outbox: Outbox) -> None:
@@ -107,7 +107,7 @@ async def test_a_frame_that_does_not_fit_is_not_queued_in_part(outbox: Outbox) -
     outbox.put(b"a")
     with pytest.raises(Overflow):
         outbox.put(bytes(MAX_BYTES))
-    assert await outbox.take() == [b"a"]
+    assert (await outbox.take()).frames == [b"a"]
 
 
 async def test_taking_makes_room(outbox: Outbox) -> None:
@@ -115,7 +115,7 @@ async def test_taking_makes_room(outbox: Outbox) -> None:
     outbox.put(whole)
     await outbox.take()
     outbox.put(whole)
-    assert await outbox.take() == [whole]
+    assert (await outbox.take()).frames == [whole]
 
 
 frames = st.binary(max_size=8) | st.just(bytes(MAX_BYTES // 3))
@@ -133,7 +133,7 @@ async def test_what_is_taken_is_what_was_put_and_fitted(steps: list[str | bytes]
             closed = True
         elif step == "take":
             if queued or closed:
-                assert await outbox.take() == queued
+                assert (await outbox.take()).frames == queued
                 queued = []
         elif isinstance(step, bytes):
             try:
@@ -146,3 +146,33 @@ async def test_what_is_taken_is_what_was_put_and_fitted(steps: list[str | bytes]
             assert overflowed == (not closed and not fits)
             if fits and not closed:
                 queued.append(step)
+
+
+# --- calling back --------------------------------------------------------------------------------
+
+
+async def test_who_waits_for_a_frame_to_be_written_comes_with_it(outbox: Outbox) -> None:
+    written: list[str] = []
+    outbox.put(b"a")
+    outbox.when_written(lambda: written.append("a"))
+    batch = await outbox.take()
+    outbox.put(b"b")
+    for then in batch.when_written:
+        then()
+    assert written == ["a"]
+    assert (await outbox.take()).when_written == []
+
+
+async def test_what_is_cleared_is_neither_taken_nor_called_back(outbox: Outbox) -> None:
+    outbox.put(b"a")
+    outbox.when_written(lambda: pytest.fail("it was never written"))
+    outbox.clear()
+    outbox.close()
+    assert await outbox.take() == ([], [])
+
+
+async def test_what_was_not_queued_is_never_called_back(outbox: Outbox) -> None:
+    outbox.close()
+    outbox.put(b"a")
+    outbox.when_written(lambda: pytest.fail("it was never written"))
+    assert await outbox.take() == ([], [])

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -14,6 +15,7 @@ from clarad.access import Door
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
+from clarad.redelivery import Redelivery
 from clarad.sender import Sender
 from clarad.websocket import ClientStream
 
@@ -56,6 +58,7 @@ class Connection:
         *,
         door: Door,
         nodes: Nodes,
+        redelivery: Redelivery,
         desk: Desk,
         bus: Bus,
     ) -> None:
@@ -65,14 +68,24 @@ class Connection:
         self._trusted = trusted
         self._door = door
         self._nodes = nodes
+        self._redelivery = redelivery
         self._desk = desk
         self._bus = bus
         self._sender = Sender(websocket, stream)
+        self._nursery: trio.Nursery | None = None
         self.node: Node | None = None
 
     def send(self, frame: bytes) -> None:
         """Queue a frame; if the peer does not keep up the connection ends with 4008."""
         self._sender.send(frame)
+
+    def when_written(self, then: Callable[[], None]) -> None:
+        """Call `then` once all that is queued is written; never, if the connection is lost."""
+        self._sender.when_written(then)
+
+    def replace(self) -> None:
+        """Close with 4000: the node has another connection, which gets what is queued."""
+        self._sender.replace()
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
@@ -87,7 +100,8 @@ class Connection:
         """Serve until either side closes. Cancelling drops the connection without a close frame."""
         try:
             with self._sender.limit:
-                async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as self._nursery:
+                    nursery = self._nursery
                     nursery.start_soon(self._sender.write, nursery.cancel_scope)
                     nursery.start_soon(self._beat)
                     await self._read()
@@ -164,6 +178,8 @@ class Connection:
             case protocol.StatusRequest():
                 self._reply(self._desk.status(node))
             case protocol.Unregister():
+                self._nodes.forget(node)
+                self._redelivery.forget(node)
                 self._desk.abandon(node)
                 self.end(CloseCode.UNREGISTERED, "unregistered")
             case protocol.Register():
@@ -172,7 +188,7 @@ class Connection:
                     "This connection is registered; open another one for another node.",
                 )
             case protocol.Ack():
-                pass  # nothing is kept yet that could be forgotten
+                self._redelivery.ack(node, frame.seq)
 
     def _register(self, frame: protocol.Inbound) -> None:
         if not isinstance(frame, protocol.Register):
@@ -198,12 +214,14 @@ class Connection:
         return False
 
     def _connect(self, frame: protocol.Register) -> None:
-        node = self._nodes.connect(
+        node, arrived = self._nodes.connect(
             frame.node_id,
             frame.platform,
             frozenset(frame.capabilities),
             self,
             frame.caused_by,
+            frame.session_id,
+            frame.last_seq,
         )
         self.node = node
         self._reply(
@@ -212,8 +230,12 @@ class Connection:
                 session_id=node.session_id,
                 server_time=_now(),
                 adapter_token=secrets.token_urlsafe(32),
+                resumed=arrived is not None,
             )
         )
+        self._redelivery.connected(node, arrived)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._redelivery.catch_up, node, self, arrived)
         self._bus.publish(
             EventType.ADAPTER_CONNECTED,
             node_id=node.id,
@@ -223,7 +245,8 @@ class Connection:
         )
 
     def _disconnect(self, node: Node) -> None:
-        self._nodes.disconnect(node, self)
+        if self._nodes.disconnect(node, self):
+            self._redelivery.disconnected(node)
         code: int | None = None
         reason: str | None = None
         if self._sender.closing is not None:

@@ -17,6 +17,7 @@ import trio
 
 from clarad import protocol
 from clarad.events import Bus, EventType
+from clarad.kept import Kept
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import ErrorCode
@@ -307,25 +308,34 @@ class Sessions:
         self._store_end(turn, terminal, stopped_in)
 
     def _store_end(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
+        place = turn.node.reserve(turn.key)
         self._store.end(
             turn.key,
             outcome=turn.signal.value,
             reason=turn.reason or None,
             terminal=terminal.decode(),
-            then=partial(self._settled, turn, terminal, stopped_in),
+            seq=None if place is None else place.seq,
+            wanted=not turn.node.unregistered,
+            then=partial(self._settled, turn, terminal, place, stopped_in),
         )
 
     def _settled(
-        self, turn: Turn, terminal: bytes, stopped_in: float, error: StoreError | None
+        self,
+        turn: Turn,
+        terminal: bytes,
+        place: Kept | None,
+        stopped_in: float,
+        error: StoreError | None,
     ) -> None:
         if error is not None:
+            turn.node.withdraw(place)
             log.error("the answer to %r waits, the store failed: %s", turn.message.id, error)
             assert self._nursery is not None
             self._nursery.start_soon(self._settle_later, turn, terminal, stopped_in)
             return
         turn.life.apply(Signal.SETTLED)
         turn.session.touch()
-        turn.node.deliver(turn.key, terminal)
+        turn.node.deliver(turn.key, terminal, place, partial(self._store.delivered, turn.key))
         self._publish(turn, *turn.end_event(stopped_in))
         self._leave(turn)
 
@@ -391,8 +401,9 @@ class Sessions:
             _refuse_reuse(turn.node, turn.message.id)
             return
         _tell_duplicate(turn.node, turn.message.id)
-        if not turn.node.has_had(turn.key):
-            turn.node.deliver(turn.key, stored.terminal.encode())
+        # What is owed to the node was given to its connection, or is about to be.
+        if stored.owed_to != turn.node.id and not turn.node.has_had(turn.key):
+            turn.node.repeat(turn.key, stored.terminal.encode())
 
     def _uptime(self) -> int:
         return int(trio.current_time() - self._started)

@@ -2,17 +2,24 @@
 
 from clarad.store.engine import StoreError, open_engine
 from clarad.store.hook_runs import HookRuns, StoredHookRun
-from clarad.store.messages import MessageKey, Messages, Stored, Unfinished
+from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
+from clarad.store.missed import Missed, MissedFrame
+from clarad.store.node_sessions import NodeSession, NodeSessions
 from clarad.store.runs import Ending, Outcome
 from clarad.store.task_runs import StoredTaskRun, TaskRuns
 from clarad.store.tasks import Tasks, TaskState
 from clarad.store.writer import Writer
 
 __all__ = [
+    "KEPT_FOR",
     "Ending",
     "HookRuns",
     "MessageKey",
     "Messages",
+    "Missed",
+    "MissedFrame",
+    "NodeSession",
+    "NodeSessions",
     "Outcome",
     "StoreError",
     "Stored",

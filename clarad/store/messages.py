@@ -1,15 +1,21 @@
 """What the store knows of messages. Nothing is answered before it is on the disk."""
 
+import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, case, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.models import MessageRow
 from clarad.store.writer import Writer
+
+log = logging.getLogger(__name__)
+
+KEPT_FOR: Final = timedelta(hours=24)
+"""How long a terminal frame is kept for its node, and the session of a node that is lost."""
 
 
 class MessageKey(NamedTuple):
@@ -21,10 +27,14 @@ class MessageKey(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A message as it came, and its terminal frame if it has ended; both JSON."""
+    """A message as it came, and its terminal frame if it has ended; both JSON.
+
+    `owed_to` is the node that has still to be given the terminal frame.
+    """
 
     frame: str
     terminal: str | None
+    owed_to: str | None = None
 
 
 class Unfinished(NamedTuple):
@@ -54,7 +64,12 @@ _END: Final = (
         outcome=bindparam("outcome"),
         reason=bindparam("reason"),
         terminal=bindparam("terminal"),
+        seq=bindparam("new_seq"),
+        delivered_at=bindparam("delivered_at"),
     )
+)
+_DELIVERED: Final = (
+    update(_ROW).where(_THIS).values(delivered_at=bindparam("delivered_at"))  # type: ignore[arg-type]
 )
 
 
@@ -117,15 +132,24 @@ class Messages:
         outcome: str,
         reason: str | None,
         terminal: str,
+        seq: int | None,
+        wanted: bool,
         then: Callable[[StoreError | None], None],
     ) -> None:
-        """Have it written how the message ended, with its terminal frame; then call `then`."""
+        """Have it written how the message ended, with its terminal frame; then call `then`.
+
+        `seq` is the number of that frame, if it has one; a frame that is `wanted` is kept for its
+        node until it is delivered.
+        """
+        now = datetime.now(UTC)
         values = {
-            "ended_at": datetime.now(UTC),
+            "ended_at": now,
             "outcome": outcome,
             # PostgreSQL cannot hold NUL; in the frame JSON has it escaped.
             "reason": None if reason is None else reason.replace("\0", ""),
             "terminal": terminal,
+            "new_seq": seq,
+            "delivered_at": None if wanted else now,
         }
 
         def answer(error: Exception | None) -> None:
@@ -133,9 +157,19 @@ class Messages:
 
         self._writer.execute(_END, _this(key) | values, answer)
 
+    def delivered(self, key: MessageKey) -> None:
+        """Note that the terminal frame was written to a connection of its node.
+
+        It is noted within a second. A kill before that has the node get it once more.
+        """
+        now = {"delivered_at": datetime.now(UTC)}
+        self._writer.execute_later(_DELIVERED, _this(key) | now, log_failure)
+
     async def find(self, key: MessageKey) -> Stored | None:
         """Return what is there of a message, `None` if nothing is."""
-        statement = select(MessageRow.frame, MessageRow.terminal).where(_THIS)
+        owed = MessageRow.delivered_at.is_(None) & (MessageRow.ended_at > kept_since())
+        owed_to = case((owed, MessageRow.node_id))
+        statement = select(MessageRow.frame, MessageRow.terminal, owed_to).where(_THIS)
 
         def find(connection: Connection) -> Stored | None:
             row = connection.execute(statement, _this(key)).one_or_none()
@@ -167,6 +201,17 @@ class Messages:
 
         with errors_in_one_line():
             return await self._writer.call(find)
+
+
+def kept_since() -> datetime:
+    """Return since when a terminal frame must have been there to be kept still."""
+    return datetime.now(UTC) - KEPT_FOR
+
+
+def log_failure(error: Exception | None) -> None:
+    """Say that what was to be noted is not; a node will get some frame again."""
+    if error is not None:
+        log.warning("what has arrived cannot be noted, the store failed: %s", as_store_error(error))
 
 
 def _this(key: MessageKey) -> dict[str, str]:

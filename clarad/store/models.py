@@ -68,6 +68,9 @@ def _unfinished(table: str) -> Index:
     )
 
 
+_UNDELIVERED = "ended_at IS NOT NULL AND delivered_at IS NULL"
+
+
 class MessageRow(Base):
     """A message from its acceptance to its terminal frame."""
 
@@ -75,6 +78,12 @@ class MessageRow(Base):
     __table_args__ = (
         UniqueConstraint("platform", "channel_id", "request_id"),
         _unfinished("clarad_messages"),
+        Index(
+            "ix_clarad_messages_undelivered",
+            "node_id",
+            sqlite_where=text(_UNDELIVERED),
+            postgresql_where=text(_UNDELIVERED),
+        ),
     )
 
     id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
@@ -94,6 +103,24 @@ class MessageRow(Base):
     reason: Mapped[str | None] = mapped_column(Text)
     terminal: Mapped[str | None] = mapped_column(Text)
     """The terminal frame, JSON."""
+    seq: Mapped[int | None] = mapped_column(BigInteger)
+    """The number of the terminal frame among all frames of its node, if that has them numbered."""
+    delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the terminal frame was written to a connection or acked, or nobody wanted it more."""
+
+
+class NodeRow(Base):
+    """A node's session that can be resumed."""
+
+    __tablename__ = "clarad_nodes"
+
+    platform: Mapped[str] = mapped_column(String(255), primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    session_id: Mapped[str] = mapped_column(String(64))
+    after_seq: Mapped[int] = mapped_column(BigInteger)
+    """The daemon that wrote this numbers all frames above it, and not above the next 2^32."""
+    left_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    """When the node was lost, if it is not connected."""
 
 
 class RunColumns:

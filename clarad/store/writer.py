@@ -29,6 +29,9 @@ T = TypeVar("T")
 MAX_BATCH: Final = 512
 """Jobs in one transaction. Bounds how long the first of them waits for the last."""
 
+LATER: Final = 1.0
+"""Seconds that a job may wait for another to be committed with."""
+
 
 Then = Callable[[Exception | None], None]
 
@@ -103,6 +106,8 @@ class Writer:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limiter = trio.CapacityLimiter(1)
         self._serving = False
+        self._later: list[Job] = []
+        self._has_later = trio.Event()
 
     def execute(
         self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
@@ -114,14 +119,37 @@ class Writer:
         """
         return self._hand_in(Job(statement, parameters, then=then))
 
+    def execute_later(
+        self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
+    ) -> None:
+        """Have a statement run before whatever is handed in next, or `LATER` from now.
+
+        It costs no commit of its own while there is other work. A kill meanwhile loses it.
+        """
+        self._later.append(Job(statement, parameters, then=then))
+        self._has_later.set()
+
     async def call(self, function: Callable[[Connection], T]) -> T:
         """Run `function` in the thread, inside a transaction, and return its result."""
-        job = self._hand_in(Job(function=function))
+        job = self.hand_in(function)
         await job.wait()
         result: T = job.result
         return result
 
+    def hand_in(self, function: Callable[[Connection], T], then: Then | None = None) -> Job:
+        """Have `function` run in the thread, after all that was handed in before."""
+        return self._hand_in(Job(function=function, then=then))
+
     def _hand_in(self, job: Job) -> Job:
+        self._hand_in_later()
+        return self._put(job)
+
+    def _hand_in_later(self) -> None:
+        later, self._later = self._later, []
+        for job in later:
+            self._put(job)
+
+    def _put(self, job: Job) -> Job:
         if self._serving:
             self._jobs.put(job)
         else:
@@ -143,12 +171,20 @@ class Writer:
                 self._serving = True
                 task_status.started()
                 try:
-                    await trio.sleep_forever()
+                    await self._keep_handing_in_later()
                 finally:
+                    self._hand_in_later()
                     self._serving = False
                     self._jobs.put(None)
         finally:
             self._fail_what_is_left()
+
+    async def _keep_handing_in_later(self) -> None:
+        while True:
+            await self._has_later.wait()
+            self._has_later = trio.Event()
+            await trio.sleep(LATER)
+            self._hand_in_later()
 
     def _fail_what_is_left(self) -> None:
         """Answer whoever came too late: nobody is to wait for a thread that has ended."""

@@ -32,12 +32,17 @@ SESSION_TIMEOUT = 60
 MESSAGES = range(4)
 
 
+def _key(number: int) -> MessageKey:
+    return MessageKey("test", f"{number % 2}", f"{number}")
+
+
 class SlowStore:
     """Keeps what it is asked to do until it is told to do it, or to fail."""
 
     def __init__(self) -> None:
         self.frames: dict[MessageKey, str] = {}
         self.ends: defaultdict[MessageKey, list[str]] = defaultdict(list)
+        self.arrived: set[MessageKey] = set()
         self._pending: list[Callable[[StoreError | None], None]] = []
 
     def accept(
@@ -78,10 +83,16 @@ class SlowStore:
 
         self._pending.append(do)
 
+    def delivered(self, key: MessageKey) -> None:
+        self.arrived.add(key)
+
     async def find(self, key: MessageKey) -> Stored | None:
         await trio.lowlevel.checkpoint()
         ends = self.ends[key]
-        return Stored(self.frames[key], ends[0] if ends else None) if key in self.frames else None
+        if key not in self.frames:
+            return None
+        owed_to = None if key in self.arrived else "node-1"
+        return Stored(self.frames[key], ends[0] if ends else None, owed_to)
 
     def answer(self, error: StoreError | None = None) -> bool:
         """Do, or fail, all that was asked for; `False` if there was nothing."""
@@ -119,6 +130,12 @@ class Wire:
     def send(self, frame: bytes) -> None:
         self.frames.append(json.loads(frame))
 
+    def when_written(self, then: Callable[[], None]) -> None:
+        then()
+
+    def replace(self) -> None:
+        pass
+
     def end(self, code: CloseCode, reason: str) -> None:
         pass
 
@@ -126,8 +143,9 @@ class Wire:
 class World:
     """The sessions, and all that can happen to them."""
 
-    def __init__(self) -> None:
+    def __init__(self, resumes: bool) -> None:
         self.store, self.responder, self.nodes = SlowStore(), Obedient(), Nodes()
+        self.wanted = frozenset({"streaming", "accepted"} | ({"resume"} if resumes else set()))
         self.sessions = Sessions(
             make_session=partial(Session, timeout=SESSION_TIMEOUT),
             message_timeout=MESSAGE_TIMEOUT,
@@ -137,17 +155,34 @@ class World:
             responder=self.responder,
         )
         self.wires: list[Wire] = []
+        self.session_id = ""
         self.connect()
 
     def connect(self) -> None:
+        last_seq = max((frame.get("seq", 0) for frame in self.frames), default=0)
+        self.store.arrived |= {_key(number) for number in MESSAGES if self.has_ended(number)}
         self.wires.append(Wire())
-        wanted = frozenset({"streaming", "accepted"})
-        self.node = self.nodes.connect("node-1", "test", wanted, self.wires[-1])
+        about = ("node-1", "test", self.wanted, self.wires[-1], (), self.session_id, last_seq)
+        self.node, _ = self.nodes.connect(*about)
+        self.session_id = self.node.session_id
+        self.node.catch_up()
+
+    @property
+    def frames(self) -> list[Frame]:
+        return [frame for wire in self.wires for frame in wire.frames]
+
+    def has_ended(self, number: int) -> bool:
+        """Whether the node was sent the end of this message."""
+        return any(
+            frame.get("request_id") == f"{number}" and is_end(frame) for frame in self.frames
+        )
 
     def disconnect(self) -> None:
         self.nodes.disconnect(self.node, self.wires[-1])
 
     def submit(self, number: int) -> None:
+        if "resume" in self.wanted and self.has_ended(number):
+            return  # it knows
         text = json.dumps({"type": "message", **message(f"{number}", channel=f"{number % 2}")})
         frame = protocol.decode(text)
         assert isinstance(frame, protocol.Message)
@@ -189,8 +224,8 @@ STEPS = st.one_of(
 STOP = st.just(("stop",))
 
 
-async def live_through(steps: list[tuple[Any, ...]], clock: MockClock) -> World:
-    world = World()
+async def live_through(resumes: bool, steps: list[tuple[Any, ...]], clock: MockClock) -> World:
+    world = World(resumes)
     deeds: dict[str, Callable[..., object]] = {
         "submit": world.submit,
         "cancel": world.cancel,
@@ -222,7 +257,7 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
     steps: list[tuple[Any, ...]],
 ) -> None:
     clock = MockClock()
-    world = trio.run(live_through, steps, clock, clock=clock)
+    world = trio.run(live_through, False, steps, clock, clock=clock)
     for key in world.store.frames:
         assert len(world.store.ends[key]) == 1
     assert set(world.store.ends) <= set(world.store.frames)
@@ -232,12 +267,31 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
             assert_one_end([f for f in wire.frames if f.get("request_id") == f"{number}"])
 
 
+@settings(max_examples=1000, deadline=None)
+@given(st.lists(STEPS, max_size=40))
+def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
+    steps: list[tuple[Any, ...]],
+) -> None:
+    clock = MockClock()
+    world = trio.run(live_through, True, [*steps, ("connect",)], clock, clock=clock)
+    numbers = [frame["seq"] for frame in world.frames]
+    assert numbers == sorted(set(numbers))
+    for number in MESSAGES:
+        frames = [frame for frame in world.frames if frame.get("request_id") == f"{number}"]
+        assert_one_end(frames)
+        assert world.has_ended(number) is (_key(number) in world.store.frames)
+
+
 def assert_one_end(frames: list[Frame]) -> None:
     """At most one terminal frame of an accepted message, and nothing of its answer after it."""
     answers = [frame for frame in frames if is_of_an_answer(frame)]
-    ends = [n for n, frame in enumerate(answers) if frame["type"] in TERMINAL]
+    ends = [n for n, frame in enumerate(answers) if is_end(frame)]
     assert len(ends) <= 1
     assert not ends or ends[0] == len(answers) - 1
+
+
+def is_end(frame: Frame) -> bool:
+    return is_of_an_answer(frame) and frame["type"] in TERMINAL
 
 
 def is_of_an_answer(frame: Frame) -> bool:

@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 from sqlalchemy import Engine, Inspector, NullPool, create_engine, inspect
 
 from clarad.store import open_engine
 from tests.postgres import BACKENDS, database
+from tests.store.desk import Desk, open_desk
 
 
 class Outside:
@@ -90,3 +92,9 @@ def engine(url: str, connect: Callable[[str], Engine]) -> Engine:
 def outside(url: str) -> Outside:
     """Another program that uses the test's database."""
     return Outside(url)
+
+
+@pytest.fixture
+async def desk(engine: Engine, nursery: trio.Nursery) -> Desk:
+    """A store that serves; it ends with the test."""
+    return await open_desk(engine, nursery)

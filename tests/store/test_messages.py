@@ -3,7 +3,6 @@
 import sqlite3
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -15,82 +14,10 @@ from sqlalchemy import Connection, Engine, event, select
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished, Writer
-from clarad.store.migrate import upgrade
 from clarad.store.models import MessageRow
 from tests.postgres import BACKENDS
 from tests.store.conftest import Outside
-
-PRIVATE = "a private word"
-"""Stands in every message; no error may show it."""
-
-
-@dataclass
-class Desk:
-    """Messages on a migrated database, and what tests do with them again and again."""
-
-    messages: Messages
-    writer: Writer
-
-    async def accept(
-        self, number: object, *, begun: bool = False, frame: str = PRIVATE, **changed: str
-    ) -> bool:
-        about = {"node_id": "node-1", "user_id": "test-u", "session_id": "session-1"} | changed
-        return await self.accepted(key(number), **about, frame=frame, begun=begun)
-
-    async def accepted(self, which: MessageKey, **about: Any) -> bool:
-        """Have a message accepted, and wait for the answer."""
-        new: bool = await answer(partial(self.messages.accept, which, **about))
-        return new
-
-    async def end(
-        self,
-        number: object,
-        outcome: str = "completed",
-        reason: str | None = None,
-        terminal: str = "{}",
-    ) -> None:
-        about: dict[str, Any] = {"outcome": outcome, "reason": reason, "terminal": terminal}
-        await answer(partial(self.messages.end, key(number), **about))
-
-    async def unfinished(self) -> list[str]:
-        return [entry.key.request_id for entry in await self.messages.unfinished()]
-
-    async def in_thread(self, function: Callable[[Connection], object]) -> None:
-        """Run a function on the writer's own connection."""
-        await self.writer.call(function)
-
-
-async def answer(ask: Callable[..., None]) -> Any:
-    """Call with a `then`, wait until it is called, and return, or raise, what it is told."""
-    answers: list[Any] = []
-    answered = trio.Event()
-
-    def then(result: Any) -> None:
-        answers.append(result)
-        answered.set()
-
-    ask(then=then)
-    await answered.wait()
-    if isinstance(answers[0], Exception):
-        raise answers[0]
-    return answers[0]
-
-
-def key(number: object) -> MessageKey:
-    return MessageKey("test", "channel-1", f"{number}")
-
-
-async def open_desk(engine: Engine, nursery: trio.Nursery) -> Desk:
-    upgrade(engine)
-    writer = Writer(engine)
-    await nursery.start(writer.run)
-    return Desk(Messages(writer), writer)
-
-
-@pytest.fixture
-async def desk(engine: Engine, nursery: trio.Nursery) -> Desk:
-    """A store that serves; it ends with the test."""
-    return await open_desk(engine, nursery)
+from tests.store.desk import PRIVATE, Desk, key, open_desk
 
 
 def rows(outside: Outside, columns: str = "*") -> list[tuple[Any, ...]]:
@@ -190,7 +117,7 @@ async def test_a_message_ends_whatever_letters_its_reason_has(desk: Desk) -> Non
 async def test_a_frame_comes_back_letter_for_letter(desk: Desk, text: str) -> None:
     await desk.accept(1, frame=text)
     await desk.end(1, outcome="completed", reason=text[:100], terminal=text)
-    assert await desk.messages.find(key(1)) == Stored(text, text)
+    assert await desk.messages.find(key(1)) == Stored(text, text, "node-1")
 
 
 @pytest.mark.parametrize("letter", ["x", "\N{PILE OF POO}"], ids=["ascii", "astral"])
@@ -228,7 +155,20 @@ async def test_find_has_the_frame_of_a_message_that_runs(desk: Desk) -> None:
 async def test_find_has_the_terminal_frame_of_a_message_that_has_ended(desk: Desk) -> None:
     await desk.accept(1, frame='{"a":1}')
     await desk.end(1, outcome="completed", reason=None, terminal='{"b":2}')
-    assert await desk.messages.find(key(1)) == Stored('{"a":1}', '{"b":2}')
+    assert await desk.messages.find(key(1)) == Stored('{"a":1}', '{"b":2}', "node-1")
+
+
+async def test_find_says_to_whom_the_terminal_frame_is_owed_until_it_is_delivered(
+    desk: Desk,
+) -> None:
+    for number in (1, 2):
+        await desk.accept(number)
+    await desk.end(1, wanted=True)
+    await desk.end(2, wanted=False)
+    assert await desk.owed_to(1) == "node-1"
+    assert await desk.owed_to(2) is None
+    desk.messages.delivered(key(1))
+    assert await desk.owed_to(1) is None
 
 
 async def test_nothing_is_unfinished_at_first(desk: Desk) -> None:

@@ -398,6 +398,22 @@ def test_a_database_that_is_one_migration_behind_says_where_it_is(
     assert "clarad_next" in outside.tables()
 
 
+def test_what_had_ended_before_there_was_a_resume_is_not_sent_again(
+    engine: Engine, outside: Outside
+) -> None:
+    migrate.upgrade(engine)
+    migrate.rollback(engine, 1)
+    outside.do(
+        "INSERT INTO clarad_messages (platform, channel_id, request_id, node_id, user_id,"
+        " session_id, frame, received_at, ended_at)"
+        " VALUES ('p', 'c', 'ended', 'n', 'u', 's', '{}', '2026-01-01', '2026-01-02'),"
+        " ('p', 'c', 'waits', 'n', 'u', 's', '{}', '2026-01-01', NULL)"
+    )
+    migrate.upgrade(engine)
+    waiting = "SELECT request_id FROM clarad_messages WHERE delivered_at IS NULL"
+    assert outside.rows(waiting) == [("waits",)]
+
+
 def test_several_migrations_are_rolled_back_in_one_go(
     engine: Engine, outside: Outside, more: Scripts
 ) -> None:

@@ -379,3 +379,36 @@ async def test_a_database_that_cannot_be_opened_is_said_at_the_start(
 ) -> None:
     with pytest.raises(SQLAlchemyError, match="unable to open"):
         await nursery.start(Writer(connect(f"sqlite:///{tmp_path}")).run)
+
+
+# --- what may wait -------------------------------------------------------------------------------
+
+
+async def test_what_may_wait_is_done_before_what_comes_next(
+    callers: Callers, outside: Outside
+) -> None:
+    callers.writer.execute_later(INSERT, {"n": 1})
+    await write(callers.writer, 0, text("DELETE FROM things WHERE n > :n"))
+    assert outside.rows("SELECT n FROM things") == []
+
+
+async def test_what_may_wait_does_not_wait_for_ever(callers: Callers) -> None:
+    done = trio.Event()
+    callers.writer.execute_later(INSERT, {"n": 1}, lambda _error: done.set())
+    with trio.fail_after(FAIL_SAFE):
+        await done.wait()
+
+
+async def test_what_may_wait_is_done_when_the_writer_stops(
+    callers: Callers, outside: Outside
+) -> None:
+    callers.writer.execute_later(INSERT, {"n": 1})
+    await callers.stop_writer()
+    assert outside.rows("SELECT n FROM things") == [(1,)]
+
+
+async def test_who_has_something_done_later_is_told_that_it_failed(callers: Callers) -> None:
+    errors: list[Exception | None] = []
+    callers.writer.execute_later(NOWHERE, {"n": 1}, errors.append)
+    await write(callers.writer, 2)
+    assert isinstance(errors[0], SQLAlchemyError)

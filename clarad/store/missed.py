@@ -1,0 +1,104 @@
+"""The terminal frames that nodes have not been given, or have not acked."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, or_, select, update
+
+from clarad.store.engine import errors_in_one_line
+from clarad.store.messages import MessageKey, kept_since, log_failure
+from clarad.store.models import MessageRow
+from clarad.store.writer import Writer
+
+PAGE: Final = 100
+PAGE_CHARACTERS: Final = 1024 * 1024
+"""Frames, and characters of theirs, that are read at once; a frame that is longer is alone."""
+
+_AT_A_TIME: Final = 4
+"""Frames that a database may hand over at once."""
+
+_NODE: Final = (
+    (MessageRow.node_id == bindparam("of_node_id"))
+    & (MessageRow.platform == bindparam("of_platform"))
+    & MessageRow.ended_at.is_not(None)
+    & MessageRow.delivered_at.is_(None)
+)
+_ARRIVED: Final = (
+    update(MessageRow.__table__)  # type: ignore[arg-type]
+    .where(_NODE & (MessageRow.seq <= bindparam("up_to")))
+    .values(delivered_at=bindparam("now"))
+)
+_MISSED: Final = (
+    select(MessageRow.channel_id, MessageRow.request_id, MessageRow.terminal, MessageRow.seq)
+    .where(_NODE & (MessageRow.ended_at > bindparam("since")))
+    .where(
+        or_(
+            MessageRow.seq.is_(None),
+            (MessageRow.seq > bindparam("after")) & (MessageRow.seq < bindparam("before")),
+        )
+    )
+    .order_by(MessageRow.seq.is_not(None), MessageRow.seq, MessageRow.id)
+    .limit(PAGE)
+    .execution_options(yield_per=_AT_A_TIME)
+)
+
+
+class MissedFrame(NamedTuple):
+    """A terminal frame, JSON; `seq` is its number, if it has one."""
+
+    key: MessageKey
+    terminal: str
+    seq: int | None
+
+
+class Missed:
+    """The terminal frames in `clarad_messages` that have still to arrive."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    async def page(
+        self, platform: str, node_id: str, *, after: int, before: int
+    ) -> Sequence[MissedFrame]:
+        """Return the next of a node's: first all without a number, then those between these two.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        which = _of(platform, node_id)
+        which |= {"after": after, "before": before, "since": kept_since()}
+
+        def read(connection: Connection) -> list[MissedFrame]:
+            found: list[MissedFrame] = []
+            characters = 0
+            with connection.execute(_MISSED, which) as rows:
+                for channel_id, request_id, terminal, seq in rows:
+                    assert terminal is not None  # the message has ended
+                    key = MessageKey(platform, channel_id, request_id)
+                    characters += len(terminal)
+                    if found and characters > PAGE_CHARACTERS:
+                        break
+                    found.append(MissedFrame(key, terminal, seq))
+            return found
+
+        with errors_in_one_line():
+            return await self._writer.call(read)
+
+    def arrived(self, platform: str, node_id: str, seq: int) -> None:
+        """Keep nothing up to this number any more; it is noted within a second."""
+        values = {"up_to": seq, "now": datetime.now(UTC)}
+        self._writer.execute_later(_ARRIVED, _of(platform, node_id) | values, log_failure)
+
+    def forget(self, platform: str, node_id: str) -> None:
+        """Keep nothing for this node any more."""
+        every = update(MessageRow).where(_NODE).values(delivered_at=datetime.now(UTC))
+
+        def forget(connection: Connection) -> None:
+            connection.execute(every, _of(platform, node_id))
+
+        self._writer.hand_in(forget, log_failure)
+
+
+def _of(platform: str, node_id: str) -> dict[str, object]:
+    return {"of_platform": platform, "of_node_id": node_id}

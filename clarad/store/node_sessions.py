@@ -1,0 +1,116 @@
+"""The sessions that nodes can resume, also after the daemon was started anew."""
+
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, update
+
+from clarad.store.engine import errors_in_one_line
+from clarad.store.messages import kept_since, log_failure
+from clarad.store.models import MessageRow, NodeRow
+from clarad.store.writer import Writer
+
+SEQ_BITS: Final = 32
+"""Each run of the daemon numbers frames in a range of its own, which has 2^32 of them. JavaScript
+counts up to 2^53: that is two million runs."""
+
+_THIS: Final = (NodeRow.platform == bindparam("of_platform")) & (
+    NodeRow.node_id == bindparam("of_node_id")
+)
+_LEFT: Final = (
+    update(NodeRow.__table__).where(_THIS).values(left_at=bindparam("now"))  # type: ignore[arg-type]
+)
+
+
+class NodeSession(NamedTuple):
+    """A session; `away` is how long its node has not been connected, in seconds."""
+
+    platform: str
+    node_id: str
+    session_id: str
+    away: float
+
+
+class NodeSessions:
+    """The table `clarad_nodes`."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self._after_seq = 0
+
+    async def restore(self) -> tuple[list[NodeSession], int]:
+        """Return what an earlier run has left, and the number above which this one is to number.
+
+        That is above whatever was given out. Sessions, and frames, that were kept long enough are
+        forgotten.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        with errors_in_one_line():
+            sessions, self._after_seq = await self._writer.call(_restore)
+        return sessions, self._after_seq
+
+    def save(self, platform: str, node_id: str, session_id: str) -> None:
+        """Note that the node is connected, and with which session."""
+        row = {
+            "platform": platform,
+            "node_id": node_id,
+            "session_id": session_id,
+            "after_seq": self._after_seq,
+        }
+
+        def save(connection: Connection) -> None:
+            _delete(connection, platform, node_id)
+            connection.execute(insert(NodeRow), row)
+
+        self._writer.hand_in(save, log_failure)
+
+    def leave(self, platform: str, node_id: str) -> None:
+        """Note that the node has lost its connection."""
+        values = _of(platform, node_id) | {"now": datetime.now(UTC)}
+        self._writer.execute_later(_LEFT, values, log_failure)
+
+    def forget(self, platform: str, node_id: str) -> None:
+        """Keep no session of this node."""
+
+        def forget(connection: Connection) -> None:
+            _delete(connection, platform, node_id)
+
+        self._writer.hand_in(forget, log_failure)
+
+
+def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
+    now, since = datetime.now(UTC), kept_since()
+    numbered = select(func.max(MessageRow.seq)).where(
+        MessageRow.ended_at.is_not(None), MessageRow.delivered_at.is_(None)
+    )
+    highest = max(
+        connection.scalar(select(func.max(NodeRow.after_seq))) or 0,
+        connection.scalar(numbered) or 0,
+    )
+    after_seq = ((highest >> SEQ_BITS) + 1) << SEQ_BITS
+    connection.execute(delete(NodeRow).where(NodeRow.left_at < since))
+    lost = literal(now, NodeRow.left_at.type)  # with the daemon, if it was connected then
+    connection.execute(
+        update(NodeRow).values(after_seq=after_seq, left_at=func.coalesce(NodeRow.left_at, lost))
+    )
+    connection.execute(
+        update(MessageRow)
+        .where(MessageRow.ended_at < since, MessageRow.delivered_at.is_(None))
+        .values(delivered_at=now)
+    )
+    columns = select(NodeRow.platform, NodeRow.node_id, NodeRow.session_id, NodeRow.left_at)
+    rows = connection.execute(columns.order_by(NodeRow.left_at))
+    return [
+        NodeSession(platform, node_id, session_id, (now - (left_at or now)).total_seconds())
+        for platform, node_id, session_id, left_at in rows
+    ], after_seq
+
+
+def _delete(connection: Connection, platform: str, node_id: str) -> None:
+    connection.execute(delete(NodeRow).where(_THIS), _of(platform, node_id))
+
+
+def _of(platform: str, node_id: str) -> dict[str, object]:
+    return {"of_platform": platform, "of_node_id": node_id}
