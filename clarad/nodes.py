@@ -230,6 +230,11 @@ class Nodes:
             node.left_at = time.monotonic() - session.away
             self._keep(node)
 
+    @property
+    def connected(self) -> int:
+        """How many nodes have a connection."""
+        return sum(node.outlet is not None for node in self._nodes.values())
+
     def connect(
         self,
         node_id: str,

@@ -45,6 +45,11 @@ class Lines:
         job.ended.set()
         self.note_change()
 
+    @property
+    def running(self) -> int:
+        """How many runs go on."""
+        return sum(_runs(job) for line in self._lines.values() for job, _ in line)
+
     def cancel(self, task: str, reason: str, *, only_waiting: bool = False) -> None:
         """Cancel the runs of a task."""
         for job, run in self._lines.get(task, ()):
@@ -68,7 +73,7 @@ class Lines:
 
     async def drained(self) -> None:
         """Wait until nothing runs; to be called after `hold`."""
-        while any(_runs(job) for line in self._lines.values() for job, _ in line):
+        while self.running:
             self._changed = trio.Event()
             await self._changed.wait()
 

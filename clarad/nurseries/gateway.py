@@ -82,6 +82,9 @@ class Gateway(Generic[Address]):
         self._stopping = False
         self._connections: set[Connection] = set()
         self._handshakes: set[trio.CancelScope] = set()
+        self._listeners: list[trio.SocketListener] = []
+        self._probe = trio.CancelScope()
+        self._taken = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve; `started` with the address that was bound, once connections are taken.
@@ -92,7 +95,7 @@ class Gateway(Generic[Address]):
         Raises:
             CannotListen: the port is taken, the address is not ours, …
         """
-        listeners = await self._endpoint.open()
+        self._listeners = await self._endpoint.open()
         self._listening = trio.CancelScope()
         if self._stopping:
             self._listening.cancel("stopping")
@@ -101,7 +104,9 @@ class Gateway(Generic[Address]):
             try:
                 with self._listening:
                     task_status.started(self._endpoint.address)
-                    await trio.serve_listeners(self._contain, listeners, handler_nursery=handlers)
+                    await trio.serve_listeners(
+                        self._contain, self._listeners, handler_nursery=handlers
+                    )
             finally:
                 self._endpoint.close()
 
@@ -109,6 +114,33 @@ class Gateway(Generic[Address]):
         """Take no new connection."""
         self._stopping = True
         self._listening.cancel("stopping")
+        self._probe.cancel("stopping")
+
+    async def progress(self) -> None:
+        """Wait until a connection has been taken: one of our own, unless another comes first.
+
+        Returns at once after `stop_listening`, and if there is an error: the gateway is then
+        being started again, or has no descriptors left, and a restart is not the mend for that.
+        """
+        if self._stopping:
+            return
+        self._taken = trio.Event()
+        with trio.CancelScope() as self._probe:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._connect_to_ourselves)
+                await self._taken.wait()
+                nursery.cancel_scope.cancel("a connection was taken")
+
+    async def _connect_to_ourselves(self) -> None:
+        """Connect, and have the connection taken; what then ends a handshake is that we go."""
+        try:
+            name = self._listeners[0].socket.getsockname()
+            with trio.socket.socket(self._listeners[0].socket.family) as ours:
+                await ours.connect(name)
+                await trio.sleep_forever()
+        except OSError as error:
+            log.debug("the gateway cannot connect to itself: %s", error)
+            self._taken.set()
 
     def close_all(self) -> None:
         """Close every connection with 1001, after what is queued for it."""
@@ -119,6 +151,7 @@ class Gateway(Generic[Address]):
 
     async def _contain(self, socket_stream: trio.SocketStream) -> None:
         """Serve one connection and let no exception out: it would take all the others along."""
+        self._taken.set()
         try:
             address = peer(socket_stream.socket)
         except OSError:  # gone before we looked

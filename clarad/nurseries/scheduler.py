@@ -51,6 +51,10 @@ class Runner(Protocol):
 
     lines: Lines
 
+    @property
+    def tries(self) -> int:
+        """How often the store has been asked to take what was decided."""
+
     def start(
         self,
         task: Task,
@@ -91,6 +95,7 @@ class Scheduler:
         self._started_at = now()
         self._agenda = Agenda(self._started_at)
         self._is_firing = True
+        self._rounds = 0
         self._wake = trio.Event()
         # What is remembered of the tasks is read, changed and written, with others in between.
         self._changing = trio.Lock()
@@ -111,6 +116,23 @@ class Scheduler:
         self._is_firing = False
         self._runner.lines.hold()
         self._wake.set()
+
+    async def progress(self) -> None:
+        """Wait until the clock has been looked at, or a store that fails has been tried again.
+
+        Returns at once after `stop_firing`.
+        """
+        before = self._rounds, self._runner.tries
+        while self._is_firing and before == (self._rounds, self._runner.tries):
+            await trio.sleep(STEP)
+
+    def next_task(self) -> tuple[str, datetime] | None:
+        """Return which task is to run next, and when; disabled and paused ones are not to."""
+        due = [(e.due_at, e.task.name) for e in self._agenda if e.due_at and e.off is None]
+        if not due:
+            return None
+        due_at, name = min(due)
+        return name, due_at
 
     # --- what is configured ----------------------------------------------------------------------
 
@@ -231,6 +253,7 @@ class Scheduler:
     async def _fire(self) -> None:
         last = self._now()
         while self._is_firing:
+            self._rounds += 1
             now = self._now()
             if now < last - _STEP_BACK:
                 log.warning("the clock was set back by %s", last - now)

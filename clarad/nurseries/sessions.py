@@ -76,6 +76,14 @@ class Sessions:
                 with trio.CancelScope(shield=True):
                     await self.drained()
 
+    def count(self) -> tuple[int, int, int]:
+        """Return how many sessions there are, and how many messages run and wait."""
+        running = sum(turn.has_task for turn in self._roster)
+        waiting = sum(
+            not turn.has_task and turn.life.state is State.WAITING for turn in self._roster
+        )
+        return len(self._sessions), running, waiting
+
     def refuse(self) -> None:
         """Take no new messages."""
         self._refusing = True

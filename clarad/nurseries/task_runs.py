@@ -38,6 +38,7 @@ class TaskRunner:
     ) -> None:
         """`given_up` is set when the daemon waits no longer for a store that fails."""
         self.lines = Lines()
+        self.tries = 0
         self._runs = runs
         self._states = states
         self._publish = publish
@@ -206,6 +207,7 @@ class TaskRunner:
 
         async def add() -> None:
             nonlocal added
+            self.tries += 1
             added = await self._runs.add(
                 run_id=job.run_id,
                 task=name,

@@ -32,6 +32,9 @@ MAX_BATCH: Final = 512
 LATER: Final = 1.0
 """Seconds that a job may wait for another to be committed with."""
 
+LOOK: Final = 1.0
+"""Seconds between two looks at whether the thread has got on with other jobs."""
+
 
 Then = Callable[[Exception | None], None]
 
@@ -108,6 +111,7 @@ class Writer:
         self._serving = False
         self._later: list[Job] = []
         self._has_later = trio.Event()
+        self._steps = 0
 
     def execute(
         self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
@@ -139,6 +143,19 @@ class Writer:
     def hand_in(self, function: Callable[[Connection], T], then: Then | None = None) -> Job:
         """Have `function` run in the thread, after all that was handed in before."""
         return self._hand_in(Job(function=function, then=then))
+
+    async def progress(self) -> None:
+        """Wait until the thread has got on: a transaction has ended, by a commit or an error.
+
+        The thread is given one for the purpose. What has to wait behind others that make progress
+        is answered for by them, so a database that is slow, or that fails, gets on.
+        """
+        answered = trio.Event()
+        before = self._steps
+        self._hand_in(Job(then=lambda _error: answered.set()))
+        while not answered.is_set() and self._steps == before:
+            with trio.move_on_after(LOOK):
+                await answered.wait()
 
     def _hand_in(self, job: Job) -> Job:
         self._hand_in_later()
@@ -204,7 +221,7 @@ class Writer:
     def _serve(self, connection: Connection, token: trio.lowlevel.TrioToken) -> None:
         with connection:
             while (batch := self._next_batch()) is not None:
-                _commit(connection, batch)
+                self._commit(connection, batch)
                 token.run_sync_soon(_answer, batch)
 
     def _next_batch(self) -> list[Job] | None:
@@ -224,23 +241,24 @@ class Writer:
             batch.append(job)
         return batch
 
+    def _commit(self, connection: Connection, batch: Sequence[Job]) -> None:
+        """Run and commit all jobs; what fails is noted in the job."""
+        try:
+            with connection.begin():
+                _run_grouped(connection, batch)
+        except Exception as error:
+            if len(batch) == 1:
+                batch[0].error = error
+            else:
+                self._steps += 1
+                for job in batch:
+                    self._commit(connection, [job])
+        self._steps += 1
+
 
 def _answer(batch: Sequence[Job]) -> None:
     for job in batch:
         job.finish()
-
-
-def _commit(connection: Connection, batch: Sequence[Job]) -> None:
-    """Run and commit all jobs; what fails is noted in the job."""
-    try:
-        with connection.begin():
-            _run_grouped(connection, batch)
-    except Exception as error:
-        if len(batch) == 1:
-            batch[0].error = error
-        else:
-            for job in batch:
-                _commit(connection, [job])
 
 
 def _run_grouped(connection: Connection, batch: Sequence[Job]) -> None:
