@@ -1,13 +1,13 @@
 """The composition root: builds the parts, hands them to each other, runs the tree, and ends it."""
 
-import fcntl
+import faulthandler
 import gc
 import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -18,6 +18,7 @@ from sqlalchemy import Engine
 from clarad import __version__, address, instance, log, responders, shell
 from clarad.access import Door
 from clarad.automation.definitions import NOTHING, Definitions
+from clarad.budgets import CANCEL_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
 from clarad.envfile import Overlay
 from clarad.events import Bus, EventType
@@ -48,51 +49,65 @@ from clarad.store import (
     Writer,
     open_engine,
 )
-from clarad.store.migrate import require_head
+from clarad.store.migrate import MIGRATION_BUDGET, require_head
+from clarad.systemd.endpoint import KeptEndpoint
+from clarad.systemd.extension import extending
+from clarad.systemd.handover import NOTHING as NOTHING_HANDED
+from clarad.systemd.handover import Handover
+from clarad.systemd.notify import Notifier
+from clarad.systemd.status import Counts, Status
+from clarad.systemd.watchdog import Part, Watchdog
 from clarad.turn import SessionKey
 
 logger = logging.getLogger(__name__)
 
-CANCEL_BUDGET: Final = 10.0
-"""Seconds from the end of the drain until every cancelled message has ended and is stored."""
+STORE_PATIENCE: Final = 60.0
+"""Seconds that one transaction may take before the store counts as stuck: a disk may be slow, and a
+database out of reach for a while."""
 
 
-class AlreadyRunning(Exception):  # noqa: N818 - it is an answer, not a fault
-    """Another daemon uses the state directory; the text says which."""
-
-
-HOOKS_BUDGET: Final = 10.0
-"""Seconds that the last hooks have, those of `gateway:shutdown` among them."""
-
-
-def run(settings: Settings, defined: Definitions, overlay: Overlay) -> None:
+def run(
+    settings: Settings,
+    defined: Definitions,
+    overlay: Overlay,
+    handed: Handover = NOTHING_HANDED,
+) -> None:
     """Run the daemon until it is told to stop; a reload reads `overlay` again.
 
+    `handed` is what systemd has handed over.
+
     Raises:
-        AlreadyRunning: the state directory is another daemon's.
+        instance.AlreadyRunning: the state directory is another daemon's.
         StoreError: the database cannot be used.
         CannotListen: the address cannot be bound.
         Exception: a part of the daemon keeps failing.
     """
-    with only_one(settings.state_dir):
+    if handed.watchdog is not None:
+        faulthandler.enable()  # a loop that is stuck cannot log its stacks when SIGABRT comes
+    with instance.only_one(settings.state_dir):
         engine = open_engine(settings.database_url)
         try:
-            if (before := require_head(engine, migrate=settings.auto_migrate)) is not None:
+            with (
+                closing(Notifier(handed.notify_socket)) as notifier,
+                extending(notifier, MIGRATION_BUDGET, "migrating the database"),
+            ):
+                before = require_head(engine, migrate=settings.auto_migrate)
+            if before is not None:
                 logger.info("migrated the database (it was: %s)", before)
-            trio.run(_run_until_signal, settings, defined, overlay, engine)
+            trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
         finally:
             engine.dispose()
 
 
 async def _run_until_signal(
-    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine
+    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine, handed: Handover
 ) -> None:
     await _end_leftovers(settings.state_dir)
     sandboxes = None
     if settings.sandbox.mode != "off":
         sandboxes = Sandboxes(settings.sandbox, instance.label(settings.state_dir))
     responder = responders.make(settings, sandboxes)
-    daemon = Daemon(settings, engine, responder, defined, sandboxes, overlay)
+    daemon = Daemon(settings, engine, responder, defined, sandboxes, overlay, handed)
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         trio.open_signal_receiver(signal.SIGHUP) as hangups,
@@ -148,6 +163,7 @@ class Daemon:
         defined: Definitions = NOTHING,
         sandboxes: Sandboxes | None = None,
         overlay: Overlay | None = None,
+        handed: Handover = NOTHING_HANDED,
     ) -> None:
         """`sandboxes` are those that the responder uses; `overlay` is where settings come from."""
         self._settings = settings
@@ -173,17 +189,22 @@ class Daemon:
         self._scheduler = Scheduler(
             defined.tasks, runner=self._task_runner, runs=task_runs, states=states
         )
+        self._watched_within = handed.watchdog
+        self._at_end = ExitStack()
+        self._notifier = self._at_end.enter_context(closing(Notifier(handed.notify_socket)))
+        self._status = Status(self._notifier, self._count)
         self.operations = Operations(
             settings,
             self._hooks,
             self._scheduler,
+            self._status,
             sandboxes,
             apply=self._apply,
             overlay=overlay,
         )
         self._door = door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
         self._gateway = Gateway(
-            TcpEndpoint(settings.gateway_host, settings.gateway_port),
+            self._listen_at(handed),
             door=door,
             max_connections=settings.gateway_max_connections,
             make_connection=partial(
@@ -213,11 +234,19 @@ class Daemon:
         `started` with the address, when connections are taken. Cancelling ends everything without
         draining; what is stored stays stored.
         """
-        with self.bus.attach(self._hooks), self.bus.subscribe(log.logged_types()) as events:
+        with (
+            self._at_end,
+            self.bus.attach(self._hooks),
+            self.bus.subscribe(log.logged_types()) as events,
+        ):
             async with open_supervisor() as supervisor:
                 await supervisor.start("event log", partial(log.write_events, events))
+                if self._notifier.is_heard:
+                    self._at_end.enter_context(self.bus.attach(self._status))
+                    await supervisor.start("status", self._status.run)
                 try:
                     task_status.started(await self._start(supervisor))
+                    self._status.ready()
                     await self._stop_requested.wait()
                     await self._stop(supervisor)
                 finally:
@@ -226,6 +255,7 @@ class Daemon:
 
     def request_stop(self) -> None:
         """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
+        self._status.stopping(stop_budget(self._settings))
         self._control.stop_listening()
         self._gateway.stop_listening()
         self.sessions.refuse()
@@ -262,6 +292,8 @@ class Daemon:
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
         control = await supervisor.start("control", self._control.run)
+        if self._watched_within is not None:
+            await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
         _leave_alone_what_stays()
         address.announce(self._settings.state_dir, host, port, os.getpid(), control=control)
         self.bus.publish(
@@ -303,6 +335,37 @@ class Daemon:
         with trio.move_on_after(HOOKS_BUDGET):
             await self._hooks.drained()
 
+    def _listen_at(self, handed: Handover) -> TcpEndpoint | KeptEndpoint:
+        host, port = self._settings.gateway_host, self._settings.gateway_port
+        if handed == NOTHING_HANDED:
+            return TcpEndpoint(host, port)
+        is_guarded = self._settings.gateway_secret is not None
+        endpoint = KeptEndpoint(
+            host, port, handed=handed.sockets, notifier=self._notifier, is_guarded=is_guarded
+        )
+        self._at_end.callback(endpoint.release)
+        return endpoint
+
+    def _watchdog(self, timeout: float) -> Watchdog:
+        parts = (
+            Part("store", self.writer.progress, STORE_PATIENCE),
+            # It waits for the store.
+            Part("scheduler", self._scheduler.progress, STORE_PATIENCE),
+            Part("gateway", self._gateway.progress),
+        )
+        return Watchdog(self._notifier, timeout, parts)
+
+    def _count(self) -> Counts:
+        sessions, running, waiting = self.sessions.count()
+        return Counts(
+            self.nodes.connected,
+            sessions,
+            running,
+            waiting,
+            self._task_runner.lines.running,
+            self._scheduler.next_task(),
+        )
+
     def _give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
         self.sessions.give_up()
@@ -317,38 +380,6 @@ def _leave_alone_what_stays() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-
-
-@contextmanager
-def only_one(state_dir: Path) -> Iterator[None]:
-    """Hold the state directory for this process; the kernel lets go when the process ends.
-
-    Raises:
-        AlreadyRunning: somebody else holds it, or it cannot be written.
-    """
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "clarad.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise AlreadyRunning(
-            f"cannot write to {state_dir}: {error.strerror}; set CLARA_STATE_DIR to a directory "
-            "that the daemon owns"
-        ) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        pid = os.read(lock, 32).decode(errors="replace").strip()
-        os.close(lock)
-        raise AlreadyRunning(
-            f"another clarad (process {pid or 'unknown'}) uses {state_dir}; stop it, or set "
-            "CLARA_STATE_DIR"
-        ) from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
-    try:
-        yield
-    finally:
-        os.close(lock)
 
 
 def _how_called() -> str:

@@ -1,10 +1,18 @@
-"""Which installation of clarad this is: a name of its own for what it leaves outside its files."""
+"""Which installation of clarad this is: its state directory, and a name for the rest."""
 
+import fcntl
+import os
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
 FILE_NAME: Final = "instance"
+
+
+class AlreadyRunning(Exception):  # noqa: N818 - it is an answer, not a fault
+    """Another daemon uses the state directory; the text says which."""
 
 
 def identify(state_dir: Path) -> str:
@@ -26,3 +34,35 @@ def identify(state_dir: Path) -> str:
 def label(state_dir: Path) -> str:
     """Return what this installation's sandboxes are labelled with; raises as `identify`."""
     return f"clarad-{identify(state_dir)}"
+
+
+@contextmanager
+def only_one(state_dir: Path) -> Iterator[None]:
+    """Hold the state directory for this process; the kernel lets go when the process ends.
+
+    Raises:
+        AlreadyRunning: somebody else holds it, or it cannot be written.
+    """
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(state_dir / "clarad.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise AlreadyRunning(
+            f"cannot write to {state_dir}: {error.strerror}; set CLARA_STATE_DIR to a directory "
+            "that the daemon owns"
+        ) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        pid = os.read(lock, 32).decode(errors="replace").strip()
+        os.close(lock)
+        raise AlreadyRunning(
+            f"another clarad (process {pid or 'unknown'}) uses {state_dir}; stop it, or set "
+            "CLARA_STATE_DIR"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, f"{os.getpid()}\n".encode())
+    try:
+        yield
+    finally:
+        os.close(lock)

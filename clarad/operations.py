@@ -19,6 +19,7 @@ from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, UnknownTask
 from clarad.operator import Refused, Report, pruned
 from clarad.store import Ending, StoreError
+from clarad.systemd.status import Status
 from sandbox import Result, SandboxError
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ class Operations:
         settings: Settings,
         hooks: Hooks,
         scheduler: Scheduler,
+        status: Status,
         sandboxes: Sandboxes | None = None,
         *,
         apply: Callable[[Settings], None],
@@ -55,6 +57,7 @@ class Operations:
         self._sandboxes = sandboxes
         self._hooks = hooks
         self._scheduler = scheduler
+        self._status = status
         self._reloading = trio.Lock()  # a reload has awaits in it, and the last one is to win
 
     async def reload(self) -> Report:
@@ -63,16 +66,20 @@ class Operations:
         What needs a restart is said, and stays as it is.
         """
         async with self._reloading:
-            before = self._settings
-            found = await trio.to_thread.run_sync(self._read_again)
-            try:
-                # Whoever asked may go meanwhile; tasks without their hooks would be half a reload.
-                with trio.CancelScope(shield=True):
-                    await self._scheduler.replace(found.defined.tasks)
-            except StoreError as error:
-                raise Refused([f"the store failed, nothing has changed: {error}"]) from None
-            self._hooks.replace(found.defined.hooks)
-            self._put_in_force(found)
+            with self._status.reloading():
+                return await self._reload()
+
+    async def _reload(self) -> Report:
+        before = self._settings
+        found = await trio.to_thread.run_sync(self._read_again)
+        try:
+            # Whoever asked may go meanwhile; tasks without their hooks would be half a reload.
+            with trio.CancelScope(shield=True):
+                await self._scheduler.replace(found.defined.tasks)
+        except StoreError as error:
+            raise Refused([f"the store failed, nothing has changed: {error}"]) from None
+        self._hooks.replace(found.defined.hooks)
+        self._put_in_force(found)
         parts = [summary(found.defined), *_changes(before, found.settings)]
         return Report(f"reloaded: {'; '.join(parts)}")
 
@@ -173,6 +180,7 @@ class Operations:
     async def _pause(self, name: str, *, on: bool) -> None:
         try:
             await self._scheduler.pause(name, on=on)
+            self._status.changed()
         except UnknownTask as error:
             raise Refused([str(error)]) from None
         except StoreError as error:

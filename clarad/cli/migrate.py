@@ -1,6 +1,7 @@
 """`clarad migrate`: the database's tables."""
 
 import argparse
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 from clarad import config
@@ -75,12 +76,26 @@ def _do(arguments: argparse.Namespace, engine: "Engine") -> int:
         case "create":
             print(migrate.create(engine, arguments.title))
         case _:
-            applied = migrate.upgrade(engine)
+            applied = _upgrade(engine)
             for revision in applied:
                 print(f"applied {revision.id}  {revision.title}")
             if not applied:
                 print("nothing to do")
     return 0
+
+
+def _upgrade(engine: "Engine") -> "list[Revision]":
+    """Apply what is pending; before a start, systemd is asked for the time that it takes."""
+    from clarad.store import migrate
+    from clarad.systemd import handover
+    from clarad.systemd.extension import extending
+    from clarad.systemd.notify import Notifier
+
+    with (
+        closing(Notifier(handover.take().notify_socket)) as notifier,
+        extending(notifier, migrate.MIGRATION_BUDGET, "migrating the database"),
+    ):
+        return migrate.upgrade(engine)
 
 
 def _print_status(history: "list[Revision]", head: str) -> None:

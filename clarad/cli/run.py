@@ -7,6 +7,7 @@ from enum import IntEnum
 
 from clarad import config
 from clarad.cli import fail, innermost
+from clarad.systemd import handover
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until stopped; every reason not to is one line."""
+    handed = handover.take()
     try:
         settings, warnings = config.load()
     except config.ConfigError as error:
@@ -51,6 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
         return Exit.CONFIG
     from clarad import daemon
     from clarad.automation import definitions
+    from clarad.instance import AlreadyRunning
     from clarad.listeners import CannotListen
     from clarad.log import set_up
     from clarad.store import StoreError
@@ -67,13 +70,13 @@ def run(arguments: argparse.Namespace) -> int:
         log.error("left out: %s", problem)
     _allow_many_connections()
     reasons: dict[type[BaseException], Exit] = {
-        daemon.AlreadyRunning: Exit.ALREADY_RUNNING,
+        AlreadyRunning: Exit.ALREADY_RUNNING,
         StoreError: Exit.STORE,
         CannotListen: Exit.CANNOT_LISTEN,
         EngineError: Exit.NO_SANDBOX,
     }
     try:
-        daemon.run(settings, defined, arguments.environment)
+        daemon.run(settings, defined, arguments.environment, handed)
     except Exception as error:
         cause = innermost(error)
         if type(cause) in reasons:

@@ -121,7 +121,7 @@ def _prune_alone(settings: config.Settings) -> int:
     """Remove what the last daemon has left; held off while another one starts, or stops."""
     if not (settings.state_dir / instance.FILE_NAME).exists():
         return 0  # no daemon has ever run here
-    from clarad.daemon import AlreadyRunning, only_one
+    from clarad.instance import AlreadyRunning, only_one
 
     try:
         with only_one(settings.state_dir):

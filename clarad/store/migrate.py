@@ -21,6 +21,9 @@ VERSION_TABLE: Final = "clarad_alembic_version"
 HEAD: Final = "0003"
 """The revision that this version of clarad works with; a test holds it to the scripts."""
 
+MIGRATION_BUDGET: Final = 3600.0
+"""Seconds that systemd is asked for at most while a migration goes on."""
+
 
 class Revision(NamedTuple):
     """One step of the schema; `state` is `applied` or `pending`."""

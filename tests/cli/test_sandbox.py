@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from clarad import instance
-from clarad.daemon import only_one
+from clarad.instance import only_one
 from sandbox import choose_engine
 from tests.installation import Console, Installation, Said
 from tests.process import PATIENCE, Marker

@@ -1,0 +1,26 @@
+"""How long a stop may take, step by step: one budget, which the daemon shares with its unit.
+
+The daemon asks systemd for as much as it still has of it, so that TimeoutStopSec= need not know
+CLARA_DRAIN_TIMEOUT, and only ends a daemon that hangs.
+"""
+
+from typing import Final
+
+from clarad.config import Settings
+from clarad.nurseries.gateway import LINGER
+from clarad.sender import CLOSE_TIMEOUT
+
+CANCEL_BUDGET: Final = 10.0
+"""Seconds from the end of the drain until every cancelled message has ended and is stored."""
+
+HOOKS_BUDGET: Final = 10.0
+"""Seconds that the last hooks have, those of `gateway:shutdown` among them."""
+
+END_BUDGET: Final = 15.0
+"""Seconds in which what is left ends: commands of hooks, sandboxes, the last commit."""
+
+
+def stop_budget(settings: Settings) -> float:
+    """Return the seconds that a stop takes at most, from the signal to the end of the process."""
+    closing = CLOSE_TIMEOUT + LINGER
+    return settings.drain_timeout + CANCEL_BUDGET + closing + HOOKS_BUDGET + END_BUDGET

@@ -1,0 +1,167 @@
+"""What `systemctl status` shows of the daemon, and where it is in its life.
+
+It is told when something has changed, and then at most each `PAUSE`; nothing is done in between.
+What systemd could not be told is told again.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from math import inf
+from typing import Final, NamedTuple
+
+import trio
+
+from clarad.events import Event, EventType
+from clarad.operator import Refused
+from clarad.systemd import notify
+from clarad.systemd.extension import EXTENSION
+from clarad.systemd.notify import Notifier
+
+PAUSE: Final = 1.0
+"""Seconds between two looks."""
+
+
+class Counts(NamedTuple):
+    """What there is: messages run or wait, `runs` are those of tasks; and what is due next."""
+
+    adapters: int
+    sessions: int
+    running: int
+    queued: int
+    runs: int
+    next_task: tuple[str, datetime] | None = None
+
+
+class Status:
+    """Tells how things are. A subscriber of the bus, for what changes the counts."""
+
+    types: Final = frozenset(EventType) - {
+        EventType.TOOL_START,
+        EventType.TOOL_END,
+        EventType.TOOL_ERROR,
+    }
+
+    def __init__(self, notifier: Notifier, count: Callable[[], Counts]) -> None:
+        self._notifier = notifier
+        self._count = count
+        self._changed = trio.Event()
+        self._state = self._said_state = ""
+        self._said_text = ""
+        self._refused = ""
+        self._reloads = 0
+        self._stops_until: float | None = None
+
+    def offer(self, event: Event) -> None:
+        """Something has changed."""
+        self.changed()
+
+    def changed(self) -> None:
+        """Have it looked at before long."""
+        self._changed.set()
+
+    def ready(self) -> None:
+        """The daemon does its work."""
+        self._enter(notify.READY)
+
+    def stopping(self, budget: float) -> None:
+        """The daemon stops, and needs `budget` seconds at most: it asks for them bit by bit."""
+        if self._stops_until is None:
+            self._stops_until = trio.current_time() + budget
+            self._enter(notify.STOPPING)
+
+    @contextmanager
+    def reloading(self) -> Iterator[None]:
+        """Read the configuration within the block; if it is refused, the status says why."""
+        self._reloads += 1
+        if self._stops_until is None:
+            self._enter(notify.reloading())
+        try:
+            yield
+            self._refused = ""
+        except Refused as refused:
+            self._refused = "; ".join(refused.problems)
+            raise
+        finally:
+            self._reloads -= 1
+            if self._stops_until is None and not self._reloads:
+                self.ready()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Tell what changes, until cancelled."""
+        task_status.started()
+        while True:
+            self._changed = trio.Event()
+            if self._tell():
+                with trio.move_on_after(self._until_next_look()):
+                    await self._changed.wait()
+            # After the change and not before it: what came with it is seen together.
+            await trio.sleep(PAUSE)
+
+    def _enter(self, state: str) -> None:
+        self._state = state
+        self._tell()
+        self.changed()
+
+    def _tell(self) -> bool:
+        """Send what has changed; `False` if it is to be sent again."""
+        if not self._state:
+            return True
+        assignments = [self._state] if self._state != self._said_state else []
+        if (text := self._text()) != self._said_text:
+            assignments.append(notify.status(text))
+        if self._stops_until is not None and (left := self._left(self._stops_until)) > 0:
+            assignments.append(notify.extend_timeout(min(EXTENSION, left)))
+        if not self._notifier.send(*assignments):
+            return False
+        self._said_state, self._said_text = self._state, text
+        return True
+
+    def _until_next_look(self) -> float:
+        if self._stops_until is not None:
+            return 0 if self._left(self._stops_until) > 0 else inf
+        next_task = self._count().next_task
+        return inf if next_task is None else _seconds_until(next_task[1])
+
+    def _left(self, until: float) -> float:
+        return until - trio.current_time()
+
+    def _text(self) -> str:
+        counts = self._count()
+        if self._stops_until is not None:
+            return _stopping(counts)
+        if self._reloads:
+            return "reading the configuration again"
+        text = _serving(counts)
+        return f"{text}; not reloaded: {self._refused}" if self._refused else text
+
+
+def _serving(counts: Counts) -> str:
+    text = (
+        f"{_number(counts.adapters, 'adapter')}, {_number(counts.sessions, 'session')}, "
+        f"{_number(counts.running, 'message')} running, {counts.queued} queued"
+    )
+    if counts.next_task is None:
+        return text
+    name, due_at = counts.next_task
+    return f"{text}; next task: {name} at {due_at.astimezone():%a %Y-%m-%d %H:%M:%S %Z}"
+
+
+def _stopping(counts: Counts) -> str:
+    left = {
+        "message": counts.running + counts.queued,
+        "task": counts.runs,
+        "session": counts.sessions,
+        "adapter": counts.adapters,
+    }
+    if not any(left.values()):
+        return "stopping: the last hooks, and what is to be written down"
+    return "stopping: " + ", ".join(_number(n, what) for what, n in left.items() if n) + " left"
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def _seconds_until(due_at: datetime) -> float:
+    return max(0, (due_at - datetime.now(UTC)).total_seconds())
