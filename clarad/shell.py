@@ -49,7 +49,8 @@ _MARK: Final = "CLARA_RUN_ID"
 # What systemd gave the daemon is not for its commands (systemd.exec(5), sd_notify(3)); nor is the
 # mark of the run that has started the daemon, if one has.
 _NOT_INHERITED: Final = re.compile(
-    r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|CREDENTIALS_DIRECTORY|CLARA_GATEWAY_SECRET|CLARA_RUN_ID"
+    r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|FDSTORE|CREDENTIALS_DIRECTORY"
+    r"|CLARA_GATEWAY_SECRET|CLARA_RUN_ID"
 )
 
 _REASONS: Final = {

@@ -21,6 +21,8 @@ from clarad.responders import Responder
 from clarad.responders.tools import ToolUser
 from clarad.store import open_engine
 from clarad.store.migrate import require_head
+from clarad.systemd.handover import NOTHING as NOTHING_HANDED
+from clarad.systemd.handover import Handover
 from tests import peer
 from tests.peer import Peer
 from tests.process import Marker
@@ -106,7 +108,9 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
     started: list[Running] = []
     with ExitStack() as stack:
 
-        async def start_one(defined: Definitions = NOTHING, **settings: Any) -> Running:
+        async def start_one(
+            defined: Definitions = NOTHING, handed: Handover = NOTHING_HANDED, **settings: Any
+        ) -> Running:
             # Two daemons at once share a database at most.
             state_dir = tmp_path / f"state-{len(started)}"
             chosen = Settings(**{"state_dir": state_dir} | defaults | settings)
@@ -119,7 +123,7 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
             if chosen.sandbox.mode != "off":
                 sandboxes = Sandboxes(chosen.sandbox, engines.keeper_name())
                 responder = ToolUser(sandboxes)
-            daemon = Daemon(chosen, engine, responder, defined, sandboxes)
+            daemon = Daemon(chosen, engine, responder, defined, sandboxes, handed)
             events = stack.enter_context(daemon.bus.subscribe(capacity=10_000)).events
             host, port = await nursery.start(daemon.run)
             url = f"ws://{host}:{port}"

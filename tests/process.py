@@ -1,14 +1,16 @@
 """The daemon as a process of its own, as systemd would start it."""
 
+import fcntl
 import os
 import secrets
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 from clarad import address
 
@@ -18,23 +20,53 @@ PATIENCE = 30.0
 
 OURS = (
     "CLARA", "DATABASE_URL", "ORS_", "PROACTIVE_", "RUNTIME_DIRECTORY",
-    "SANDBOX_", "DOCKER_", "INCUS_",
+    "SANDBOX_", "DOCKER_", "INCUS_", "NOTIFY_SOCKET", "WATCHDOG_", "LISTEN_",
 )  # fmt: skip
 """How the names of all variables begin that mean something to clarad."""
 
 
-class Process:
-    """A `clarad run` that listens; `log` has what it wrote to standard error so far."""
+HAND_OVER = """
+import os, sys
+for n, descriptor in enumerate(map(int, sys.argv[1].split(","))):
+    os.dup2(descriptor, 3 + n)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
+"""
+"""Puts descriptors where sd_listen_fds(3) has them, and becomes another program."""
 
-    def __init__(self, state_dir: Path, **settings: str) -> None:
+
+class HasDescriptor(Protocol):
+    """A socket, or a file."""
+
+    def fileno(self) -> int: ...
+
+
+class Process:
+    """A `clarad run` that listens; `log` has what it wrote to standard error so far.
+
+    `handed` are the descriptors that it is started with, as systemd does it.
+    """
+
+    def __init__(
+        self, state_dir: Path, handed: Sequence[HasDescriptor] = (), /, **settings: str
+    ) -> None:
         self.state_dir = state_dir
+        command = ["-m", "clarad", "run"]
+        # Out of the way of those places that they are to have.
+        descriptors = [fcntl.fcntl(one, fcntl.F_DUPFD_CLOEXEC, 100) for one in handed]
+        if descriptors:
+            command = ["-c", HAND_OVER, ",".join(map(str, descriptors)), *command]
+            settings["LISTEN_FDS"] = str(len(descriptors))
         self.environment = environment(state_dir, **settings)
         self._popen = subprocess.Popen(
-            [sys.executable, "-m", "clarad", "run"],
+            [sys.executable, *command],
             env=self.environment,
             stderr=subprocess.PIPE,
             text=True,
+            pass_fds=descriptors,
         )
+        for descriptor in descriptors:
+            os.close(descriptor)
         self._lines: list[str] = []
         self._grown = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -89,9 +121,11 @@ def environment(state_dir: Path, **settings: str) -> dict[str, str]:
 
 
 @contextmanager
-def daemon(state_dir: Path, **settings: str) -> Iterator[Process]:
+def daemon(
+    state_dir: Path, handed: Sequence[HasDescriptor] = (), /, **settings: str
+) -> Iterator[Process]:
     """Run a daemon for the length of the block; what is left of it then is killed."""
-    process = Process(state_dir, **settings)
+    process = Process(state_dir, handed, **settings)
     try:
         process.wait_for_log("listening on")
         yield process

@@ -436,6 +436,7 @@ def test_a_variable_goes_before_an_inherited_one(monkeypatch: pytest.MonkeyPatch
         "LISTEN_FDS",
         "LISTEN_PID",
         "LISTEN_FDNAMES",
+        "FDSTORE",
         "CREDENTIALS_DIRECTORY",
         "CLARA_GATEWAY_SECRET",
     ],

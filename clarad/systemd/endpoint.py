@@ -91,9 +91,8 @@ class KeptEndpoint:
 
     def release(self) -> None:
         """Close our copies, at the end of the daemon; those who wait are systemd's to keep."""
-        for kept in self._kept:
-            kept.close()
-        self._kept = []
+        for ours in (*self._kept, *(one.socket for one in self._handed)):
+            ours.close()
 
     async def _choose(self) -> list[socket.socket]:
         from_unit = [one.socket for one in self._handed if one.name == UNIT]
@@ -151,7 +150,7 @@ class KeptEndpoint:
                     "CLARA_GATEWAY_SECRET to a long random word, or ListenStream= to 127.0.0.1"
                 )
         places = [_bound(one) for one in from_unit]
-        if not all(any(place.covers(one) for one in places) for place in wanted):
+        if not all(any(one.covers(place) for place in places) for one in wanted):
             log.warning(
                 "the gateway is on %s, as %s says; CLARA_GATEWAY_HOST and CLARA_GATEWAY_PORT say "
                 "%s, and have no effect",
