@@ -1,5 +1,6 @@
 """The door: who may connect, and what comes to it that is no WebSocket at all."""
 
+import logging
 import socket
 from typing import Any
 
@@ -192,3 +193,39 @@ async def test_a_listener_that_fails_is_started_again_on_the_same_port(
     peer = await running.node()
     await peer.ask("m1")
     assert (await peer.outcome_of("m1"))["type"] == "response_end"
+
+
+# --- whether it gets on --------------------------------------------------------------------------
+
+
+async def gets_on(running: Running) -> None:
+    with trio.fail_after(10):
+        await running.daemon._gateway.progress()
+
+
+async def test_a_gateway_that_takes_connections_gets_on(
+    running: Running, caplog: pytest.LogCaptureFixture
+) -> None:
+    for _ in range(2):
+        await gets_on(running)
+    assert not [record for record in caplog.records if record.levelno >= logging.INFO]
+    peer = await running.node()
+    await peer.ask("m1")
+    assert (await peer.outcome_of("m1"))["type"] == "response_end"
+
+
+async def test_of_a_gateway_that_stops_nothing_is_expected(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stand_still(_listener: trio.SocketListener) -> trio.SocketStream:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(trio.SocketListener, "accept", stand_still)
+    await gets_on(running)  # the one that is being accepted already
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(gets_on, running)
+        await trio.testing.wait_all_tasks_blocked()
+        assert nursery.child_tasks
+        running.daemon.request_stop()
+    await gets_on(running)

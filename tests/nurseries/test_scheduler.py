@@ -794,3 +794,53 @@ async def test_a_scheduler_that_failed_serves_again_and_leaves_what_runs_alone(
     assert machine.accounts() == [*ran(0, 10, 20, 30), (40, None)]
     assert machine.accounts("q") == [*ran(0, 10, 20), (30, None), (40, None)]
     assert len(machine.shell.started) == 5 + 4
+
+
+# --- whether it gets on --------------------------------------------------------------------------
+
+
+async def gets_on(machine: Machine, patience: float = 100) -> bool:
+    """Whether the scheduler gets on within so many seconds."""
+    with trio.move_on_after(patience) as limit:
+        await machine.scheduler.progress()
+    return not limit.cancelled_caught
+
+
+async def test_a_scheduler_with_nothing_to_do_gets_on(
+    machine: Machine, autojump_clock: MockClock
+) -> None:
+    await machine.boot()
+    assert await gets_on(machine, 2 * scheduler.STEP)
+
+
+async def test_a_scheduler_that_waits_for_the_disk_does_not_get_on_before_it(
+    machine: Machine, autojump_clock: MockClock
+) -> None:
+    await machine.boot(task(interval=10, enabled=False))
+    await trio.sleep(5)
+    machine.disk.held = True
+    await trio.sleep(10)
+    assert not await gets_on(machine)
+    machine.disk.let_go()
+    assert await gets_on(machine)
+
+
+async def test_a_scheduler_gets_on_that_tries_a_full_disk_again_and_again(
+    machine: Machine, autojump_clock: MockClock
+) -> None:
+    await machine.boot(task(interval=10, enabled=False))
+    await trio.sleep(5)
+    machine.disk.fill_up()
+    await trio.sleep(10)
+    for _ in range(3):
+        assert await gets_on(machine)
+    machine.disk.let_go()
+
+
+async def test_of_a_scheduler_that_is_told_to_fire_no_more_nothing_is_expected(
+    machine: Machine, autojump_clock: MockClock
+) -> None:
+    await machine.boot(task(interval=10))
+    machine.scheduler.stop_firing()
+    await trio.sleep(10)
+    assert await gets_on(machine)

@@ -412,3 +412,69 @@ async def test_who_has_something_done_later_is_told_that_it_failed(callers: Call
     callers.writer.execute_later(NOWHERE, {"n": 1}, errors.append)
     await write(callers.writer, 2)
     assert isinstance(errors[0], SQLAlchemyError)
+
+
+# --- whether it gets on --------------------------------------------------------------------------
+
+
+class Asked:
+    """Somebody who waits for the writer to get on."""
+
+    def __init__(self, writer: Writer, nursery: trio.Nursery) -> None:
+        self.got_on = trio.Event()
+        nursery.start_soon(self._wait, writer)
+
+    async def _wait(self, writer: Writer) -> None:
+        await writer.progress()
+        self.got_on.set()
+
+    async def answer(self) -> None:
+        with trio.fail_after(FAIL_SAFE):
+            await self.got_on.wait()
+
+
+async def test_an_idle_writer_gets_on(callers: Callers, nursery: trio.Nursery) -> None:
+    await Asked(callers.writer, nursery).answer()
+
+
+async def test_a_writer_whose_thread_stands_still_does_not(
+    callers: Callers, nursery: trio.Nursery
+) -> None:
+    async with callers.queueing_up():
+        asked = Asked(callers.writer, nursery)
+        await wait_all_tasks_blocked()
+        assert not asked.got_on.is_set()
+    await asked.answer()
+
+
+async def test_a_writer_gets_on_that_works_off_a_long_queue(
+    callers: Callers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clarad.store.writer.LOOK", 0.01)
+    go_on = threading.Event()
+    async with callers.queueing_up():
+        nursery.start_soon(callers.writer.call, lambda _connection: go_on.wait(FAIL_SAFE))
+        await wait_all_tasks_blocked()
+        asked = Asked(callers.writer, nursery)
+        await wait_all_tasks_blocked()
+    await asked.answer()
+    assert not go_on.is_set(), "its turn has not come"
+    go_on.set()
+
+
+async def test_a_writer_gets_on_whose_database_fails(
+    callers: Callers, engine: Engine, nursery: trio.Nursery
+) -> None:
+    def fail(_connection: Connection) -> None:
+        raise SQLAlchemyError("the server is not there")
+
+    event.listen(engine, "begin", fail)
+    await Asked(callers.writer, nursery).answer()
+    event.remove(engine, "begin", fail)
+
+
+async def test_of_a_writer_that_is_stopped_nothing_is_expected(
+    callers: Callers, nursery: trio.Nursery
+) -> None:
+    await callers.stop_writer()
+    await Asked(callers.writer, nursery).answer()

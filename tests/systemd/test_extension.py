@@ -12,7 +12,7 @@ import trio
 from clarad.systemd import extension
 from clarad.systemd.extension import EXTENSION, extending
 from clarad.systemd.notify import Notifier
-from tests.process import daemon, environment
+from tests.process import environment
 from tests.systemd.manager import Manager
 
 
@@ -79,13 +79,3 @@ async def test_a_migration_that_takes_long_asks_for_time(
             await manager.until("READY", "1")
             migrating.terminate()
             assert migrating.wait() == 0
-
-
-async def test_a_database_that_is_up_to_date_needs_no_more_time(
-    tmp_path: Path, manager: Manager
-) -> None:
-    with daemon(tmp_path):
-        pass
-    with daemon(tmp_path, NOTIFY_SOCKET=manager.address):
-        await manager.until("READY", "1")
-    assert not any("EXTEND_TIMEOUT_USEC" in told for told in manager.heard)
