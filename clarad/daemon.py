@@ -250,6 +250,7 @@ class Daemon:
                     await self._stop_requested.wait()
                     await self._stop(supervisor)
                 finally:
+                    self._status.stopping(stop_budget(self._settings))  # also of what has failed
                     self._give_up()
         self.stopped.set()
 
