@@ -17,7 +17,10 @@ HOOKS_BUDGET: Final = 10.0
 """Seconds that the last hooks have, those of `gateway:shutdown` among them."""
 
 END_BUDGET: Final = 15.0
-"""Seconds in which what is left ends: commands of hooks, sandboxes, the last commit."""
+"""Seconds in which what is left ends: commands of hooks, sandboxes, the last commit.
+
+Nothing here cuts that short, since each ends by itself; but systemd is asked for no more time.
+"""
 
 
 def stop_budget(settings: Settings) -> float:

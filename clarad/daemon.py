@@ -312,7 +312,7 @@ class Daemon:
     async def _stop(self, supervisor: Supervisor) -> None:
         """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.
 
-        Bounded by the budgets above.
+        Bounded by the budgets of `clarad.budgets`.
         """
         address.withdraw(self._settings.state_dir)
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout

@@ -85,7 +85,9 @@ def test_a_start_that_fails_is_never_ready(tmp_path: Path, manager: Manager) -> 
         port = str(taken.getsockname()[1])
         env = environment(tmp_path, NOTIFY_SOCKET=manager.address, CLARA_GATEWAY_PORT=port)
         assert clarad("run", env=env).returncode == 69
-    assert not any("READY" in told for told in manager.take_all())
+    told = {name for one in manager.take_all() for name in one}
+    assert "READY" not in told
+    assert "STOPPING" in told
 
 
 # --- what there is -------------------------------------------------------------------------------
