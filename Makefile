@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench bench-sandbox engines engines-stop lock clean
+.PHONY: help install run test lint format bench bench-sandbox catalogue engines engines-stop lock clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -44,6 +44,9 @@ bench: $(INSTALLED) ## Measure, beside a bare server
 
 bench-sandbox: $(INSTALLED) ## Measure the sandboxes, on each engine that answers
 	$(BIN)/python -m bench.sandbox
+
+catalogue: $(INSTALLED) ## Write systemd/clarad.catalog anew
+	$(BIN)/python -m clarad.systemd.catalogue > systemd/clarad.catalog
 
 lock: ## Resolve requirements.lock anew (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

@@ -18,6 +18,7 @@ from sandbox.settings import load as load_sandbox
 T = TypeVar("T")
 
 RESPONDERS: Final = ("echo", "command", "tools")
+LOG_FORMATS: Final = ("auto", "text", "json", "journal")
 
 # Names that belong to adapters and other parts of an installation, and share our prefix.
 _FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL", envfile.VARIABLE})
@@ -47,6 +48,7 @@ class Settings:
     drain_timeout: float = 30
     auto_migrate: bool = True
     log_level: str = "INFO"
+    log_format: str = "auto"
     hooks_dir: Path = Path("hooks")
     scheduler_dir: Path = Path(".")
     strict_config: bool = True
@@ -146,6 +148,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         drain_timeout=read("CLARA_DRAIN_TIMEOUT", Settings.drain_timeout, _seconds_or_zero),
         auto_migrate=read("CLARA_AUTO_MIGRATE", Settings.auto_migrate, _switch),
         log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),
+        log_format=read("CLARA_LOG_FORMAT", Settings.log_format, _log_format),
         hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, _path),
         scheduler_dir=read("CLARA_SCHEDULER_DIR", Settings.scheduler_dir, _path),
         strict_config=read("CLARA_STRICT_CONFIG", Settings.strict_config, _switch),
@@ -326,6 +329,10 @@ def _responder(text: str) -> str:
 
 def _log_level(text: str) -> str:
     return _choice(text.upper(), ("DEBUG", "INFO", "WARNING", "ERROR"))
+
+
+def _log_format(text: str) -> str:
+    return _choice(text.lower(), LOG_FORMATS)
 
 
 def _origins(text: str) -> frozenset[str]:

@@ -50,6 +50,7 @@ from clarad.store import (
     open_engine,
 )
 from clarad.store.migrate import MIGRATION_BUDGET, require_head
+from clarad.systemd import catalogue
 from clarad.systemd.endpoint import KeptEndpoint
 from clarad.systemd.extension import extending
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
@@ -93,7 +94,8 @@ def run(
             ):
                 before = require_head(engine, migrate=settings.auto_migrate)
             if before is not None:
-                logger.info("migrated the database (it was: %s)", before)
+                about = catalogue.MIGRATED.about(revision=before)
+                logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
             trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
         finally:
             engine.dispose()
@@ -115,18 +117,22 @@ async def _run_until_signal(
         async with trio.open_nursery() as nursery:
             host, port = await nursery.start(daemon.run)
             nursery.start_soon(_reload_at_signal, hangups, daemon)
-            logger.info(
+            logger.log(
+                log.NOTICE,
                 "listening on %s; now type in another terminal: %s chat",
-                address.url(host, port),
+                url := address.url(host, port),
                 _how_called(),
+                extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
             )
             number = await anext(signals)
             daemon.request_stop()
-            logger.info("%s: stopping", signal.Signals(number).name)
+            name = signal.Signals(number).name
+            stopping = catalogue.DAEMON_STOPPING.about(signal=name)
+            logger.log(log.NOTICE, "%s: stopping", name, extra=stopping)
             nursery.start_soon(_hurry_at_signal, signals, daemon)
             await daemon.stopped.wait()
             nursery.cancel_scope.cancel("stopped")
-    logger.info("stopped")
+    logger.log(log.NOTICE, "stopped", extra=catalogue.DAEMON_STOPPED.about())
 
 
 async def _end_leftovers(state_dir: Path) -> None:
@@ -134,22 +140,26 @@ async def _end_leftovers(state_dir: Path) -> None:
     ours = instance.identify(state_dir)
     shell.belong_to(ours)
     if ended := await shell.end_leftovers(ours):
-        logger.warning("ended %d processes that the last daemon had left", ended)
+        about = catalogue.LEFTOVERS_ENDED.about(processes=ended)
+        logger.warning("ended %d processes that the last daemon had left", ended, extra=about)
 
 
 async def _hurry_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
     await anext(signals)
-    logger.warning("second signal: stopping at once")
+    about = catalogue.DAEMON_STOPPING.about()
+    logger.warning("second signal: stopping at once", extra=about)
     daemon.stop_at_once()
 
 
 async def _reload_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
     async for _ in signals:
         try:
-            logger.info("%s", (await daemon.operations.reload()).text)
+            report = await daemon.operations.reload()
+            logger.log(log.NOTICE, "%s", report.text, extra=catalogue.RELOADED.about())
         except Refused as refused:
+            about = catalogue.RELOAD_REFUSED.about()
             for problem in refused.problems:
-                logger.error("not reloaded, nothing has changed: %s", problem)
+                logger.error("not reloaded, nothing has changed: %s", problem, extra=about)
 
 
 class Daemon:
@@ -237,10 +247,9 @@ class Daemon:
         with (
             self._at_end,
             self.bus.attach(self._hooks),
-            self.bus.subscribe(log.logged_types()) as events,
+            self.bus.attach(log.event_log()),
         ):
             async with open_supervisor() as supervisor:
-                await supervisor.start("event log", partial(log.write_events, events))
                 if self._notifier.is_heard:
                     self._at_end.enter_context(self.bus.attach(self._status))
                     await supervisor.start("status", self._status.run)

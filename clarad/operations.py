@@ -14,11 +14,14 @@ from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
 from clarad.config import RELOADED, ConfigError, Settings
 from clarad.envfile import EnvFileError, Overlay
+from clarad.log import hide
+from clarad.log.redaction import secrets_in
 from clarad.nurseries.hooks import Hooks, UnknownRun
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, UnknownTask
 from clarad.operator import Refused, Report, pruned
 from clarad.store import Ending, StoreError
+from clarad.systemd import catalogue
 from clarad.systemd.status import Status
 from sandbox import Result, SandboxError
 
@@ -91,12 +94,13 @@ class Operations:
                 environ = self._overlay.read()
                 settings, warnings = config.load(environ)
                 for warning in warnings:
-                    log.warning("%s", warning)
+                    log.warning("%s", warning, extra=catalogue.CONFIG_QUESTIONABLE.about())
         except (EnvFileError, ConfigError) as error:
             raise Refused(error.problems) from None
         defined = definitions.load(settings)
         if defined.problems:
             raise Refused([str(problem) for problem in defined.problems])
+        hide([*secrets_in(environ), *defined.secrets()])
         return _Found(environ, settings, defined)
 
     def _put_in_force(self, found: _Found) -> None:

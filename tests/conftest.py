@@ -123,7 +123,7 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
             if chosen.sandbox.mode != "off":
                 sandboxes = Sandboxes(chosen.sandbox, engines.keeper_name())
                 responder = ToolUser(sandboxes)
-            daemon = Daemon(chosen, engine, responder, defined, sandboxes, handed)
+            daemon = Daemon(chosen, engine, responder, defined, sandboxes, handed=handed)
             events = stack.enter_context(daemon.bus.subscribe(capacity=10_000)).events
             host, port = await nursery.start(daemon.run)
             url = f"ws://{host}:{port}"

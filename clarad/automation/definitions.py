@@ -7,6 +7,7 @@ from clarad.automation.entries import Problem
 from clarad.automation.hook import Hook, load_hooks
 from clarad.automation.task import Task, load_tasks
 from clarad.config import Settings
+from clarad.log.redaction import secrets_in
 
 
 class Definitions(NamedTuple):
@@ -15,6 +16,17 @@ class Definitions(NamedTuple):
     hooks: Sequence[Hook] = ()
     tasks: Sequence[Task] = ()
     problems: Sequence[Problem] = ()
+
+    def secrets(self) -> list[str]:
+        """Return what the log is never to show: keys of webhooks, and variables named as such."""
+        found = [word for hook in self.hooks for word in (hook.secret or "").split()]
+        for variables in (*(h.headers for h in self.hooks), *(e.env for e in self.entries())):
+            found += secrets_in(variables)
+        return found
+
+    def entries(self) -> list[Hook | Task]:
+        """Return the hooks and the tasks."""
+        return [*self.hooks, *self.tasks]
 
 
 NOTHING: Final = Definitions()

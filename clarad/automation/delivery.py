@@ -5,14 +5,17 @@ No I/O: the hook runner writes them down and carries them out.
 
 from collections.abc import Callable, Iterable
 from itertools import groupby
+from typing import Any
 
 import trio
 
 from clarad.automation.hook import Hook
 from clarad.automation.lanes import Lane, Lanes
 from clarad.automation.run import Run
+from clarad.automation.what import What
 from clarad.events import Event
 from clarad.store import Ending
+from clarad.systemd.catalogue import Entry
 
 
 class Delivery:
@@ -46,6 +49,15 @@ class Delivery:
         self._lanes = lanes
         self._lane = lane
         self._is_tried = False
+
+    @property
+    def what(self) -> What:
+        """What it is a run of."""
+        return What("hook", self.hook.name)
+
+    def about(self, entry: Entry) -> dict[str, Any]:
+        """Return what makes a record of the log one about this."""
+        return entry.about(**self.what.fields(self.run_id))
 
     # --- its place among those that run at once: the `Places` of its run -------------------------
 

@@ -3,12 +3,16 @@
 import logging
 import random
 from collections.abc import Awaitable, Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import trio
 
+from clarad.automation.output import log_output
+from clarad.automation.what import What
 from clarad.shell import Output
 from clarad.store import Ending, Outcome, StoreError
+from clarad.systemd import catalogue
+from clarad.systemd.catalogue import Entry
 
 log = logging.getLogger(__name__)
 
@@ -20,6 +24,8 @@ STORE_RETRY: Final = 1.0
 """Seconds between attempts to write down what has to be."""
 
 _BROKEN: Final = "the daemon failed at it; its log says how"
+
+_BUG: Final = "%s failed; this is a bug"
 
 STOPPING: Final = "the daemon is stopping"
 
@@ -70,13 +76,14 @@ class Watcher(Protocol):
 Attempt = Callable[["Run", Output], Awaitable[Tried]]
 
 
-async def insist(what: str, write: Callable[[], Awaitable[object]], given_up: trio.Event) -> bool:
+async def insist(what: What, write: Callable[[], Awaitable[object]], given_up: trio.Event) -> bool:
     """Write, again and again while the store fails; `False` once the daemon has given up on it."""
     while True:
         try:
             await write()
         except StoreError as error:
-            log.error("%s waits, the store failed: %s", what, error)
+            about = catalogue.STORE_FAILED.about(**what.fields())
+            log.error("%s waits, the store failed: %s", what, error, extra=about)
             with trio.move_on_after(STORE_RETRY):
                 await given_up.wait()
                 return False
@@ -95,7 +102,7 @@ class Run:
     def __init__(
         self,
         run_id: str,
-        what: str,
+        what: What,
         *,
         store: Store,
         places: Places,
@@ -145,7 +152,7 @@ class Run:
             with self._scope:
                 ending = await self._try()
         except Exception:
-            log.exception("%s failed; this is a bug", self.what)
+            log.exception(_BUG, self.what, extra=self._about(catalogue.INTERNAL_ERROR))
             ending = self._ended(Outcome.FAILED, _BROKEN)
         finally:
             if ending is None and (self._scope.cancel_called or not self._is_waiting):
@@ -159,7 +166,8 @@ class Run:
         with trio.CancelScope(shield=True):
             stored = await self._insist(lambda: self._store.end(self.id, ending))
         if not stored:
-            log.error("how %s ended is not stored: the daemon has to stop", self.what)
+            about = self._about(catalogue.STORE_FAILED)
+            log.error("how %s ended is not stored: the daemon has to stop", self.what, extra=about)
         self._log(ending)
 
     async def _try(self) -> Ending:
@@ -196,12 +204,13 @@ class Run:
             try:
                 tried = await self._attempt(self, self._output)
             except Exception:
-                log.exception("%s failed; this is a bug", self.what)
+                log.exception(_BUG, self.what, extra=self._about(catalogue.INTERNAL_ERROR))
                 tried = Tried(Outcome.FAILED, _BROKEN, worth_retrying=False)
         self._ended_at = trio.current_time()
         ending = self._ended(tried.outcome, tried.reason, tried.exit_status)
         may_again = tried.outcome is not Outcome.RAN and tried.worth_retrying
         again = may_again and self.attempts <= self._retries
+        log_output(self.what, self.id, ending)
         self._watcher.attempt_ended(self, ending, again=again)
         return tried, ending, again
 
@@ -218,6 +227,7 @@ class Run:
             ending.outcome,
             ending.reason,
             pause,
+            extra=self._about(self.what.entry(ending)),
         )
         await trio.sleep(pause)
 
@@ -249,4 +259,10 @@ class Run:
             f": {ending.reason}" if ending.reason else "",
             f": {last_words!r}" if last_words and not usual else "",
             self.id,
+            extra=self._about(self.what.entry(ending), ending),
         )
+
+    def _about(self, entry: Entry, ending: Ending | None = None) -> dict[str, Any]:
+        told = {} if ending is None else ending._asdict()
+        known = {key: told.get(key) for key in ("outcome", "reason", "exit_status", "duration")}
+        return entry.about(**self.what.fields(self.id), attempt=self.attempts, **known)

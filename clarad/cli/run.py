@@ -2,14 +2,18 @@
 
 import argparse
 import logging
+import os
 import resource
 from enum import IntEnum
 
-from clarad import config
+from clarad import config, log
 from clarad.cli import fail, innermost
-from clarad.systemd import handover
+from clarad.envfile import Overlay
+from clarad.log.redaction import password_in, secrets_in
+from clarad.systemd import catalogue, handover
+from clarad.systemd.catalogue import Entry
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 class Exit(IntEnum):
@@ -47,44 +51,69 @@ def run(arguments: argparse.Namespace) -> int:
     """Run until stopped; every reason not to is one line."""
     handed = handover.take()
     try:
+        return _run(arguments.environment, handed)
+    finally:
+        log.close()
+
+
+def _run(overlay: Overlay, handed: handover.Handover) -> int:
+    try:
         settings, warnings = config.load()
     except config.ConfigError as error:
-        fail(*error.problems)
-        return Exit.CONFIG
+        _set_up_log(error.settings)
+        return _refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *error.problems)
+    _set_up_log(settings)
     from clarad import daemon
     from clarad.automation import definitions
     from clarad.instance import AlreadyRunning
     from clarad.listeners import CannotListen
-    from clarad.log import set_up
     from clarad.store import StoreError
     from sandbox import EngineError
 
     defined = definitions.load(settings)
     if defined.problems and settings.strict_config:
-        fail(*map(str, defined.problems), "CLARA_STRICT_CONFIG=0 runs what is good")
-        return Exit.CONFIG
-    set_up(settings.log_level)
+        hint = "CLARA_STRICT_CONFIG=0 runs what is good"
+        problems = map(str, defined.problems)
+        return _refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *problems, hint)
+    log.hide(defined.secrets())
     for warning in warnings:
-        log.warning("%s", warning)
+        logger.warning("%s", warning, extra=catalogue.CONFIG_QUESTIONABLE.about())
     for problem in defined.problems:
-        log.error("left out: %s", problem)
+        logger.error("left out: %s", problem, extra=catalogue.CONFIG_QUESTIONABLE.about())
     _allow_many_connections()
-    reasons: dict[type[BaseException], Exit] = {
-        AlreadyRunning: Exit.ALREADY_RUNNING,
-        StoreError: Exit.STORE,
-        CannotListen: Exit.CANNOT_LISTEN,
-        EngineError: Exit.NO_SANDBOX,
+    reasons: dict[type[BaseException], tuple[Exit, Entry]] = {
+        AlreadyRunning: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
+        StoreError: (Exit.STORE, catalogue.STORE_UNUSABLE),
+        CannotListen: (Exit.CANNOT_LISTEN, catalogue.CANNOT_LISTEN),
+        EngineError: (Exit.NO_SANDBOX, catalogue.NO_SANDBOX),
     }
     try:
-        daemon.run(settings, defined, arguments.environment, handed)
+        daemon.run(settings, defined, overlay, handed)
     except Exception as error:
         cause = innermost(error)
         if type(cause) in reasons:
-            fail(str(cause))
-            return reasons[type(cause)]
-        log.critical("the daemon failed; this is a bug", exc_info=error)
+            return _refuse(*reasons[type(cause)], str(cause))
+        about = catalogue.DAEMON_FAILED.about()
+        logger.critical("the daemon failed; this is a bug", exc_info=error, extra=about)
         return Exit.FAILED
     return Exit.STOPPED
+
+
+def _set_up_log(settings: config.Settings) -> None:
+    secrets = [settings.gateway_secret or "", *password_in(settings.database_url)]
+    secrets += secrets_in(os.environ)  # what hooks and tasks inherit
+    log.set_up(settings.log_level, settings.log_format, secrets)
+
+
+def _refuse(status: Exit, entry: Entry, *problems: str) -> int:
+    """Say why the daemon does not run: to people as all commands do, else in the log."""
+    if log.is_for_people():
+        log.close()  # in this order
+        fail(*problems)
+    else:
+        for problem in problems:
+            logger.critical("%s", problem, extra=entry.about())
+    return status
 
 
 def _allow_many_connections() -> None:

@@ -17,6 +17,7 @@ from clarad.nodes import Node, Nodes
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
 from clarad.redelivery import Redelivery
 from clarad.sender import Sender
+from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,8 @@ class Connection:
         else:
             code = ErrorCode.AUTH_FAILED
             message = "The secret is wrong; send the gateway's CLARA_GATEWAY_SECRET."
-        log.warning("refused node %r from %s: %s", frame.node_id, self._address, code)
+        about = catalogue.ADAPTER_REFUSED.about(node_id=frame.node_id, address=self._address)
+        log.warning("refused node %r from %s: %s", frame.node_id, self._address, code, extra=about)
         self._reply(protocol.Error(code=code, message=message, recoverable=False))
         return False
 

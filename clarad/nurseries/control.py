@@ -13,6 +13,7 @@ from clarad import operator, protocol
 from clarad.operator import Report
 from clarad.protocol import CloseCode, ErrorCode
 from clarad.sender import Sender
+from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
 log = logging.getLogger(__name__)
@@ -185,7 +186,9 @@ class OperatorConnection:
         try:
             frame = protocol.encode(await self._carry_out(request, requests))
         except Exception:
-            log.exception("what %s asked for failed; this is a bug: %r", self._address, request)
+            text = "what %s asked for failed; this is a bug: %r"
+            about = catalogue.INTERNAL_ERROR.about()
+            log.exception(text, self._address, request, extra=about)
             problems = ["this failed inside the daemon; its log says why"]
             frame = protocol.encode(operator.Refusal(request.id, problems))
         finally:

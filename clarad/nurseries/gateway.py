@@ -11,6 +11,7 @@ from wsproto.utilities import ProtocolError
 from clarad.access import Door, bearer
 from clarad.listeners import peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
+from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
 log = logging.getLogger(__name__)
@@ -165,7 +166,8 @@ class Gateway(Generic[Address]):
         except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
             log.debug("the connection from %s broke: %r", address, group.exceptions)
         except* Exception:
-            log.exception("the connection from %s failed", address)
+            about = catalogue.CONNECTION_FAILED.about(address=address)
+            log.exception("the connection from %s failed", address, extra=about)
         finally:
             await stream.hang_up(patience)
 
@@ -202,7 +204,9 @@ class Gateway(Generic[Address]):
                 websocket = await request.accept()
             else:
                 status, text = refusal
-                log.warning("refused a handshake from %s: %d %s", stream.address, status, text)
+                about = catalogue.ADAPTER_REFUSED.about(address=stream.address, status=status)
+                line = "refused a handshake from %s: %d %s"
+                log.warning(line, stream.address, status, text, extra=about)
                 await request.reject(status, body=f"{text}\n".encode())
             watch.cancel_scope.cancel("the handshake is done")
         if refusal is not None:

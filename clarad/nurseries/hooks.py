@@ -26,6 +26,7 @@ from clarad.automation.posting import Poster
 from clarad.automation.run import STORE_RETRY, Run, Tried
 from clarad.events import Event, EventType
 from clarad.store import Ending, HookRuns, Outcome, StoredHookRun, StoreError
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,8 @@ class Hooks:
                 for delivery in deliveries:
                     self._write(delivery, event, payload)
             except Exception:  # whoever published the event has nothing to do with it
-                log.exception("the hooks of event %s failed; this is a bug", event.id)
+                about = catalogue.INTERNAL_ERROR.about(event_id=event.id)
+                log.exception("the hooks of event %s failed; this is a bug", event.id, extra=about)
 
     async def replay(self, run_id: str, caused_by: Sequence[str] = ()) -> Delivery:
         """Run a hook again for the event that an earlier run had; returns when it is under way.
@@ -243,17 +245,17 @@ class Hooks:
     def _written(
         self, delivery: Delivery, add: _Add, ended: bool, error: StoreError | None
     ) -> None:
-        name = delivery.hook.name
         if error is not None and self._serving:
-            log.error("a run of hook %s waits, the store failed: %s", name, error)
+            _complain(delivery, f"waits, the store failed: {error}")
             assert self._nursery is not None
             self._nursery.start_soon(self._write_later, delivery, add, ended)
         elif error is not None:
-            log.error("a run of hook %s is not stored, the daemon stops: %s", name, error)
+            _complain(delivery, f"is not stored, the daemon stops: {error}")
             self._left(delivery)
         elif ended:
             assert delivery.ending is not None
-            log.warning("hook %s skipped: %s", name, delivery.ending.reason)
+            about = delivery.about(catalogue.HOOK_SKIPPED)
+            log.warning("%s skipped: %s", delivery.what, delivery.ending.reason, extra=about)
             self._left(delivery)
         elif delivery in self._living:  # if not: this was started again, and has found it there
             delivery.is_stored = True
@@ -262,7 +264,7 @@ class Hooks:
     async def _write_later(self, delivery: Delivery, add: _Add, ended: bool) -> None:
         with trio.move_on_after(STORE_RETRY):
             await self._given_up.wait()
-            log.error("a run of hook %s is not stored: the daemon stops", delivery.hook.name)
+            _complain(delivery, "is not stored: the daemon stops")
             self._left(delivery)
             return
         add(then=partial(self._written, delivery, add, ended))
@@ -301,7 +303,7 @@ class Hooks:
         hook = delivery.hook
         return Run(
             delivery.run_id,
-            f"hook {hook.name}",
+            delivery.what,
             store=self._store,
             places=delivery,
             watcher=delivery,
@@ -344,3 +346,7 @@ class Hooks:
 
 def _read(event: str) -> Event:
     return msgspec.json.decode(event, type=Event)
+
+
+def _complain(delivery: Delivery, text: str) -> None:
+    log.error("a run of %s %s", delivery.what, text, extra=delivery.about(catalogue.STORE_FAILED))

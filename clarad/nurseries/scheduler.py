@@ -21,6 +21,7 @@ from clarad.automation.lines import Lines
 from clarad.automation.schedule import Occurrence
 from clarad.automation.task import Task
 from clarad.store import StoredTaskRun, StoreError, TaskRuns, Tasks, TaskState
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -256,7 +257,8 @@ class Scheduler:
             self._rounds += 1
             now = self._now()
             if now < last - _STEP_BACK:
-                log.warning("the clock was set back by %s", last - now)
+                about = catalogue.CLOCK_SET_BACK.about()
+                log.warning("the clock was set back by %s", last - now, extra=about)
                 async with self._changing:
                     await self._turn_back(now)
             last = now
@@ -285,7 +287,8 @@ class Scheduler:
         try:
             await self._states.save(_turned_back(await self._states.load(), now))
         except StoreError as error:
-            log.error("that the clock was set back is not stored: %s", error)
+            about = catalogue.STORE_FAILED.about()
+            log.error("that the clock was set back is not stored: %s", error, extra=about)
 
     async def _act_on(self, decisions: Iterable[Decision]) -> None:
         """Start what is to run; return when all that is skipped has its row."""

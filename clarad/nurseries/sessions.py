@@ -24,6 +24,8 @@ from clarad.protocol import ErrorCode
 from clarad.responders import NoSandboxError, Request, Responder, ResponderError
 from clarad.roster import MAX_WAITING, Roster
 from clarad.store import MessageKey, Messages, StoreError, Unfinished
+from clarad.systemd import catalogue
+from clarad.systemd.catalogue import Entry
 from clarad.turn import Session, SessionKey, Turn
 
 log = logging.getLogger(__name__)
@@ -225,7 +227,8 @@ class Sessions:
         if isinstance(result, StoreError):
             turn.life.apply(Signal.DROPPED)
             self._leave(turn)
-            log.error("message %r is not accepted, the store failed: %s", turn.message.id, result)
+            text = "message %r is not accepted, the store failed: %s"
+            log.error(text, turn.message.id, result, extra=_about(catalogue.STORE_FAILED, turn))
             why = "The message could not be stored; send it again later."
             _send_error(
                 turn.node, turn.message.id, ErrorCode.PROCESSING_ERROR, why, recoverable=True
@@ -282,7 +285,8 @@ class Sessions:
     def _fail(self, turn: Turn, error: BaseException) -> None:
         wanted = _find(error, ResponderError)
         if wanted is None:
-            log.error("message %r failed", turn.message.id, exc_info=error)
+            about = _about(catalogue.INTERNAL_ERROR, turn)
+            log.error("message %r failed", turn.message.id, exc_info=error, extra=about)
         why = "The message failed; the daemon's log says why." if wanted is None else str(wanted)
         is_about_sandboxes = isinstance(wanted, NoSandboxError)
         code = ErrorCode.NO_SANDBOX if is_about_sandboxes else ErrorCode.PROCESSING_ERROR
@@ -337,7 +341,9 @@ class Sessions:
     ) -> None:
         if error is not None:
             turn.node.withdraw(place)
-            log.error("the answer to %r waits, the store failed: %s", turn.message.id, error)
+            about = _about(catalogue.STORE_FAILED, turn)
+            text = "the answer to %r waits, the store failed: %s"
+            log.error(text, turn.message.id, error, extra=about)
             assert self._nursery is not None
             self._nursery.start_soon(self._settle_later, turn, terminal, stopped_in)
             return
@@ -353,7 +359,9 @@ class Sessions:
         if pause.cancelled_caught:
             self._store_end(turn, terminal, stopped_in)
         else:
-            log.error("how %r ended is not stored: the daemon has to stop", turn.message.id)
+            about = _about(catalogue.STORE_FAILED, turn)
+            text = "how %r ended is not stored: the daemon has to stop"
+            log.error(text, turn.message.id, extra=about)
             self._leave(turn)
 
     def _leave(self, turn: Turn) -> None:
@@ -396,7 +404,8 @@ class Sessions:
         try:
             stored = await self._store.find(turn.key)
         except StoreError as error:
-            log.error("the answer to %r cannot be read: %s", turn.message.id, error)
+            about = _about(catalogue.STORE_FAILED, turn)
+            log.error("the answer to %r cannot be read: %s", turn.message.id, error, extra=about)
             why = "The answer could not be read; send the message again later."
             _send_error(
                 turn.node, turn.message.id, ErrorCode.PROCESSING_ERROR, why, recoverable=True
@@ -429,6 +438,10 @@ class Sessions:
             caused_by=session.caused_by,
             data=data,
         )
+
+
+def _about(entry: Entry, turn: Turn) -> dict[str, Any]:
+    return entry.about(**{k: v for k, v in turn.about().items() if k != "caused_by"})
 
 
 def _send_error(

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import trio
 
+from clarad.systemd import catalogue
+
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS: Final = 5
@@ -85,9 +87,12 @@ class Supervisor:
                     if not child.is_ready:
                         raise failure
                     if self._is_spent(trio.current_time()):
-                        log.critical("%s keeps failing; giving up", child.name)
+                        about = catalogue.PART_GIVEN_UP.about(part=child.name)
+                        log.critical("%s keeps failing; giving up", child.name, extra=about)
                         raise failure
-                    log.error("%s failed and is started again", child.name, exc_info=failure)
+                    about = catalogue.PART_RESTARTED.about(part=child.name)
+                    text = "%s failed and is started again"
+                    log.error(text, child.name, exc_info=failure, extra=about)
                     await trio.sleep(self._pause())
         finally:
             child.ended.set()
@@ -107,7 +112,8 @@ class Supervisor:
             failure, rest = group.split(Exception)
             if failure is None or rest is None:
                 raise
-            log.error("%s failed while it was stopped", child.name, exc_info=failure)
+            about = catalogue.INTERNAL_ERROR.about(part=child.name)
+            log.error("%s failed while it was stopped", child.name, exc_info=failure, extra=about)
             raise rest from None
         await trio.lowlevel.checkpoint_if_cancelled()
         return failure

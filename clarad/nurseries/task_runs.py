@@ -18,7 +18,9 @@ from clarad.automation.lines import Lines
 from clarad.automation.run import Run, Tried, insist
 from clarad.automation.schedule import Occurrence
 from clarad.automation.task import Task
-from clarad.store import Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
+from clarad.automation.what import What
+from clarad.store import MISSED, Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +93,10 @@ class TaskRunner:
         job = self._job(task, occurrence)
         if await self._put(job, ending=Ending(Outcome.SKIPPED, reason)):
             at = occurrence.nominal_at.isoformat()
-            log.info("task %s of %s skipped: %s", task.name, at, reason)
+            entry = catalogue.TASK_MISSED if reason.startswith(MISSED) else catalogue.TASK_SKIPPED
+            about = entry.about(task=task.name, run=job.run_id, nominal_time=at, reason=reason)
+            level = logging.WARNING if reason.startswith(MISSED) else logging.INFO
+            log.log(level, "task %s of %s skipped: %s", task.name, at, reason, extra=about)
 
     def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
@@ -154,7 +159,7 @@ class TaskRunner:
         begun = not job.is_stored and job.take_place()
         run = Run(
             job.run_id,
-            f"task {job.task.name}",
+            What("task", job.task.name),
             store=self._runs,
             places=job,
             watcher=job,
@@ -222,15 +227,17 @@ class TaskRunner:
         is_scheduled = job.origin == "schedule"
         if is_scheduled:
             self._accounts.open(name, nominal_at)
-        if await insist(f"task {name}", add, self._given_up) and is_scheduled:
+        if await insist(What("task", name), add, self._given_up) and is_scheduled:
             until = self._accounts.close(name, nominal_at)
             if until is not None:
                 self._states.account(name, until, _note_failure)
         return added
 
     def _close(self, stored: StoredTaskRun, ending: Ending) -> None:
-        what = f"task {stored.task}"
-        log.warning("%s %s: %s (run %s)", what, ending.outcome, ending.reason, stored.run_id)
+        what = What("task", stored.task)
+        about = what.entry(ending).about(**what.fields(stored.run_id), reason=ending.reason)
+        text = "%s %s: %s (run %s)"
+        log.warning(text, what, ending.outcome, ending.reason, stored.run_id, extra=about)
         end = partial(self._runs.end, stored.run_id, ending)
         assert self._nursery is not None
         self._nursery.start_soon(insist, what, end, self._given_up)
@@ -253,4 +260,5 @@ async def _attempt(job: Job, run: Run, output: shell.Output) -> Tried:
 def _note_failure(error: StoreError | None) -> None:
     # The rows are there: the next start finds that this occurrence has one, and goes on from it.
     if error is not None:
-        log.warning("how far the tasks have come is not stored: %s", error)
+        about = catalogue.STORE_FAILED.about()
+        log.warning("how far the tasks have come is not stored: %s", error, extra=about)

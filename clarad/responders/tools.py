@@ -6,6 +6,7 @@ import re
 from typing import Final
 
 from clarad.responders import Answer, NoSandboxError, Request, Tools
+from clarad.systemd import catalogue
 from sandbox import EngineError, SandboxError
 from sandbox.tools import Answer as ToolAnswer
 
@@ -96,6 +97,7 @@ class _Printed:
 def _for_user(error: SandboxError) -> str:
     """Say it to a user: what is wrong with an engine, and where it is, is for the operator."""
     if isinstance(error, EngineError):
-        log.error("there is no sandbox to be had: %s", error)
+        about = catalogue.NO_SANDBOX.about()
+        log.error("there is no sandbox to be had: %s", error, extra=about)
         return "there is no sandbox to be had at the moment; try again later"
     return str(error)

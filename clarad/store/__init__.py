@@ -5,13 +5,14 @@ from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
-from clarad.store.runs import Ending, Outcome
+from clarad.store.runs import MISSED, Ending, Outcome
 from clarad.store.task_runs import StoredTaskRun, TaskRuns
 from clarad.store.tasks import Tasks, TaskState
 from clarad.store.writer import Writer
 
 __all__ = [
     "KEPT_FOR",
+    "MISSED",
     "Ending",
     "HookRuns",
     "MessageKey",

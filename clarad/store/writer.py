@@ -21,6 +21,7 @@ import trio
 from sqlalchemy import Connection, Engine, Executable
 
 from clarad.store.engine import StoreError
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +86,8 @@ class Job:
             try:
                 self.then(self.error)
             except Exception:  # it would take Trio's run loop down, and everything with it
-                log.exception("what was to follow a commit failed; this is a bug")
+                about = catalogue.INTERNAL_ERROR.about()
+                log.exception("what was to follow a commit failed; this is a bug", extra=about)
 
     async def wait(self) -> None:
         """Wait until it is committed, or raise why it failed; once, by one task.

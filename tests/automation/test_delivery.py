@@ -189,7 +189,7 @@ async def _attempt(run: Run, output: Output) -> Tried:
 def _run_of(one: Delivery) -> Run:
     return Run(
         one.run_id,
-        one.hook.name,
+        one.what,
         store=Unused(),
         places=one,
         watcher=one,

@@ -13,6 +13,7 @@ from clarad.automation.lanes import Lane, Lanes
 from clarad.automation.lines import Lines
 from clarad.automation.run import Run, Tried
 from clarad.automation.schedule import Occurrence
+from clarad.automation.what import What
 from clarad.events import EventType
 from clarad.shell import Output
 from clarad.store import Ending, Outcome
@@ -65,7 +66,7 @@ class Workshop:
             job.turn.set()
         run = Run(
             run_id,
-            f"task {task}",
+            What("task", task),
             store=Forgetful(),
             places=job,
             watcher=job,

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from clarad.automation.run import FIRST_PAUSE, MAX_PAUSE, STOPPING, Run, Tried, insist
+from clarad.automation.what import What
 from clarad.shell import OUTPUT_CAP, Output
 from clarad.store import Ending, Outcome, StoreError
 
@@ -52,7 +53,7 @@ class World:
         defaults: dict[str, Any] = {"attempt": self._attempt, "timeout": 60, "retries": 0}
         self.run = Run(
             "run-1",
-            "hook greet",
+            What("hook", "greet"),
             store=self,
             places=self,
             watcher=self,
@@ -721,7 +722,7 @@ async def test_what_is_insisted_on_is_written_once(autojump_clock: MockClock) ->
         written.append(trio.current_time())
         await trio.lowlevel.checkpoint()
 
-    assert await insist("this", write, trio.Event())
+    assert await insist(What("task", "this"), write, trio.Event())
     assert len(written) == 1
 
 
@@ -732,8 +733,8 @@ async def test_what_is_insisted_on_when_all_is_given_up_is_tried_once_more(
     given_up.set()
     answers = iter([StoreError("the disk is full")])
     write = partial(_raise_next, answers)
-    assert not await insist("this", write, given_up)
-    assert await insist("this", write, given_up)
+    assert not await insist(What("task", "this"), write, given_up)
+    assert await insist(What("task", "this"), write, given_up)
 
 
 async def _raise_next(errors: Any) -> None:
@@ -805,7 +806,7 @@ async def test_the_log_says_how_a_run_ended_with_its_last_words_on_one_line(
 
     world = World(attempt=complain)
     await world.run.carry_out()
-    (record,) = caplog.records
+    record = caplog.records[-1]
     assert record.levelno == logging.WARNING
     assert record.getMessage() == (
         r"hook greet failed: exit status 3: 'last \x1b[31mwords' (run run-1)"
@@ -817,7 +818,7 @@ async def test_a_run_that_went_well_is_no_warning(
 ) -> None:
     caplog.set_level(logging.INFO)
     await World(RAN).carry_out()
-    assert [r.levelno for r in caplog.records] == [logging.INFO]
+    assert {r.levelno for r in caplog.records} == {logging.INFO}
 
 
 # --- every interleaving --------------------------------------------------------------------------

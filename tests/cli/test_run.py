@@ -101,7 +101,7 @@ def test_sighup_reloads_and_logs_what_is_in_force(installation: Installation) ->
     with installation.daemon() as process:
         installation.write(tasks="- {name: tick, interval: 3600, command: echo tock}")
         process.signal(signal.SIGHUP)
-        process.wait_for_log("INFO    reloaded: 0 hooks, 1 task")
+        process.wait_for_log("NOTICE  reloaded: 0 hooks, 1 task")
         process.wait_for_log("task tick ran")
 
 

@@ -1,0 +1,31 @@
+"""What a run is of, as the log says it."""
+
+from typing import Final, Literal, NamedTuple
+
+from clarad.store import Ending, Outcome
+from clarad.systemd import catalogue
+from clarad.systemd.catalogue import Entry
+
+_ENTRIES: Final = {
+    "hook": (catalogue.HOOK_RAN, catalogue.HOOK_SKIPPED, catalogue.HOOK_FAILED),
+    "task": (catalogue.TASK_RAN, catalogue.TASK_SKIPPED, catalogue.TASK_FAILED),
+}
+
+
+class What(NamedTuple):
+    """A hook or a task, by its name; its text names it in a line."""
+
+    kind: Literal["hook", "task"]
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"
+
+    def fields(self, run_id: str | None = None) -> dict[str, str | None]:
+        """Return the fields of a record about a run of it."""
+        return {self.kind: self.name, "run": run_id}
+
+    def entry(self, ending: Ending) -> Entry:
+        """Return the entry in the catalogue for a run of it that ended so."""
+        ran, skipped, failed = _ENTRIES[self.kind]
+        return {Outcome.RAN: ran, Outcome.SKIPPED: skipped}.get(ending.outcome, failed)

@@ -1,0 +1,124 @@
+"""The log of the bus's events: a line, or a record with its fields, for each."""
+
+import logging
+from functools import cache
+from typing import Final, NamedTuple, Protocol
+
+import msgspec
+
+from clarad.events import Event, EventType
+from clarad.log.record import Record, Scalar, named
+from clarad.systemd import catalogue
+from clarad.systemd.catalogue import Entry
+
+LOGGER: Final = "clarad.event"
+log = logging.getLogger(LOGGER)
+
+
+class _Kind(NamedTuple):
+    entry: Entry
+    level: int = logging.INFO
+
+
+_KINDS: Final = {
+    # "listening on …" says the same, and what to do
+    EventType.GATEWAY_STARTUP: _Kind(catalogue.GATEWAY_STARTUP, logging.DEBUG),
+    EventType.GATEWAY_SHUTDOWN: _Kind(catalogue.GATEWAY_SHUTDOWN),
+    EventType.ADAPTER_CONNECTED: _Kind(catalogue.ADAPTER_CONNECTED),
+    EventType.ADAPTER_DISCONNECTED: _Kind(catalogue.ADAPTER_DISCONNECTED),
+    EventType.SESSION_START: _Kind(catalogue.SESSION_START),
+    EventType.SESSION_END: _Kind(catalogue.SESSION_END),
+    EventType.SESSION_TIMEOUT: _Kind(catalogue.SESSION_TIMEOUT),
+    EventType.MESSAGE_RECEIVED: _Kind(catalogue.MESSAGE_RECEIVED, logging.DEBUG),
+    EventType.MESSAGE_SENT: _Kind(catalogue.MESSAGE_SENT),
+    EventType.MESSAGE_CANCELLED: _Kind(catalogue.MESSAGE_CANCELLED, logging.WARNING),
+    EventType.TOOL_START: _Kind(catalogue.TOOL_START),
+    EventType.TOOL_END: _Kind(catalogue.TOOL_END),
+    EventType.TOOL_ERROR: _Kind(catalogue.TOOL_ERROR, logging.WARNING),
+    EventType.SCHEDULER_TASK_RUN: _Kind(catalogue.TASK_STARTED),
+    EventType.SCHEDULER_TASK_ERROR: _Kind(catalogue.TASK_ATTEMPT_FAILED, logging.WARNING),
+}
+_FAILED: Final = _Kind(catalogue.MESSAGE_FAILED, logging.WARNING)
+_TIMED_OUT: Final = _Kind(catalogue.MESSAGE_TIMED_OUT, logging.WARNING)
+_HIGHEST: Final = {EventType.MESSAGE_SENT: logging.WARNING}
+"""The highest level that an event of a type can have, if that depends on its data."""
+
+_IDS: Final = ("platform", "node_id", "user_id", "channel_id", "request_id", "session_id")
+
+# What users wrote is not for the log, nor what commands did: their runs in the store have it, and
+# the lines of `clarad.log.output`.
+_PRIVATE: Final = frozenset({"content", "text", "output", "output_preview", "description"})
+
+
+class Spool(Protocol):
+    """Where events are put."""
+
+    def put(self, item: Event) -> None:
+        """Take one; never blocks."""
+
+
+class EventLog:
+    """A subscriber of the bus. An event becomes text in the writer's thread, not in the loop."""
+
+    def __init__(self, spool: Spool | None) -> None:
+        """Without a spool nothing is wanted."""
+        self._spool = spool
+
+    @property
+    def types(self) -> frozenset[EventType]:
+        """The types that are logged at the level of now; it may change."""
+        return frozenset() if self._spool is None else _types(log.getEffectiveLevel())
+
+    def offer(self, event: Event) -> None:
+        """Have the event written, if it is worth it at the level of now."""
+        assert self._spool is not None
+        if event.type not in _HIGHEST or log.isEnabledFor(_kind(event).level):
+            self._spool.put(_public(event))
+
+
+@cache
+def _types(level: int) -> frozenset[EventType]:
+    return frozenset(t for t in EventType if _HIGHEST.get(t, _KINDS[t].level) >= level)
+
+
+def _public(event: Event) -> Event:
+    """Return the event without what is not logged: an answer of 4 MiB is not to wait in a queue."""
+    if _PRIVATE.isdisjoint(event.data):
+        return event
+    public = {name: value for name, value in event.data.items() if name not in _PRIVATE}
+    return msgspec.structs.replace(event, data=public)
+
+
+def _kind(event: Event) -> _Kind:
+    if event.type is EventType.MESSAGE_SENT and event.data.get("outcome") != "completed":
+        return _FAILED
+    if event.type is EventType.MESSAGE_CANCELLED and event.data.get("reason") == "timeout":
+        return _TIMED_OUT
+    return _KINDS[event.type]
+
+
+def of_event(event: Event) -> Record:
+    """Return the record of an event."""
+    kind = _kind(event)
+    fields: dict[str, Scalar] = named({k: v for k, v in event.data.items() if k not in _PRIVATE})
+    fields |= named({name: getattr(event, name) for name in _IDS})
+    fields |= {"CLARA_EVENT_ID": event.id, "CLARA_EVENT_TYPE": event.type.value}
+    if event.caused_by:
+        fields["CLARA_CAUSED_BY"] = " ".join(event.caused_by)
+    when = event.timestamp.timestamp()
+    return Record(when, kind.level, LOGGER, line(event), kind.entry, fields)
+
+
+def line(event: Event) -> str:
+    """Return the event in one line; nothing in it can forge a line or steer a terminal."""
+    parts: list[str] = [event.type]
+    for name in _IDS:
+        value = getattr(event, name)
+        if value is not None:
+            parts.append(f"{name.removesuffix('_id')}={_plain(value)}")
+    parts += [f"{k}={_plain(str(v))}" for k, v in event.data.items() if k not in _PRIVATE]
+    return " ".join(parts)
+
+
+def _plain(text: str) -> str:
+    return text if text.isprintable() and " " not in text else repr(text)

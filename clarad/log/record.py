@@ -1,0 +1,72 @@
+"""A record of the log, before anybody has decided how it is written."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any, Final, NamedTuple
+
+from clarad.systemd.catalogue import Entry
+from clarad.systemd.journal import NAME
+
+NOTICE: Final = 25
+"""The level of changes of state that are worth it: between `INFO` and `WARNING`, as in syslog."""
+
+Scalar = str | int | float
+_formatter: Final = logging.Formatter()
+
+
+class Record(NamedTuple):
+    """One record; `when` is in seconds since 1970, and `fields` have their whole names.
+
+    `message` can have lines after the first: a traceback, for one.
+    """
+
+    when: float
+    level: int
+    logger: str
+    message: str
+    entry: Entry | None = None
+    fields: Mapping[str, Scalar] = {}
+    code: tuple[str, int, str] | None = None
+    """File, line and function."""
+
+
+def of_logging(record: logging.LogRecord) -> Record:
+    """Return what `logging` was given; whole, so that nothing in it can change afterwards."""
+    message = record.getMessage()
+    if record.exc_info:
+        message += "\n" + _formatter.formatException(record.exc_info)
+    if record.stack_info:
+        message += "\n" + record.stack_info
+    return Record(
+        record.created,
+        record.levelno,
+        record.name,
+        plain(message),
+        getattr(record, "entry", None),
+        named(getattr(record, "fields", {})),
+        (record.pathname, record.lineno, record.funcName or ""),
+    )
+
+
+def named(fields: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Return those fields that are single values, by their names in the journal."""
+    found: dict[str, Scalar] = {}
+    for key, value in fields.items():
+        name = f"CLARA_{key.upper()}"
+        if isinstance(value, Scalar) and NAME.fullmatch(name):
+            found[name] = value
+    return found
+
+
+def plain(text: str) -> str:
+    """Return the text with an escape sequence for what could steer a terminal; lines stay lines.
+
+    journalctl shows no text at all that has such a character in it.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == "\n" else _escape(c) for c in text)
+
+
+def _escape(character: str) -> str:
+    return "    " if character == "\t" else ascii(character)[1:-1]

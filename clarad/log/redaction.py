@@ -1,0 +1,97 @@
+"""The last line of defence against secrets in the log: what is known to be one is taken out."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import quote, quote_plus, unquote, urlsplit
+
+from clarad.log.record import Record, Scalar
+
+HIDDEN: Final = "[secret]"
+
+_LONG: Final = 8
+"""Characters from which on a secret is found within words; a shorter one is one by itself only."""
+
+_WORTH_HIDING: Final = 6
+"""Characters that a value has at least that is taken for a secret for its name's sake."""
+
+_NAMES: Final = re.compile(
+    r"(?i)(SECRET|TOKEN|PASSWORD|PASSWD|API[_-]?KEY)S?$|AUTHORIZATION|COOKIE"
+)
+_SHAPES: Final = (
+    r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)",  # the name and the password in an address
+    r"(?i:(?<=authorization: )|(?<=authorization': ')|(?<=authorization\": \"))[^\r\n'\"]+",
+    r"(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{6,}",
+    r"whsec_[\w+/=-]+",
+)
+
+
+class Redactor:
+    """Takes secrets out of records: those that it was told, and what has the shape of one."""
+
+    def __init__(self) -> None:
+        self._known: frozenset[str] = frozenset()
+        self._pattern = _compile(())
+
+    def hide(self, secrets: Iterable[str]) -> None:
+        """Hide these from here on, as well as those before."""
+        self._known |= {secret for secret in secrets if secret.strip()}
+        self._pattern = _compile(self._known)
+
+    def redact(self, record: Record) -> Record:
+        """Return the record without any secret."""
+        texts = [value for value in record.fields.values() if isinstance(value, str)]
+        if self._pattern.search("\0".join([record.message, *texts])) is None:
+            return record
+        fields: dict[str, Scalar] = {
+            name: self._without(value) if isinstance(value, str) else value
+            for name, value in record.fields.items()
+        }
+        return record._replace(message=self._without(record.message), fields=fields)
+
+    def _without(self, text: str) -> str:
+        return self._pattern.sub(HIDDEN, text)
+
+
+def secrets_in(variables: Mapping[str, str]) -> list[str]:
+    """Return the values of variables, or of headers, that are secrets by their names."""
+    return [
+        value
+        for name, value in variables.items()
+        if _NAMES.search(name) and len(value) >= _WORTH_HIDING
+    ]
+
+
+def password_in(url: str) -> list[str]:
+    """Return the password of a database URL, if it has one."""
+    try:
+        password = urlsplit(url).password
+    except ValueError:
+        return []
+    return [password, unquote(password)] if password else []
+
+
+def _compile(secrets: Iterable[str]) -> re.Pattern[str]:
+    written = {form for secret in secrets for form in _forms(secret)}
+    known = (_literal(form) for form in sorted(written, key=len, reverse=True))
+    return re.compile("|".join([*known, *_SHAPES]))
+
+
+def _forms(secret: str) -> set[str]:
+    """Return how a secret can be written: as it is, in an address, as a literal, in JSON."""
+    encoded = secret.encode(errors="replace")
+    return {
+        secret,
+        quote(encoded, safe=""),
+        quote_plus(encoded),
+        repr(secret)[1:-1],
+        ascii(secret)[1:-1],
+        json.dumps(secret)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+    }
+
+
+def _literal(secret: str) -> str:
+    literal = re.escape(secret)
+    return literal if len(secret) >= _LONG else rf"(?<!\w){literal}(?!\w)"
