@@ -59,7 +59,6 @@ def set_up(level: str, style: str = "auto", secrets: Iterable[str] = ()) -> None
     `style` is `text`, `json`, `journal`, or `auto`: the journal if standard error leads there, and
     text otherwise.
     """
-    logging.addLevelName(NOTICE, "NOTICE")
     for chatty in ("alembic", "httpcore", "httpx", "trio-websocket"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)
@@ -120,7 +119,7 @@ def _choose(style: str) -> tuple[Writer, str]:
     trouble = ""
     if style == "journal" or (style == "auto" and journal.is_connected(os.environ, fd)):
         try:
-            return Native(journal.Journal()), ""
+            return Native(journal.Journal(journal.SOCKET)), ""
         except OSError as error:
             trouble = (
                 f"the journal cannot be reached at {journal.SOCKET} ({error.strerror}): the log "

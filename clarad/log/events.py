@@ -43,7 +43,10 @@ _TIMED_OUT: Final = _Kind(catalogue.MESSAGE_TIMED_OUT, logging.WARNING)
 _HIGHEST: Final = {EventType.MESSAGE_SENT: logging.WARNING}
 """The highest level that an event of a type can have, if that depends on its data."""
 
-_IDS: Final = ("platform", "node_id", "user_id", "channel_id", "request_id", "session_id")
+_IDS: Final = tuple(
+    (name, name.removesuffix("_id"), f"CLARA_{name.upper()}")
+    for name in ("platform", "node_id", "user_id", "channel_id", "request_id", "session_id")
+)
 
 # What users wrote is not for the log, nor what commands did: their runs in the store have it, and
 # the lines of `clarad.log.output`.
@@ -100,9 +103,11 @@ def _kind(event: Event) -> _Kind:
 def of_event(event: Event) -> Record:
     """Return the record of an event."""
     kind = _kind(event)
-    fields: dict[str, Scalar] = named({k: v for k, v in event.data.items() if k not in _PRIVATE})
-    fields |= named({name: getattr(event, name) for name in _IDS})
-    fields |= {"CLARA_EVENT_ID": event.id, "CLARA_EVENT_TYPE": event.type.value}
+    fields: dict[str, Scalar] = named(_public(event).data)
+    for name, _, field in _IDS:
+        if (value := getattr(event, name)) is not None:
+            fields[field] = value
+    fields["CLARA_EVENT_ID"], fields["CLARA_EVENT_TYPE"] = event.id, str(event.type)
     if event.caused_by:
         fields["CLARA_CAUSED_BY"] = " ".join(event.caused_by)
     when = event.timestamp.timestamp()
@@ -112,10 +117,9 @@ def of_event(event: Event) -> Record:
 def line(event: Event) -> str:
     """Return the event in one line; nothing in it can forge a line or steer a terminal."""
     parts: list[str] = [event.type]
-    for name in _IDS:
-        value = getattr(event, name)
-        if value is not None:
-            parts.append(f"{name.removesuffix('_id')}={_plain(value)}")
+    for name, label, _ in _IDS:
+        if (value := getattr(event, name)) is not None:
+            parts.append(f"{label}={_plain(value)}")
     parts += [f"{k}={_plain(str(v))}" for k, v in event.data.items() if k not in _PRIVATE]
     return " ".join(parts)
 

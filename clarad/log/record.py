@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from clarad.systemd.catalogue import Entry
@@ -10,7 +11,10 @@ from clarad.systemd.journal import NAME
 NOTICE: Final = 25
 """The level of changes of state that are worth it: between `INFO` and `WARNING`, as in syslog."""
 
+logging.addLevelName(NOTICE, "NOTICE")
+
 Scalar = str | int | float
+_SCALARS: Final = (str, int, float)
 _formatter: Final = logging.Formatter()
 
 
@@ -52,10 +56,15 @@ def named(fields: Mapping[str, Any]) -> dict[str, Scalar]:
     """Return those fields that are single values, by their names in the journal."""
     found: dict[str, Scalar] = {}
     for key, value in fields.items():
-        name = f"CLARA_{key.upper()}"
-        if isinstance(value, Scalar) and NAME.fullmatch(name):
+        if isinstance(value, _SCALARS) and (name := _name(key)) is not None:
             found[name] = value
     return found
+
+
+@lru_cache(1000)  # names are chosen by code: there are not many
+def _name(key: str) -> str | None:
+    name = f"CLARA_{key.upper()}"
+    return name if NAME.fullmatch(name) else None
 
 
 def plain(text: str) -> str:

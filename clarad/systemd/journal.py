@@ -52,7 +52,7 @@ def _field(name: str, value: str) -> bytes:
 class Journal:
     """The way to journald; not connected, so that a journald that is started again is found."""
 
-    def __init__(self, path: str = SOCKET) -> None:
+    def __init__(self, path: str) -> None:
         """Open it.
 
         Raises:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from clarad.events import Bus, Event, EventType
 from clarad.log.events import LOGGER, EventLog, line, of_event
 from clarad.systemd import catalogue
+from tests.hostile import HOSTILE
 
 NOON: Final = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -49,28 +50,6 @@ def test_what_users_write_is_not_logged(name: str) -> None:
 
 def test_an_id_in_another_script_is_shown_as_it_is() -> None:
     assert line(event(user_id="дискорд-一")) == "session:start user=дискорд-一"
-
-
-HOSTILE: Final = [
-    "x\n2026-01-01 12:00:00,000 INFO    stopped",
-    "x\r\nstopped",
-    "x\rstopped",
-    "x\vstopped",
-    "x\fstopped",
-    "x\x1cstopped",
-    "x\x85stopped",
-    "x\u2028stopped",
-    "x\u2029stopped",
-    "x\x1b[2J\x1b[1;1Hstopped",
-    "x\x9b2Jstopped",
-    "x\x1b]0;title\x07",
-    "x\bstopped",
-    "x\0stopped",
-    "x\u202estopped",
-    "x\u200bstopped",
-    "x\ufeffstopped",
-    "x\udc80stopped",
-]
 
 
 @pytest.mark.parametrize("value", HOSTILE)
