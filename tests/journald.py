@@ -6,7 +6,7 @@ import select
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 Fields = list[tuple[str, str]]
@@ -61,6 +61,13 @@ class Journald:
             if record["MESSAGE"].startswith(text):
                 return found
         raise AssertionError(f"no {text!r} in {[record['MESSAGE'] for record in found]}")
+
+    def fill(self) -> None:
+        """Have it take no more, until somebody reads."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender, suppress(BlockingIOError):
+            sender.setblocking(False)
+            while True:
+                sender.sendto(b"MESSAGE=filling\n", self.path)
 
     def close(self) -> None:
         """End, and leave nothing to connect to."""

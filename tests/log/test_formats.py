@@ -109,6 +109,7 @@ def test_a_journal_that_stands_still_does_not_hang_the_stop(
     with journald(tmp_path) as daemon:
         clarad = Journaled(installation, daemon.path, CLARA_LOG_LEVEL="DEBUG")
         read_until(daemon, "listening on")
+        daemon.fill()
         clarad.stop()
         assert clarad.popen.returncode == 0
 
@@ -216,8 +217,9 @@ def test_warnings_are_records() -> None:
 
 def test_the_level_can_be_changed_while_it_runs() -> None:
     done = python(
-        "import logging; from clarad import log; log.set_up('ERROR'); l = logging.getLogger('x')\n"
-        "l.info('one'); log.set_level('INFO'); l.info('two'); log.set_level('ERROR'); l.info('three')"
+        "import logging; from clarad import log; log.set_up('ERROR')\n"
+        "logging.info('one'); log.set_level('INFO'); logging.info('two')\n"
+        "log.set_level('ERROR'); logging.info('three')"
     )
     assert [line.split()[-1] for line in done.stderr.splitlines()] == ["two"]
 
