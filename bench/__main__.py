@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from bench import cancel, connections, firing, hooks, idle, startup, turns
+from bench import cancel, connections, firing, hooks, idle, log, startup, turns
 from bench.report import Figure, show_figures
 
 _BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -19,6 +19,7 @@ _BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "firing": firing.run,
     "hooks": hooks.run,
     "idle": idle.run,
+    "log": log.run,
 }
 _INTERRUPTED = 128 + signal.SIGINT
 
