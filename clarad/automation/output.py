@@ -30,11 +30,13 @@ def log_output(what: What, run_id: str, ending: Ending) -> None:
 
 def _log(what: What, run_id: str, stream: str, text: str, cut: int, level: int) -> None:
     lines = [line for line in text.splitlines() if line.strip()]
-    about = catalogue.RUN_OUTPUT.about(**what.fields(run_id), stream=stream)
+    fields = what.fields(run_id) | {"stream": stream}
     if cut or len(lines) > MAX_LINES:
         left_out = f"{max(0, len(lines) - MAX_LINES)} lines" + (f" and {cut} bytes" if cut else "")
+        about = catalogue.OUTPUT_CUT.about(**fields)
         log.log(level, "%s: %s of its %s are left out here", what, left_out, stream, extra=about)
     for line in lines[-MAX_LINES:]:
         more = len(line) - MAX_LINE
         rest = f" [{more} more characters]" if more > 0 else ""
-        log.log(level, "%s: %s%s", what, line[:MAX_LINE], rest, extra=about)
+        # No entry: `journalctl -x` would explain every line.
+        log.log(level, "%s: %s%s", what, line[:MAX_LINE], rest, extra={"fields": fields})

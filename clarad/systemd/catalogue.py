@@ -290,12 +290,12 @@ TASK_MISSED: Final = Entry(
     'scheduler.yaml it is run at the next start; "clarad tasks run @CLARA_TASK@" runs it '
     "now.",
 )
-RUN_OUTPUT: Final = Entry(
+OUTPUT_CUT: Final = Entry(
     "86f8a4881dc74d5caba02dd542e10ec9",
-    "What a hook or a task wrote",
-    "One line of its standard output (priority info) or standard error (notice). All that is "
-    "known of the run:",
-    "journalctl -u clarad CLARA_RUN=@CLARA_RUN@",
+    "Not all that a hook or a task wrote is in the log",
+    "The log has the last lines of each stream. More of them:",
+    "clarad hooks show @CLARA_RUN@",
+    "clarad tasks show @CLARA_RUN@",
 )
 CLOCK_SET_BACK: Final = Entry(
     "2b98bdc281d6485c899efd357f667e44",

@@ -84,7 +84,7 @@ def test_in_the_journal_records_have_their_fields(
     assert started["CODE_FILE"].endswith("daemon.py")
     (failed,) = of(records, catalogue.HOOK_FAILED)
     assert (failed["PRIORITY"], failed["CLARA_HOOK"]) == ("4", "greet")
-    out, err = of(records, catalogue.RUN_OUTPUT)
+    out, err = [record for record in records if "CLARA_STREAM" in record]
     assert (out["MESSAGE"], out["PRIORITY"]) == ("hook greet: hello", "6")
     assert (err["MESSAGE"], err["PRIORITY"]) == ("hook greet: oops", "5")
     assert out["CLARA_RUN"] == err["CLARA_RUN"] == failed["CLARA_RUN"]
