@@ -81,11 +81,6 @@ class Subscription:
         except (trio.WouldBlock, trio.BrokenResourceError):  # full, or nobody reads any more
             self.dropped += 1
 
-    def take_dropped(self) -> int:
-        """Return how many events have been dropped since this was asked last."""
-        dropped, self.dropped = self.dropped, 0
-        return dropped
-
     def close(self) -> None:
         """End the subscriber's iteration after what is queued."""
         self._send.close()

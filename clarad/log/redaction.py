@@ -22,7 +22,7 @@ _NAMES: Final = re.compile(
 _SHAPES: Final = (
     r"(?<=://)[^\s/@:]*:[^\s/@]+(?=@)",  # the name and the password in an address
     r"(?i:(?<=authorization: )|(?<=authorization': ')|(?<=authorization\": \"))[^\r\n'\"]+",
-    r"(?i:(?<=bearer )|(?<=basic ))[\w.~+/=-]{6,}",
+    r"(?i:(?<=bearer )|(?<=basic ))(?=\S*[\d=])[\w.~+/=-]{6,}",  # and no word of a sentence
     r"whsec_[\w+/=-]+",
 )
 _MARKS: Final = ("://", "authorization", "bearer ", "basic ", "whsec_")

@@ -224,6 +224,14 @@ def test_the_level_can_be_changed_while_it_runs() -> None:
     assert [line.split()[-1] for line in done.stderr.splitlines()] == ["two"]
 
 
+def test_what_becomes_a_secret_while_it_runs_is_hidden_from_then_on() -> None:
+    done = python(
+        "import logging; from clarad import log; log.set_up('INFO', secrets=['first-secret'])\n"
+        "log.hide(['second-secret']); logging.info('first-secret second-secret')"
+    )
+    assert done.stderr.endswith(" INFO    [secret] [secret]\n")
+
+
 def test_what_is_queued_is_written_when_the_process_fails() -> None:
     done = python(
         "import logging; from clarad import log; log.set_up('INFO')\n"

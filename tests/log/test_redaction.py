@@ -50,8 +50,12 @@ def test_a_short_secret_is_hidden_as_a_word_and_words_stay_readable() -> None:
 
 
 def test_what_is_no_secret_stays_as_it_is() -> None:
-    message = "listening on ws://127.0.0.1:18789; https://example.org/a?b=c@d"
-    assert redacted(message, SECRET).message == message
+    for message in (
+        "listening on ws://127.0.0.1:18789; https://example.org/a?b=c@d",
+        "the bearer presents basic functionality",
+        "authorization is needed",
+    ):
+        assert redacted(message, SECRET).message == message
 
 
 @pytest.mark.parametrize(
