@@ -227,7 +227,7 @@ class Run:
             ending.outcome,
             ending.reason,
             pause,
-            extra=self._about(self.what.entry(ending)),
+            extra=self._about(catalogue.ATTEMPT_FAILED, ending),
         )
         await trio.sleep(pause)
 

@@ -261,6 +261,11 @@ HOOK_SKIPPED: Final = Entry(
     'was removed: the record says which. "clarad hooks replay @CLARA_RUN@" runs it after '
     "all.",
 )
+ATTEMPT_FAILED: Final = Entry(
+    "70e56d5d6f6a45508b75b7928c56e911",
+    "An attempt of a hook or a task failed, and another one follows",
+    "The record says why, and when. If the last one fails, that is a record of its own.",
+)
 TASK_STARTED: Final = Entry("f991a2ef926a494c8877c7879b679970", "A task is run")
 TASK_RAN: Final = Entry("4c7ffb20f0324652a0151b27d8f25b26", "A task ran")
 TASK_ATTEMPT_FAILED: Final = Entry(
