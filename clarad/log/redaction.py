@@ -64,11 +64,9 @@ class Redactor:
 
 def secrets_in(variables: Mapping[str, str]) -> list[str]:
     """Return the values of variables, or of headers, that are secrets by their names."""
-    return [
-        value
-        for name, value in variables.items()
-        if _NAMES.search(name) and len(value) >= _WORTH_HIDING
-    ]
+    values = (value for name, value in variables.items() if _NAMES.search(name))
+    words = (word for value in values for word in (value, *value.split()[1:]))  # `Bearer …`
+    return [word for word in words if len(word) >= _WORTH_HIDING]
 
 
 def password_in(url: str) -> list[str]:

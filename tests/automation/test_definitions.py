@@ -28,6 +28,7 @@ def test_the_secrets_are_keys_of_webhooks_and_what_is_called_one(tmp_path: Path)
     found = definitions.load(settings)
     assert found.problems == []
     assert sorted(found.secrets()) == [
+        "0123456",
         "Bearer 0123456",
         "hunter22",
         "k-987654",

@@ -104,11 +104,11 @@ def test_variables_and_headers_are_secrets_by_their_names() -> None:
             "OPENAI_API_KEY": "sk-0123",
             "GITHUB_TOKEN": "ghp_0123",
             "DB_PASSWORD": "hunter22",
-            "Authorization": "Bearer 0",
+            "Authorization": "Bearer 987654",
             "X-Api-Key": "0123456",
             "MAX_TOKENS": "4096",  # too short to be one
             "TOKENIZERS_PARALLELISM": "false-ish",
             "HOME": "/var/lib/clarad",
         }
     )
-    assert found == ["sk-0123", "ghp_0123", "hunter22", "Bearer 0", "0123456"]
+    assert found == ["sk-0123", "ghp_0123", "hunter22", "Bearer 987654", "987654", "0123456"]
