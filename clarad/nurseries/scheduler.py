@@ -142,12 +142,12 @@ class Scheduler:
         now = self._now()
         known = await self._states.load()
         known |= (changed := _turned_back(known, now))
-        self._agenda = Agenda(min(self._started_at, now))
+        before, self._agenda = self._agenda, Agenda(min(self._started_at, now))
         for task in self._tasks:
             state = known.get(task.name)
             if state is None or state.schedule != schedule.identity(task):
                 state = changed[task.name] = _new_state(task, now, state)
-            self._agenda.put(self._entry(task, state))
+            self._agenda.put(self._entry(task, state, before.find(task.name)))
         names = {task.name for task in self._tasks}
         gone = [name for name in known if name not in names]
         await self._states.save(
@@ -156,15 +156,14 @@ class Scheduler:
         unfinished = await self._runs.unfinished()
         self._runner.recover(unfinished, {task.name: task for task in self._tasks}.get)
 
-    def _entry(self, task: Task, state: TaskState) -> Entry:
-        # A one-shot with a delay is counted from each start.
-        is_from_start = task.type == "one_shot" and task.run_at is None
-        return Entry(
-            task,
-            anchor=schedule.anchor(task, self._started_at) if is_from_start else state.anchor_at,
-            cursor=self._started_at - INSTANT if is_from_start else state.accounted_until,
-            is_paused=state.paused_at is not None,
-        )
+    def _entry(self, task: Task, state: TaskState, before: Entry | None) -> Entry:
+        """Take up a task; `before` is its entry if the scheduler failed, and is started again."""
+        anchor, cursor = state.anchor_at, state.accounted_until
+        if task.type == "one_shot" and task.run_at is None:
+            # With a delay it counts from the daemon's start, or from the reload that brought it.
+            cursor = self._started_at - INSTANT
+            anchor = before.anchor if before else schedule.anchor(task, self._started_at)
+        return Entry(task, anchor=anchor, cursor=cursor, is_paused=state.paused_at is not None)
 
     async def replace(self, tasks: Sequence[Task]) -> None:
         """Take other tasks. Those that did not change go on as they are; what runs, runs on.

@@ -796,6 +796,17 @@ async def test_a_scheduler_that_failed_serves_again_and_leaves_what_runs_alone(
     assert len(machine.shell.started) == 5 + 4
 
 
+async def test_a_delay_counts_from_the_reload_that_brought_it_also_if_the_scheduler_fails_since(
+    machine: Machine, autojump_clock: MockClock
+) -> None:
+    await machine.boot()
+    await trio.sleep(30)
+    await machine.scheduler.replace([task(type="one_shot", delay=40.0)])
+    machine.wall.fails_once = True
+    await trio.sleep(60)
+    assert machine.accounts() == ran(70)
+
+
 # --- whether it gets on --------------------------------------------------------------------------
 
 
