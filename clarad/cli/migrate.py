@@ -19,6 +19,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Bring the database to the tables that this version needs. Only tables named clarad_*\n"
         "are touched."
     )
+    parser.add_argument(
+        "--before-run",
+        action="store_true",
+        help="leave what is wrong with the settings to be said by the `clarad run` that follows",
+    )
     parts = parser.add_subparsers(dest="part", metavar="PART")
     parts.add_parser("upgrade", help="apply what is pending (the default)")
     parts.add_parser("status", help="where the database is, and what is pending")
@@ -39,6 +44,9 @@ def run(arguments: argparse.Namespace) -> int:
         settings, _ = config.load()
         return _run(arguments, settings)
     except config.ConfigError as error:
+        if arguments.before_run:
+            # systemd would try again what fails in ExecStartPre=, whatever the exit status.
+            return 0
         fail(*error.problems)
     except StoreError as error:
         fail(str(error))

@@ -201,6 +201,23 @@ def test_wrong_settings_are_all_named(clarad: Clarad) -> None:
     ]
 
 
+def test_before_a_run_wrong_settings_are_left_for_the_run_to_say(clarad: Clarad) -> None:
+    assert clarad("--before-run", CLARA_GATEWAY_PORT="none") == (0, "", "")
+
+
+def test_before_a_run_a_wrong_file_of_settings_is_left_for_the_run_to_say(
+    clarad: Clarad, tmp_path: Path
+) -> None:
+    assert clarad("--before-run", CLARA_ENV_FILE=f"{tmp_path}/none") == (0, "", "")
+
+
+def test_before_a_run_what_fails_in_the_database_is_said(clarad: Clarad, tmp_path: Path) -> None:
+    (tmp_path / "broken").write_text("this is no database" * 100)
+    status, _, said = clarad("--before-run", DATABASE_URL=f"sqlite:///{tmp_path}/broken")
+    assert status == 1
+    assert said.startswith("clarad: ")
+
+
 @pytest.mark.parametrize("part", [[], ["status"], ["history"], ["rollback"]], ids=str)
 @pytest.mark.parametrize(
     "bad",
