@@ -4,7 +4,8 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format bench bench-sandbox catalogue engines engines-stop lock clean
+.PHONY: help install run test test-systemd deb lint format bench bench-sandbox catalogue engines \\
+    engines-stop lock clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -23,6 +24,13 @@ run: $(INSTALLED) ## Start the daemon in the foreground, with the echo responder
 
 test: $(INSTALLED) ## Run every test; those of the sandboxes on each engine that answers
 	$(BIN)/pytest
+
+test-systemd: $(INSTALLED) ## Run the tests of the package under a real systemd (as root, Debian 12)
+	@.ci/engines/machines
+	$(BIN)/pytest -m systemd tests/on_systemd
+
+deb: $(INSTALLED) ## Build the Debian package in dist/
+	@packaging/deb
 
 engines: ## Install, start and provide Docker and Incus for the tests (as root, Debian 12)
 	@.ci/engines/start
@@ -48,10 +56,13 @@ bench-sandbox: $(INSTALLED) ## Measure the sandboxes, on each engine that answer
 catalogue: $(INSTALLED) ## Write systemd/clarad.catalog anew
 	$(BIN)/python -m clarad.systemd.catalogue > systemd/clarad.catalog
 
-lock: ## Resolve requirements.lock anew (needs uv)
+lock: ## Resolve requirements.lock anew, and what of it is packaged (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
 	    --no-annotate --extra postgres --group dev --group build pyproject.toml \
 	    --output-file requirements.lock
+	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
+	    --no-annotate --extra postgres --constraint requirements.lock pyproject.toml \
+	    --output-file packaging/requirements.lock
 
 clean: ## Remove the environment and what the tools have left
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
