@@ -4,7 +4,7 @@ from typing import Final
 
 from tests.on_systemd.machine import Machine
 
-HELD: Final = "CLARA_RESPONDER=command", "CLARA_RESPONDER_COMMAND='exec -a held-by-test sleep 600'"
+HELD: Final = "CLARA_RESPONDER=command", "CLARA_RESPONDER_COMMAND='sleep 600'"
 
 
 def test_once_started_it_answers(machine: Machine) -> None:
@@ -45,10 +45,17 @@ def test_a_wrong_setting_is_said_in_one_line_and_not_tried_again(machine: Machin
     assert machine.run("systemctl", "start", "clarad").status != 0
     assert (machine.show("ActiveState"), machine.show("NRestarts")) == ("failed", "0")
     assert machine.show("ExecMainStatus") == "78"
-    said = [line for line in machine.lines().splitlines() if "CLARA_GATEWAY_PORT" in line]
-    assert said == [
-        "clarad: CLARA_GATEWAY_PORT='none': write a number from 0 (any free port) to 65535"
-    ]
+    [said] = [line for line in machine.lines().splitlines() if "CLARA_GATEWAY_PORT" in line]
+    assert said == "CLARA_GATEWAY_PORT='none': write a number from 0 (any free port) to 65535"
+
+
+def test_a_file_of_settings_that_cannot_be_read_is_said_once_and_not_tried_again(
+    machine: Machine,
+) -> None:
+    machine.configure("this is no setting")
+    assert machine.run("systemctl", "start", "clarad").status != 0
+    assert (machine.show("NRestarts"), machine.show("ExecMainStatus")) == ("0", "78")
+    assert machine.lines().count("/etc/clarad/clarad.env:") == 1
 
 
 def test_a_wrong_hook_is_said_and_not_tried_again(machine: Machine) -> None:
@@ -71,11 +78,11 @@ def test_a_second_daemon_leaves_the_first_one_alone(machine: Machine) -> None:
 def test_a_killed_daemon_comes_back_and_leaves_nothing_running(machine: Machine) -> None:
     machine.configure(*HELD)
     machine.sh("systemctl start clarad; clarad send wait >/dev/null 2>&1 & disown")
-    machine.until("pgrep -f held-by-test")
+    machine.until("pgrep -u clarad -x sleep")
     machine.sh("systemctl kill --kill-who=main --signal=KILL clarad")
     machine.until('[ "$(systemctl show --value -p NRestarts clarad)" = 1 ]')
     machine.until("systemctl is-active clarad")
-    machine.until("! pgrep -f held-by-test")
+    machine.until("! pgrep -u clarad -x sleep")
 
 
 def test_a_daemon_that_keeps_failing_is_given_up(machine: Machine) -> None:
