@@ -21,6 +21,7 @@ COMMANDS: Final = {
     "sandbox": "the sandboxes: what there is, run something in one, try their walls",
     "reload": "have the running daemon read its settings, hooks and tasks again",
     "init": "write commented examples of hooks.yaml and scheduler.yaml",
+    "setup-systemd": "install the units for a clarad that pip or pipx has installed",
     "check": "read the whole configuration and say what is wrong with it",
 }
 
@@ -40,7 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=text, formatter_class=argparse.RawDescriptionHelpFormatter
         )
         if name in words:
-            importlib.import_module(f"clarad.cli.{name}").configure(command)
+            module = name.replace("-", "_")
+            importlib.import_module(f"clarad.cli.{module}").configure(command)
     arguments = parser.parse_args(words)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character
