@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-systemd deb lint format bench bench-sandbox catalogue engines \\
+.PHONY: help install run test test-systemd deb lint format bench bench-sandbox catalogue engines \
     engines-stop lock clean
 
 help: ## Say what can be made

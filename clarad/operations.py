@@ -3,13 +3,14 @@
 import codecs
 import dataclasses
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import trio
 
-from clarad import config
+from clarad import __version__, config
 from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
 from clarad.config import RELOADED, ConfigError, Settings
@@ -109,6 +110,10 @@ class Operations:
         changes = {name: getattr(found.settings, name) for name in RELOADED}
         self._settings = dataclasses.replace(self._settings, **changes)
         self._apply(self._settings)
+
+    def status(self) -> Report:
+        """Say that the daemon is well enough to answer."""
+        return Report(f"clarad {__version__} runs, as process {os.getpid()}")
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; a cancellation ends only the waiting."""

@@ -25,6 +25,12 @@ class Reload(Struct, frozen=True, tag="reload"):
     id: Id
 
 
+class Status(Struct, frozen=True, tag="status"):
+    """Say that you are well."""
+
+    id: Id
+
+
 class RunTask(Struct, frozen=True, tag="run_task"):
     """Run a task now; `caused_by` are the runs that led to this, the nearest last."""
 
@@ -84,6 +90,7 @@ class SandboxPrune(Struct, frozen=True, tag="sandbox_prune"):
 
 Request = (
     Reload
+    | Status
     | RunTask
     | PauseTask
     | ResumeTask

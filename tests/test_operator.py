@@ -21,6 +21,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]))
 words = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 requests = st.one_of(
     st.builds(operator.Reload, id=ids),
+    st.builds(operator.Status, id=ids),
     st.builds(operator.RunTask, id=ids, task=ids, caused_by=st.lists(ids, max_size=3)),
     st.builds(operator.PauseTask, id=ids, task=ids),
     st.builds(operator.ResumeTask, id=ids, task=ids),
@@ -56,7 +57,7 @@ json_values = st.recursive(
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
 )
 KINDS = [
-    "reload", "run_task", "pause_task", "resume_task", "replay_run",
+    "reload", "status", "run_task", "pause_task", "resume_task", "replay_run",
     "sandbox_status", "sandbox_exec", "sandbox_reset", "sandbox_prune",
 ]  # fmt: skip
 almost_requests = st.dictionaries(

@@ -19,6 +19,7 @@ COMMANDS: Final = {
     "hooks": "what runs on events: list it, its runs, test it, replay a run",
     "tasks": "what runs by the clock: list it, its runs, run it now, pause it, look ahead",
     "sandbox": "the sandboxes: what there is, run something in one, try their walls",
+    "status": "ask the running daemon whether it is well",
     "reload": "have the running daemon read its settings, hooks and tasks again",
     "init": "write commented examples of hooks.yaml and scheduler.yaml",
     "setup-systemd": "install the units for a clarad that pip or pipx has installed",

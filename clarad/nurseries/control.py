@@ -42,6 +42,9 @@ class Operations(Protocol):
     async def reload(self) -> Report:
         """Read the configuration again, and wait until it is in force or refused."""
 
+    def status(self) -> Report:
+        """Say that the daemon is well enough to answer."""
+
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; `started` is told the run's id."""
 
@@ -163,7 +166,9 @@ class OperatorConnection:
             problem = f"{MAX_REQUESTS} requests are under way; wait until one of them has ended"
             self._send(protocol.encode(operator.Refusal(request.id, [problem])))
             return
-        log.info("%s asks: %.1000r", self._address, request)
+        # A health check asks twice a minute, for ever.
+        level = logging.DEBUG if isinstance(request, operator.Status) else logging.INFO
+        log.log(level, "%s asks: %.1000r", self._address, request)
         self._under_way.add(request.id)
         requests.start_soon(self._answer, request, requests)
 
@@ -209,6 +214,8 @@ class OperatorConnection:
         match request:
             case operator.Reload():
                 return await self._operations.reload()
+            case operator.Status():
+                return self._operations.status()
             case operator.RunTask():
                 return await self._operations.run_task(request.task, request.caused_by, started)
             case operator.PauseTask():

@@ -76,6 +76,12 @@ async def test_a_replay_is_a_run_of_its_own(control: Control) -> None:
     assert (done["run"], done["outcome"]) == ("again-run-7", "failed")
 
 
+async def test_the_daemon_says_that_it_is_well(control: Control) -> None:
+    peer = await control.connect()
+    await peer.send("status", id="1")
+    assert await peer.receive() == {"type": "done", "id": "1", "text": "all is well"}
+
+
 async def test_what_is_asked_for_comes_as_rows(control: Control) -> None:
     peer = await control.connect()
     await peer.send("sandbox_status", id="1")

@@ -3,10 +3,13 @@
 One machine is for all tests that leave nothing behind in it that `clean` does not take away.
 """
 
+import hashlib
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -14,6 +17,9 @@ from tests.on_systemd.machine import DEBIAN_12, DEBIAN_13, Machine, boot
 
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
+LOCK: Final = ROOT / "packaging" / "requirements.lock"
+TOOLS: Final = ("hatchling", "pip", "setuptools", "wheel")
+"""What builds clarad, and what pipx puts into each of its environments."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,6 +27,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.systemd)
+
+
+@pytest.fixture(scope="session")
+def wheelhouse() -> Path:
+    """All wheels that an installation needs; they are kept in build/ for as long as they fit."""
+    key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
+    place = ROOT / "build" / f"wheels-{key}" / "wheelhouse"
+    if not place.exists():
+        part = place.with_name("part")
+        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:")
+        hashed = ("--no-deps", "--require-hashes", "--requirement", str(LOCK))
+        for what in (hashed, TOOLS):
+            subprocess.run([*pip, "--dest", str(part), *what], check=True)
+        part.rename(place)
+    return place
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What somebody has who unpacks the source distribution."""
+    place = tmp_path_factory.mktemp("source")
+    build = (sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory")
+    subprocess.run([*build, str(place)], cwd=ROOT, check=True)
+    [archive] = place.iterdir()
+    unpacked = place / "source"
+    unpacked.mkdir()
+    unpack = ("tar", "--extract", "--strip-components=1", "--file", str(archive))
+    subprocess.run(unpack, cwd=unpacked, check=True)
+    return unpacked
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,5 @@
 """`pipx install .` and `sudo clarad setup-systemd`, on a machine of their own without a network."""
 
-import hashlib
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,44 +8,10 @@ import pytest
 
 from tests.on_systemd.machine import DEBIAN_12, Machine, boot
 
-ROOT: Final = Path(__file__).parents[2]
-LOCK: Final = ROOT / "packaging" / "requirements.lock"
-TOOLS: Final = ("hatchling", "pip", "setuptools", "wheel")
-"""What builds clarad, and what pipx puts into each of its environments."""
-
 PIPX: Final = (
     "PIP_NO_INDEX=1 PIP_FIND_LINKS=/root/wheelhouse "
     "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install /root/source"
 )
-
-
-@pytest.fixture(scope="module")
-def wheelhouse() -> Path:
-    """All wheels that an installation needs; they are kept in build/ for as long as they fit."""
-    key = hashlib.sha256(LOCK.read_bytes()).hexdigest()[:16]
-    place = ROOT / "build" / f"wheels-{key}" / "wheelhouse"
-    if not place.exists():
-        part = place.with_name("part")
-        pip = (sys.executable, "-m", "pip", "download", "--quiet", "--only-binary", ":all:")
-        hashed = ("--no-deps", "--require-hashes", "--requirement", str(LOCK))
-        for what in (hashed, TOOLS):
-            subprocess.run([*pip, "--dest", str(part), *what], check=True)
-        part.rename(place)
-    return place
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What somebody has who unpacks the source distribution."""
-    place = tmp_path_factory.mktemp("source")
-    build = (sys.executable, "-m", "hatchling", "build", "--target", "sdist", "--directory")
-    subprocess.run([*build, str(place)], cwd=ROOT, check=True)
-    [archive] = place.iterdir()
-    unpacked = place / "source"
-    unpacked.mkdir()
-    unpack = ("tar", "--extract", "--strip-components=1", "--file", str(archive))
-    subprocess.run(unpack, cwd=unpacked, check=True)
-    return unpacked
 
 
 @pytest.fixture(scope="module")

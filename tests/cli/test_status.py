@@ -1,0 +1,28 @@
+"""`clarad status`: a health check that only a daemon that works can pass."""
+
+import signal
+from pathlib import Path
+
+from clarad import __version__
+from tests.installation import Installation
+
+
+def test_a_running_daemon_says_so(tmp_path: Path) -> None:
+    here = Installation(tmp_path)
+    with here.daemon() as process:
+        said = here.clarad("status")
+    assert said == (0, f"clarad {__version__} runs, as process {process.pid}\n", "")
+
+
+def test_it_fails_where_no_daemon_runs(tmp_path: Path) -> None:
+    said = Installation(tmp_path).clarad("status")
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith("clarad: ")
+
+
+def test_it_fails_once_the_daemon_was_killed(tmp_path: Path) -> None:
+    here = Installation(tmp_path)
+    with here.daemon() as process:
+        process.signal(signal.SIGKILL)
+        process.wait()
+        assert here.clarad("status").status == 1
