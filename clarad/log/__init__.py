@@ -40,6 +40,7 @@ class _Handler(logging.Handler):
         super().__init__()
         self.redactor = redactor
         self.for_people = for_people
+        self._writer = writer
         self.spool = Spool(writer, redactor.redact)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -50,7 +51,8 @@ class _Handler(logging.Handler):
 
     def close(self) -> None:
         super().close()
-        self.spool.close(FLUSH)
+        if self.spool.close(FLUSH) and isinstance(self._writer, Native):
+            self._writer.await_taken(FLUSH)
 
 
 def set_up(level: str, style: str = "auto", secrets: Iterable[str] = ()) -> None:

@@ -75,6 +75,10 @@ class Native:
         """Hand them over one by one, waiting for a journald that is being restarted."""
         return sum(not self._hand_over(record, closing) for record in records)
 
+    def await_taken(self, timeout: float) -> None:
+        """Wait, at the end of the process, until journald knows whose records they are."""
+        self._journal.await_taken(timeout)
+
     def _hand_over(self, record: Record, closing: threading.Event) -> bool:
         data = encode((name, str(value)) for name, value in fields_of(record).items())
         while True:

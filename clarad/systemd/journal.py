@@ -11,6 +11,8 @@ import os
 import re
 import socket
 import struct
+import termios
+import time
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -21,6 +23,9 @@ NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
 
 _BUFFER: Final = 8 * 1024 * 1024
 """Bytes of records that wait in the kernel, as far as it lets us; as sd-journal asks for."""
+
+_LOOK: Final = 0.001
+"""Seconds between two looks at whether it has taken everything."""
 
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -80,6 +85,20 @@ class Journal:
             if error.errno not in (errno.EMSGSIZE, errno.ENOBUFS):
                 raise
             self._send_in_memory(record)
+
+    def await_taken(self, timeout: float) -> None:
+        """Wait until journald has taken what was sent, for at most `timeout` seconds.
+
+        It looks up the sender's unit when it takes a record, and a process that has ended by then
+        has none: `journalctl -u` would not show why a start was refused.
+        """
+        waiting = array.array("i", [0])
+        deadline = time.monotonic() + timeout
+        while time.monotonic() < deadline:
+            fcntl.ioctl(self._socket, termios.TIOCOUTQ, waiting)  # SIOCOUTQ of unix(7)
+            if not waiting[0]:
+                return
+            time.sleep(_LOOK)
 
     def close(self) -> None:
         """Let go of the socket."""

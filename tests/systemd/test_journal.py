@@ -3,6 +3,7 @@
 import fcntl
 import os
 import socket
+import threading
 from pathlib import Path
 
 import pytest
@@ -103,3 +104,27 @@ def test_standard_error_leads_into_the_journal_if_it_is_the_stream_that_systemd_
         assert not is_connected(environ, other.fileno())
         assert not is_connected({}, ours.fileno())
     assert not is_connected(environ, -1)
+
+
+def test_who_waits_for_a_record_to_be_taken_waits_until_it_is_read(tmp_path: Path) -> None:
+    with journald(tmp_path) as daemon:
+        journal = Journal(daemon.path)
+        journal.send(encode([("MESSAGE", "hello")]))
+        waiter = threading.Thread(target=journal.await_taken, args=(PATIENCE,))
+        waiter.start()
+        assert waiter.is_alive()
+        daemon.read(PATIENCE)
+        waiter.join(PATIENCE / 2)
+        assert not waiter.is_alive()
+        journal.close()
+
+
+def test_a_journal_that_stands_still_is_waited_for_no_longer_than_it_may_take(
+    tmp_path: Path,
+) -> None:
+    with journald(tmp_path) as daemon:
+        journal = Journal(daemon.path)
+        journal.send(encode([("MESSAGE", "hello")]))
+        journal.await_taken(0.01)
+        assert daemon.read(PATIENCE) == {"MESSAGE": "hello"}
+        journal.close()
