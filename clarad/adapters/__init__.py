@@ -1,5 +1,7 @@
 """The client side of the wire: for whoever writes an adapter, and the terminal adapter."""
 
-from clarad.adapters.client import GatewayClient, GatewayError, open_gateway
+from clarad.adapters.adapter import Adapter, open_adapter
+from clarad.adapters.errors import GatewayError
+from clarad.adapters.session import Answer, AnswerFrame, Outcome
 
-__all__ = ["GatewayClient", "GatewayError", "open_gateway"]
+__all__ = ["Adapter", "Answer", "AnswerFrame", "GatewayError", "Outcome", "open_adapter"]

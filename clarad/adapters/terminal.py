@@ -12,7 +12,7 @@ from typing import Final, TextIO
 import trio
 
 from clarad import protocol
-from clarad.adapters.client import GatewayClient
+from clarad.adapters import Adapter, AnswerFrame, Outcome
 
 PROMPT: Final = "> "
 SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
@@ -24,9 +24,6 @@ HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\
     0x7F: "␡",
     **dict.fromkeys(range(0x80, 0xA0), "�"),
 }
-
-
-Outcome = protocol.ResponseEnd | protocol.Cancelled | protocol.Error
 
 
 class Screen:
@@ -95,21 +92,17 @@ class Screen:
 
 
 class Terminal:
-    """A conversation over one connection."""
+    """A conversation."""
 
-    def __init__(self, client: GatewayClient, screen: Screen, *, user: str, channel: str) -> None:
-        self._client = client
+    def __init__(self, adapter: Adapter, screen: Screen, *, user: str, channel: str) -> None:
+        self._adapter = adapter
         self._screen = screen
         self._user = protocol.User(id=f"cli-{user}", platform_id=user, name=user)
         self._channel = protocol.Channel(id=channel, type="dm")
         self._running: str | None = None
 
     async def ask(self, content: str) -> Outcome:
-        """Send a message, show the answer as it comes, and return how it ended.
-
-        Raises:
-            GatewayError: the connection is lost.
-        """
+        """Send a message, show the answer as it comes, and return how it ended."""
         message = protocol.Message(
             id=f"cli-{secrets.token_hex(12)}",
             user=self._user,
@@ -119,26 +112,22 @@ class Terminal:
         self._running = message.id
         self._screen.waiting = True
         try:
-            await self._client.send(message)
-            while True:
-                frame = await self._client.receive()
-                if getattr(frame, "request_id", None) == message.id:
-                    if isinstance(frame, Outcome) and not _is_about_a_cancel(frame):
-                        return frame
-                    self._show(frame)
+            answer = self._adapter.ask(message)
+            async for frame in answer:
+                if isinstance(frame, Outcome):
+                    return frame
+                self._show(frame)
+            raise AssertionError("an answer ends in its outcome")
         finally:
             self._running = None
             self._screen.waiting = False
             self._screen.end_line()
 
-    async def cancel(self) -> bool:
+    def cancel(self) -> bool:
         """Cancel the message that runs; `False` if none does."""
-        if self._running is None:
-            return False
-        await self._client.send(protocol.Cancel(request_id=self._running, reason="Ctrl-C"))
-        return True
+        return self._running is not None and self._adapter.cancel(self._running, "Ctrl-C")
 
-    def _show(self, frame: protocol.Outbound) -> None:
+    def _show(self, frame: AnswerFrame) -> None:
         match frame:
             case protocol.ResponseChunk():
                 self._screen.text(frame.chunk)
@@ -153,17 +142,8 @@ class Terminal:
                 pass
 
 
-def _is_about_a_cancel(frame: Outcome) -> bool:
-    """A cancel that came too late is answered with an error, and the message ends as it would."""
-    return isinstance(frame, protocol.Error) and frame.code is protocol.ErrorCode.NOT_FOUND
-
-
 async def chat(terminal: Terminal, screen: Screen) -> None:
-    """Ask for lines until Ctrl-D; Ctrl-C cancels the message that runs instead of leaving.
-
-    Raises:
-        GatewayError: the connection is lost.
-    """
+    """Ask for lines until Ctrl-D; Ctrl-C cancels the message that runs instead of leaving."""
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(screen.spin)
@@ -188,7 +168,7 @@ async def _obey_interrupts(
     interrupts: AsyncIterator[int], terminal: Terminal, screen: Screen
 ) -> None:
     async for _ in interrupts:
-        if await terminal.cancel():
+        if terminal.cancel():
             screen.remark("cancelling …")
         else:
             screen.remark("Ctrl-D leaves")

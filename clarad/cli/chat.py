@@ -4,7 +4,7 @@ import argparse
 import sys
 from functools import partial
 
-from clarad.adapters.client import GatewayClient
+from clarad.adapters import Adapter
 from clarad.adapters.terminal import Screen, Terminal, chat
 from clarad.cli import connect
 
@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     return connect.talk(arguments, partial(_chat, arguments))
 
 
-async def _chat(arguments: argparse.Namespace, client: GatewayClient) -> int:
+async def _chat(arguments: argparse.Namespace, adapter: Adapter) -> int:
     screen = Screen(sys.stdout)
     channel = arguments.channel or f"cli-{arguments.user}"
-    await chat(Terminal(client, screen, user=arguments.user, channel=channel), screen)
+    await chat(Terminal(adapter, screen, user=arguments.user, channel=channel), screen)
     return 0

@@ -6,14 +6,18 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import Final
 
 import trio
 
 from clarad import address, config
-from clarad.adapters.client import GatewayClient, GatewayError, open_gateway
+from clarad.adapters import Adapter, GatewayError, open_adapter
 from clarad.cli import fail, innermost
 
-Talk = Callable[[GatewayClient], Awaitable[int]]
+PATIENCE: Final = 10.0
+"""Seconds to wait for a daemon that has gone, such as one that is being restarted."""
+
+Talk = Callable[[Adapter], Awaitable[int]]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,11 +51,12 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
 
 
 async def _talk(url: str, secret: str | None, conversation: Talk) -> int:
-    async with open_gateway(
+    async with open_adapter(
         url,
         node_id=f"cli-{secrets.token_hex(8)}",
         platform="cli",
-        capabilities=["streaming"],
         secret=secret,
-    ) as client:
-        return await conversation(client)
+        patience=PATIENCE,
+        unregister=True,
+    ) as adapter:
+        return await conversation(adapter)

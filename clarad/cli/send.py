@@ -9,7 +9,7 @@ from functools import partial
 import trio
 
 from clarad import protocol
-from clarad.adapters.client import GatewayClient
+from clarad.adapters import Adapter
 from clarad.adapters.terminal import Screen, Terminal
 from clarad.cli import connect, fail
 
@@ -31,10 +31,10 @@ def run(arguments: argparse.Namespace) -> int:
     return connect.talk(arguments, partial(_send, arguments, text))
 
 
-async def _send(arguments: argparse.Namespace, text: str, client: GatewayClient) -> int:
+async def _send(arguments: argparse.Namespace, text: str, adapter: Adapter) -> int:
     screen = Screen(sys.stdout)
     channel = arguments.channel or f"cli-{arguments.user}"
-    terminal = Terminal(client, screen, user=arguments.user, channel=channel)
+    terminal = Terminal(adapter, screen, user=arguments.user, channel=channel)
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(screen.spin)
@@ -52,4 +52,4 @@ async def _send(arguments: argparse.Namespace, text: str, client: GatewayClient)
 
 async def _cancel_at_signal(signals: AsyncIterator[int], terminal: Terminal) -> None:
     async for _ in signals:
-        await terminal.cancel()
+        terminal.cancel()

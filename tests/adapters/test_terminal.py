@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from clarad import protocol
-from clarad.adapters import GatewayError, open_gateway
+from clarad.adapters import GatewayError, open_adapter
 from clarad.adapters.terminal import Screen, Terminal
 from clarad.events import EventType
 from tests.conftest import Running
@@ -19,9 +19,8 @@ class FakeTerminal(io.StringIO):
 
 async def test_a_cancel_that_comes_too_late_is_not_taken_for_the_answer(running: Running) -> None:
     out = io.StringIO()
-    gateway = open_gateway(running.url, node_id="cli-1", platform="cli", capabilities=["streaming"])
-    async with gateway as client:
-        terminal = Terminal(client, Screen(out), user="u", channel="c")
+    async with open_adapter(running.url, node_id="cli-1", platform="cli") as adapter:
+        terminal = Terminal(adapter, Screen(out), user="u", channel="c")
         async with trio.open_nursery() as nursery:
 
             @nursery.start_soon
@@ -29,8 +28,8 @@ async def test_a_cancel_that_comes_too_late_is_not_taken_for_the_answer(running:
                 received = await running.event(EventType.MESSAGE_RECEIVED)
                 request_id = str(received.request_id)
                 await running.responder.begun[request_id].wait()
-                await terminal.cancel()
-                await terminal.cancel()
+                terminal.cancel()
+                terminal.cancel()
                 running.responder.release[request_id].set()
 
             outcome = await terminal.ask("slow to stop")
@@ -39,8 +38,8 @@ async def test_a_cancel_that_comes_too_late_is_not_taken_for_the_answer(running:
 
 async def test_tools_are_shown_on_a_terminal_and_kept_out_of_a_pipe(running: Running) -> None:
     for out, shown in ((FakeTerminal(), True), (io.StringIO(), False)):
-        async with open_gateway(running.url, node_id="cli-1", platform="cli") as client:
-            terminal = Terminal(client, Screen(out), user="u", channel="c")
+        async with open_adapter(running.url, node_id="cli-1", platform="cli") as adapter:
+            terminal = Terminal(adapter, Screen(out), user="u", channel="c")
             outcome = await terminal.ask("tool")
         assert isinstance(outcome, protocol.ResponseEnd)
         assert ("hammer" in out.getvalue()) is shown
@@ -48,5 +47,5 @@ async def test_tools_are_shown_on_a_terminal_and_kept_out_of_a_pipe(running: Run
 
 async def test_a_gateway_that_refuses_says_why(running: Running) -> None:
     with pytest.raises(GatewayError, match="nobody answers"):
-        async with open_gateway("ws://127.0.0.1:1", node_id="n", platform="p"):
+        async with open_adapter("ws://127.0.0.1:1", node_id="n", platform="p", patience=0):
             pass

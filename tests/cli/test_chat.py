@@ -1,5 +1,6 @@
 """`clarad chat` in a terminal of its own."""
 
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -105,3 +106,18 @@ def test_a_daemon_that_stops_is_said(tmp_path_factory: pytest.TempPathFactory) -
         chat.expect(pexpect.EOF)
         chat.wait()
         assert chat.exitstatus == 1
+
+
+def test_a_daemon_that_is_started_anew_goes_on_with_the_conversation(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    state_dir = tmp_path_factory.mktemp("state")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        fixed = {"CLARA_GATEWAY_PORT": f"{taken.getsockname()[1]}"}
+    with daemon(state_dir, **fixed) as process, terminal(process) as chat:
+        process.kill()
+        chat.expect("was lost; trying again")
+        chat.sendline("asked meanwhile")
+        with daemon(state_dir, **fixed):
+            chat.expect("connected to .* again")
+            chat.expect("asked meanwhile")

@@ -1,0 +1,195 @@
+"""A WebSocket connection for adapters, on wsproto and anyio: under Trio and under asyncio.
+
+(Rejected: trio-websocket, which is Trio's alone, and a library for each, which would be two.)
+"""
+
+import ssl
+from contextlib import suppress
+from typing import Final
+from urllib.parse import urlsplit
+
+import anyio
+from anyio.abc import ByteStream
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    BytesMessage,
+    CloseConnection,
+    Event,
+    Ping,
+    Pong,
+    RejectConnection,
+    RejectData,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
+
+from clarad.adapters.errors import GatewayError
+
+MAX_FRAME: Final = 64 * 1024 * 1024
+"""Characters of one frame of the gateway; the whole text of an answer and its files are in one."""
+
+_READ_SIZE: Final = 64 * 1024
+_GONE: Final = (
+    anyio.BrokenResourceError,
+    anyio.ClosedResourceError,
+    anyio.EndOfStream,
+    OSError,  # what TLS makes of a connection that is cut
+)
+
+
+class Lost(Exception):  # noqa: N818 - it happens, and is no fault
+    """The connection is gone, or cannot be made; the text says why. `code` is the close code."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class WebSocket:
+    """A connection after its handshake. One task may read, and one write, at a time."""
+
+    def __init__(self, stream: ByteStream, url: str) -> None:
+        self._stream = stream
+        self._url = url
+        self._protocol = WSConnection(ConnectionType.CLIENT)
+        self._lock = anyio.Lock()
+        self.pong = anyio.Event()
+        """Set by the next pong; `ping` makes a new one."""
+
+    async def receive(self) -> str:
+        """Wait for the next text message; pings are answered meanwhile.
+
+        Raises:
+            Lost: the connection is gone, or what comes is not this protocol.
+        """
+        parts: list[str] = []
+        size = 0
+        while True:
+            event = await self._next()
+            if isinstance(event, TextMessage):
+                parts.append(event.data)
+                size += len(event.data)
+                if size > MAX_FRAME:
+                    raise Lost(f"{self._url} sends frames that are too large")
+                if event.message_finished:
+                    return "".join(parts)
+
+    async def send(self, *texts: str) -> None:
+        """Send text messages, in one write.
+
+        Cancelling makes the connection unusable.
+
+        Raises:
+            Lost: the connection is gone.
+        """
+        await self._write(*map(TextMessage, texts))
+
+    async def ping(self) -> None:
+        """Send a ping; raises `Lost`."""
+        self.pong = anyio.Event()
+        await self._write(Ping())
+
+    async def close(self) -> None:
+        """Say that this is the end; whoever reads is then told so, too. Raises `Lost`."""
+        await self._write(CloseConnection(code=1000))
+
+    async def _shake_hands(self, host: str, target: str) -> None:
+        await self._write(Request(host=host, target=target))
+        body = b""
+        while True:
+            match await self._next():
+                case AcceptConnection():
+                    return
+                case RejectConnection(status_code=status, has_body=has_body):
+                    if not has_body:
+                        raise Lost(f"{self._url} refuses: {status}")
+                case RejectData(data=data, body_finished=finished):
+                    body += data
+                    if finished:
+                        reason = body.decode(errors="replace").strip()
+                        raise Lost(f"{self._url} refuses: {reason}")
+
+    async def _next(self) -> Event:
+        while True:
+            try:
+                for event in self._protocol.events():
+                    match event:
+                        case Ping():
+                            await self._write(event.response())
+                        case Pong():
+                            self.pong.set()
+                        case CloseConnection():
+                            await self._answer_close(event)
+                        case BytesMessage():
+                            pass  # nothing of this protocol
+                        case _:
+                            return event
+                self._protocol.receive_data(await self._stream.receive(_READ_SIZE))
+            except ProtocolError as error:
+                raise Lost(f"{self._url} does not speak this protocol: {error}") from None
+            except _GONE:
+                raise Lost(f"the connection to {self._url} was lost") from None
+
+    async def _answer_close(self, event: CloseConnection) -> None:
+        with suppress(Lost, ProtocolError):  # it is gone, or this is the answer to ours
+            await self._write(event.response())
+        why = event.reason or event.code
+        raise Lost(f"{self._url} closed the connection: {why}", event.code)
+
+    async def _write(self, *events: Event) -> None:
+        async with self._lock:  # a pong may come between
+            try:
+                await self._stream.send(b"".join(map(self._protocol.send, events)))
+            except _GONE:
+                raise Lost(f"the connection to {self._url} was lost") from None
+
+
+async def connect(url: str, timeout: float) -> tuple[WebSocket, ByteStream]:
+    """Connect and shake hands within this many seconds; the stream is to be closed by the caller.
+
+    Raises:
+        GatewayError: the URL is none.
+        Lost: nobody answers there, or the gateway refuses.
+    """
+    host, port, target, tls = _parse(url)
+    stream: ByteStream | None = None
+    try:
+        with anyio.fail_after(timeout):
+            stream = await _open(host, port, tls)
+            websocket = WebSocket(stream, url)
+            await websocket._shake_hands(f"{host}:{port}", target)
+    except BaseException as error:
+        if stream is not None:
+            await anyio.aclose_forcefully(stream)
+        if isinstance(error, TimeoutError):
+            raise Lost(f"nobody answers at {url}; is the daemon running? (not in time)") from None
+        if isinstance(error, OSError):
+            raise Lost(f"nobody answers at {url}; is the daemon running? ({error})") from None
+        raise
+    return websocket, stream
+
+
+async def _open(host: str, port: int, tls: bool) -> ByteStream:
+    if not tls:
+        return await anyio.connect_tcp(host, port)
+    context = ssl.create_default_context()
+    return await anyio.connect_tcp(
+        host, port, ssl_context=context, tls_standard_compatible=False, tls_hostname=host
+    )
+
+
+def _parse(url: str) -> tuple[str, int, str, bool]:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise GatewayError(f"{url!r} is not the address of a gateway: {error}") from None
+    if parts.scheme not in ("ws", "wss") or not parts.hostname:
+        raise GatewayError(
+            f"{url!r} is not the address of a gateway: it is ws:// or wss://, a host and a port"
+        )
+    tls = parts.scheme == "wss"
+    target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    return parts.hostname, port or (443 if tls else 80), target, tls
