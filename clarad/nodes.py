@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from msgspec import Struct
 
 from clarad.kept import Kept, Window, numbered
-from clarad.protocol import Capability, CloseCode, encode
+from clarad.protocol import Capability, CloseCode, Error, ErrorCode, encode
 from clarad.store import KEPT_FOR, MessageKey, NodeSession
 
 REMEMBERED: Final = 1000
@@ -118,6 +118,10 @@ class Node:
             self._queue(self.window.reserve(None), encode(frame))
         elif self.outlet is not None:
             self.outlet.send(encode(frame))
+
+    def send_error(self, request_id: str, code: ErrorCode, text: str, *, recoverable: bool) -> None:
+        """Send an `error` about a message."""
+        self.send(Error(code=code, message=text, recoverable=recoverable, request_id=request_id))
 
     def reserve(self, key: MessageKey) -> Kept | None:
         """Give a terminal frame that is about to be stored its place; `None` if it needs none."""

@@ -208,6 +208,10 @@ class Turn:
 
     # --- what subscribers are told ---------------------------------------------------------------
 
+    def fields(self) -> dict[str, Any]:
+        """Return what a record of the log says of whose message this is."""
+        return {name: value for name, value in self.about().items() if name != "caused_by"}
+
     def about(self) -> dict[str, Any]:
         """Return the fields of an event that say which message it is about, and its cause."""
         return {

@@ -2,36 +2,32 @@
 
 A message is a task in its session's nursery from its turn to its outcome; while it waits it is only
 an entry in its channel. Whatever ends it first decides its outcome (`clarad.lifecycle`). Its way
-from step to step is synchronous, so that nothing can come between: the store calls back when a
-message is written down, and when its terminal frame is.
+from step to step is synchronous, so that nothing can come between: the store calls back.
 """
 
 import itertools
 import logging
 import secrets
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import trio
 
 from clarad import protocol
+from clarad.endings import Endings
 from clarad.events import Bus, EventType
-from clarad.kept import Kept
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import ErrorCode
+from clarad.repeats import Repeats, tell_duplicate
 from clarad.responders import NoSandboxError, Request, Responder, ResponderError
 from clarad.roster import MAX_WAITING, Roster
 from clarad.store import MessageKey, Messages, StoreError, Unfinished
 from clarad.systemd import catalogue
-from clarad.systemd.catalogue import Entry
 from clarad.turn import Session, SessionKey, Turn
 
 log = logging.getLogger(__name__)
-
-STORE_RETRY: Final = 1.0
-"""Seconds between attempts to store how a message ended."""
 
 
 class Sessions:
@@ -57,9 +53,10 @@ class Sessions:
         self._nursery: trio.Nursery | None = None
         self._sessions: dict[SessionKey, Session] = {}
         self._roster = Roster()
+        self._repeats = Repeats(store)
+        self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
-        self._given_up = trio.Event()
         self._idle = trio.Event()  # while no message lives; a new one for each busy time
         boot = secrets.token_hex(4)
         self._response_ids = (f"response-{boot}-{n}" for n in itertools.count(1))
@@ -102,16 +99,16 @@ class Sessions:
 
     def give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
-        self._given_up.set()
+        self._endings.give_up()
 
     # --- what connections ask for ----------------------------------------------------------------
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Take a message from a node. Everything it is answered with comes through the node."""
         key = MessageKey(node.platform, message.channel.id, message.id)
-        refuse = partial(_send_error, node, message.id, recoverable=True)
+        refuse = partial(node.send_error, message.id, recoverable=True)
         if (turn := self._roster.find(key)) is not None:
-            self._resent(turn, node, message)
+            self._repeats.while_it_lives(turn, node, message)
         elif self._refusing or not self._serving:
             refuse(ErrorCode.SHUTTING_DOWN, "The daemon is stopping; send it again later.")
         elif self._roster.is_full(key):
@@ -126,7 +123,7 @@ class Sessions:
         cancelled = [self._cancel(turn, reason, node.id) for turn in turns]
         if not any(cancelled):
             why = "No message with this id is waiting or running."
-            _send_error(node, cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
+            node.send_error(cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
 
     def status(self, node: Node) -> protocol.Status:
         """Count the node's messages."""
@@ -160,7 +157,7 @@ class Sessions:
                     ErrorCode.INTERRUPTED,
                     "The daemon was stopped while it worked on this message; send it anew.",
                 )
-                self._settle(turn)
+                self._endings.settle(turn)
             elif self._roster.is_first(turn):
                 self._start(turn)
 
@@ -181,12 +178,11 @@ class Sessions:
         )
 
     def _enter(self, node: Node, platform: str, message: protocol.Message, state: State) -> Turn:
-        session = self._session(SessionKey(platform, message.user.id, message.channel.id), node)
         turn = Turn(
             node,
             platform,
             message,
-            session=session,
+            session=self._session(SessionKey(platform, message.user.id, message.channel.id), node),
             response_id=next(self._response_ids),
             state=state,
             publish=self._bus.publish,
@@ -199,12 +195,15 @@ class Sessions:
     def _session(self, key: SessionKey, node: Node) -> Session:
         session = self._sessions.get(key)
         if session is None or session.scope.cancel_called:
-            assert self._nursery is not None
             session = self._sessions[key] = self._make_session(key)
             session.caused_by = node.caused_by
-            self._nursery.start_soon(self._run_session, session)
+            self._start_soon(self._run_session, session)
         session.touch()
         return session
+
+    def _start_soon(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
+        assert self._nursery is not None
+        self._nursery.start_soon(task, *arguments)
 
     async def _run_session(self, session: Session) -> None:
         self._publish_session(EventType.SESSION_START, session, {})
@@ -227,27 +226,27 @@ class Sessions:
         if isinstance(result, StoreError):
             turn.life.apply(Signal.DROPPED)
             self._leave(turn)
+            request_id = turn.message.id
             text = "message %r is not accepted, the store failed: %s"
-            log.error(text, turn.message.id, result, extra=_about(catalogue.STORE_FAILED, turn))
+            about = catalogue.STORE_FAILED.about(**turn.fields())
+            log.error(text, request_id, result, extra=about)
             why = "The message could not be stored; send it again later."
-            _send_error(
-                turn.node, turn.message.id, ErrorCode.PROCESSING_ERROR, why, recoverable=True
-            )
+            turn.node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
         elif not result:
             turn.life.apply(Signal.DROPPED)
             self._leave(turn)
-            assert self._nursery is not None
-            self._nursery.start_soon(self._repeat, turn)
+            self._start_soon(self._repeats.after_its_end, turn)
         else:
             turn.life.apply(Signal.ACCEPTED)
             self._tell_accepted(turn)
-            self._publish(turn, EventType.MESSAGE_RECEIVED, {"content": turn.message.content})
+            content = {"content": turn.message.content}
+            self._bus.publish(EventType.MESSAGE_RECEIVED, **turn.about(), data=content)
             self._go_on(turn)
 
     def _go_on(self, turn: Turn) -> None:
         """Take an accepted message as far as it can get by now."""
         if turn.life.decided:
-            self._settle(turn)
+            self._endings.settle(turn)
         elif turn.session.scope.cancel_called:
             self._decide_from_above(turn)
         elif self._roster.is_first(turn):
@@ -269,7 +268,7 @@ class Sessions:
             self._fail(turn, group)
         finally:
             if turn.life.decided:
-                self._settle(turn)
+                self._endings.settle(turn)
             else:
                 self._decide_from_above(turn)
 
@@ -285,7 +284,7 @@ class Sessions:
     def _fail(self, turn: Turn, error: BaseException) -> None:
         wanted = _find(error, ResponderError)
         if wanted is None:
-            about = _about(catalogue.INTERNAL_ERROR, turn)
+            about = catalogue.INTERNAL_ERROR.about(**turn.fields())
             log.error("message %r failed", turn.message.id, exc_info=error, extra=about)
         why = "The message failed; the daemon's log says why." if wanted is None else str(wanted)
         is_about_sandboxes = isinstance(wanted, NoSandboxError)
@@ -300,7 +299,7 @@ class Sessions:
         if turn.has_task:
             turn.scope.cancel(reason)
         elif was_waiting:
-            self._settle(turn)
+            self._endings.settle(turn)
         return True
 
     def _decide_from_above(self, turn: Turn) -> None:
@@ -310,59 +309,7 @@ class Sessions:
         else:
             decided = turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
         if decided and turn.life.state is State.SETTLING:  # and not still being written down
-            self._settle(turn)
-
-    def _settle(self, turn: Turn) -> None:
-        """Have the terminal frame written down, and then send it: in this order, or a kill between
-        the two would have the message answered twice."""
-        stopped_in = trio.current_time() - turn.decided_at
-        terminal = protocol.encode(turn.terminal())
-        self._store_end(turn, terminal, stopped_in)
-
-    def _store_end(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
-        place = turn.node.reserve(turn.key)
-        self._store.end(
-            turn.key,
-            outcome=turn.signal.value,
-            reason=turn.reason or None,
-            terminal=terminal.decode(),
-            seq=None if place is None else place.seq,
-            wanted=not turn.node.unregistered,
-            then=partial(self._settled, turn, terminal, place, stopped_in),
-        )
-
-    def _settled(
-        self,
-        turn: Turn,
-        terminal: bytes,
-        place: Kept | None,
-        stopped_in: float,
-        error: StoreError | None,
-    ) -> None:
-        if error is not None:
-            turn.node.withdraw(place)
-            about = _about(catalogue.STORE_FAILED, turn)
-            text = "the answer to %r waits, the store failed: %s"
-            log.error(text, turn.message.id, error, extra=about)
-            assert self._nursery is not None
-            self._nursery.start_soon(self._settle_later, turn, terminal, stopped_in)
-            return
-        turn.life.apply(Signal.SETTLED)
-        turn.session.touch()
-        turn.node.deliver(turn.key, terminal, place, partial(self._store.delivered, turn.key))
-        self._publish(turn, *turn.end_event(stopped_in))
-        self._leave(turn)
-
-    async def _settle_later(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
-        with trio.move_on_after(STORE_RETRY, shield=True) as pause:
-            await self._given_up.wait()
-        if pause.cancelled_caught:
-            self._store_end(turn, terminal, stopped_in)
-        else:
-            about = _about(catalogue.STORE_FAILED, turn)
-            text = "how %r ended is not stored: the daemon has to stop"
-            log.error(text, turn.message.id, extra=about)
-            self._leave(turn)
+            self._endings.settle(turn)
 
     def _leave(self, turn: Turn) -> None:
         """Forget the message, and let the next one in its channel have its turn."""
@@ -379,7 +326,7 @@ class Sessions:
         if node.told_accepted:
             node.send(protocol.Accepted(request_id=request_id, duplicate=False))
         for again in turn.resent_by:
-            _tell_duplicate(again, request_id)
+            tell_duplicate(again, request_id)
         if not turn.life.decided and (place := self._roster.place(turn)):
             node.send(
                 protocol.Status(
@@ -390,43 +337,8 @@ class Sessions:
                 )
             )
 
-    def _resent(self, turn: Turn, node: Node, message: protocol.Message) -> None:
-        """Answer a message that was sent again while it lives."""
-        if turn.message.content != message.content:
-            _refuse_reuse(node, message.id)
-        elif turn.life.state in (State.RECEIVED, State.DOOMED):
-            turn.resent_by.append(node)
-        else:
-            _tell_duplicate(node, message.id)
-
-    async def _repeat(self, turn: Turn) -> None:
-        """Answer a message that was sent again after its end, with what the node missed."""
-        try:
-            stored = await self._store.find(turn.key)
-        except StoreError as error:
-            about = _about(catalogue.STORE_FAILED, turn)
-            log.error("the answer to %r cannot be read: %s", turn.message.id, error, extra=about)
-            why = "The answer could not be read; send the message again later."
-            _send_error(
-                turn.node, turn.message.id, ErrorCode.PROCESSING_ERROR, why, recoverable=True
-            )
-            return
-        if stored is None or stored.terminal is None:
-            return
-        first = protocol.decode(stored.frame)
-        if isinstance(first, protocol.Message) and first.content != turn.message.content:
-            _refuse_reuse(turn.node, turn.message.id)
-            return
-        _tell_duplicate(turn.node, turn.message.id)
-        # What is owed to the node was given to its connection, or is about to be.
-        if stored.owed_to != turn.node.id and not turn.node.has_had(turn.key):
-            turn.node.repeat(turn.key, stored.terminal.encode())
-
     def _uptime(self) -> int:
         return int(trio.current_time() - self._started)
-
-    def _publish(self, turn: Turn, event_type: EventType, data: dict[str, Any]) -> None:
-        self._bus.publish(event_type, **turn.about(), data=data)
 
     def _publish_session(
         self, event_type: EventType, session: Session, data: dict[str, Any]
@@ -438,28 +350,6 @@ class Sessions:
             caused_by=session.caused_by,
             data=data,
         )
-
-
-def _about(entry: Entry, turn: Turn) -> dict[str, Any]:
-    return entry.about(**{k: v for k, v in turn.about().items() if k != "caused_by"})
-
-
-def _send_error(
-    node: Node, request_id: str, code: ErrorCode, text: str, *, recoverable: bool
-) -> None:
-    node.send(
-        protocol.Error(code=code, message=text, recoverable=recoverable, request_id=request_id)
-    )
-
-
-def _tell_duplicate(node: Node, request_id: str) -> None:
-    if node.told_accepted:
-        node.send(protocol.Accepted(request_id=request_id, duplicate=True))
-
-
-def _refuse_reuse(node: Node, request_id: str) -> None:
-    why = "This id belongs to an earlier message of this channel; use a new one."
-    _send_error(node, request_id, ErrorCode.INVALID_MESSAGE, why, recoverable=False)
 
 
 def _find(error: BaseException, kind: type[ResponderError]) -> ResponderError | None:

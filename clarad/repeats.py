@@ -1,0 +1,62 @@
+"""Messages that are sent again: they are not run again (docs/protocol.md, section 4)."""
+
+import logging
+
+from clarad import protocol
+from clarad.lifecycle import State
+from clarad.nodes import Node
+from clarad.protocol import ErrorCode
+from clarad.store import Messages, StoreError
+from clarad.systemd import catalogue
+from clarad.turn import Turn
+
+log = logging.getLogger(__name__)
+
+
+class Repeats:
+    """Answers them."""
+
+    def __init__(self, store: Messages) -> None:
+        self._store = store
+
+    def while_it_lives(self, turn: Turn, node: Node, message: protocol.Message) -> None:
+        """Answer one that was sent again before its end."""
+        if turn.message.content != message.content:
+            _refuse_reuse(node, message.id)
+        elif turn.life.state in (State.RECEIVED, State.DOOMED):
+            turn.resent_by.append(node)
+        else:
+            tell_duplicate(node, message.id)
+
+    async def after_its_end(self, turn: Turn) -> None:
+        """Answer one that the store has already, with what the node missed."""
+        node, request_id = turn.node, turn.message.id
+        try:
+            stored = await self._store.find(turn.key)
+        except StoreError as error:
+            about = catalogue.STORE_FAILED.about(**turn.fields())
+            log.error("the answer to %r cannot be read: %s", request_id, error, extra=about)
+            why = "The answer could not be read; send the message again later."
+            node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
+            return
+        if stored is None or stored.terminal is None:
+            return
+        first = protocol.decode(stored.frame)
+        if isinstance(first, protocol.Message) and first.content != turn.message.content:
+            _refuse_reuse(node, request_id)
+            return
+        tell_duplicate(node, request_id)
+        # What is owed to the node was given to its connection, or is about to be.
+        if stored.owed_to != node.id and not node.has_had(turn.key):
+            node.repeat(turn.key, stored.terminal.encode())
+
+
+def tell_duplicate(node: Node, request_id: str) -> None:
+    """Say that the message was accepted before."""
+    if node.told_accepted:
+        node.send(protocol.Accepted(request_id=request_id, duplicate=True))
+
+
+def _refuse_reuse(node: Node, request_id: str) -> None:
+    why = "This id belongs to an earlier message of this channel; use a new one."
+    node.send_error(request_id, ErrorCode.INVALID_MESSAGE, why, recoverable=False)
