@@ -23,6 +23,7 @@ COMMANDS: Final = {
     "reload": "have the running daemon read its settings, hooks and tasks again",
     "init": "write commented examples of hooks.yaml and scheduler.yaml",
     "setup-systemd": "install the units for a clarad that pip or pipx has installed",
+    "adapter-test": "hold a gateway to the promises of docs/protocol.md, frame by frame",
     "protocol": "print the wire between adapters and the gateway, for machines to read",
     "check": "read the whole configuration and say what is wrong with it",
 }

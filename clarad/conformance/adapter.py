@@ -1,0 +1,320 @@
+"""Is this an adapter of the protocol? Plays a gateway that loses connections, and judges.
+
+The rules are those of the last section of docs/writing-an-adapter.md. What an adapter shows to its
+users cannot be seen from here: that it drops what came before shows only in what it acks.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
+from itertools import pairwise
+from typing import Final, TypeVar
+
+import trio
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import (
+    AcceptConnection,
+    CloseConnection,
+    Event,
+    Ping,
+    Pong,
+    Request,
+    TextMessage,
+)
+from wsproto.utilities import ProtocolError
+
+from clarad import protocol
+from clarad.conformance.report import Broken, Verdict
+from clarad.kept import numbered
+from clarad.protocol import Capability, CloseCode
+
+REGISTER_TIMEOUT: Final = 10.0
+"""Seconds that a connection has to register, as at the gateway."""
+
+DROPPED: Final = 4
+"""Connections that are dropped one after another, to see whether the pauses grow."""
+
+GROWTH: Final = 1.5
+"""How much longer than the first of the pauses between them the last has to be."""
+
+STAYS_AWAY: Final = 5.0
+"""Seconds in which an adapter that was replaced is not to connect again."""
+
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
+_READ_SIZE: Final = 64 * 1024
+
+F = TypeVar("F", bound=protocol.Inbound)
+E = TypeVar("E", bound=Event)
+
+LATER: Final = b'{"type":"of_a_later_version"}'
+
+
+class Visitor:
+    """A connection of the adapter's."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._websocket = WSConnection(ConnectionType.SERVER)
+
+    async def shake_hands(self) -> None:
+        """Take it."""
+        await self._next(Request)
+        await self._send(AcceptConnection())
+
+    async def send(self, *texts: bytes) -> None:
+        """Send frames."""
+        await self._send(*(TextMessage(text.decode()) for text in texts))
+
+    async def next(self, kind: type[F]) -> F:
+        """Wait for a frame of this kind; the others are dropped, and a `ping` is answered."""
+        while True:
+            text = ""
+            while not (part := await self._next(TextMessage)).message_finished:
+                text += part.data
+            try:
+                frame = protocol.decode(text + part.data)
+            except protocol.Refused as refused:
+                raise Broken(refused.error.message) from None
+            if isinstance(frame, kind):
+                return frame
+            if isinstance(frame, protocol.Ping):
+                await self.send(protocol.encode(protocol.Pong(timestamp="")))
+
+    async def ping(self) -> None:
+        """Send a ping and wait for the answer to it."""
+        await self._send(Ping())
+        await self._next(Pong)
+
+    async def close(self, code: CloseCode) -> None:
+        """Close, and wait for the adapter to agree."""
+        await self._send(CloseConnection(code=code, reason="as the test wants it"))
+        await self._next(CloseConnection)
+
+    async def _next(self, kind: type[E]) -> E:
+        while True:
+            try:
+                for event in self._websocket.events():
+                    if isinstance(event, kind):
+                        return event
+                    if isinstance(event, Ping):
+                        await self._send(event.response())
+                data = await self._stream.receive_some(_READ_SIZE)
+                if not data:
+                    raise Broken("it closed the connection")
+                self._websocket.receive_data(data)
+            except (ProtocolError, *_GONE) as error:
+                raise Broken(f"the connection broke: {error}") from None
+
+    async def _send(self, *events: Event) -> None:
+        try:
+            await self._stream.send_all(b"".join(map(self._websocket.send, events)))
+        except _GONE:
+            raise Broken("it closed the connection") from None
+
+    async def cut(self) -> None:
+        """Lose the connection."""
+        await trio.aclose_forcefully(self._stream)
+
+
+class Unseen(Exception):  # noqa: N818 - it is an answer, not a fault
+    """This adapter has not asked for what the rule is about."""
+
+
+class Play:
+    """The gateway's part, a scene for each rule; the state goes from one to the next."""
+
+    def __init__(
+        self, listener: trio.SocketListener, patience: float, prompt: Callable[[str], None]
+    ) -> None:
+        """`patience` is how long to wait for what is to come, in seconds; `prompt` asks for it."""
+        self._listener = listener
+        self._patience = patience
+        self._prompt = prompt
+        self._visitors: list[Visitor] = []
+        self._register: protocol.Register
+        self._message: protocol.Message
+        self._session_id = ""
+
+    async def run(self) -> list[Verdict]:
+        """Play to the end, or to the first rule that is broken; the others are then unseen."""
+        try:
+            return await self._judge()
+        finally:
+            for visitor in self._visitors:
+                await visitor.cut()
+
+    async def _judge(self) -> list[Verdict]:
+        verdicts: list[Verdict] = []
+        broken: str | None = None
+        for rule, scene in SCENES:
+            promise = (scene.__doc__ or "").partition("\n")[0]
+            unseen = broken is not None
+            try:
+                if not unseen:
+                    await self._play(scene)
+            except Broken as error:
+                broken = f"{error}"
+            except Unseen:
+                unseen = True
+            verdicts.append(Verdict(rule, promise, None if unseen else broken, unseen))
+        return verdicts
+
+    async def _play(self, scene: "Callable[[Play], Awaitable[None]]") -> None:
+        with trio.move_on_after(self._patience) as limit:
+            await scene(self)
+        if limit.cancelled_caught:
+            raise Broken(f"nothing of the kind came within {self._patience:g} s")
+
+    # --- the scenes, in their order --------------------------------------------------------------
+
+    async def registers(self) -> None:
+        """It connects, and registers first of all."""
+        await self._meet()
+
+    async def asks(self) -> None:
+        """What it sends are frames of the protocol."""
+        await self._welcome(resumed=False)
+        self._prompt("send a message through the adapter")
+        self._message = await self._visitor.next(protocol.Message)
+        await self._visitor.cut()
+
+    async def pauses(self) -> None:
+        """It connects again after a pause that grows."""
+        came = []
+        for _ in range(DROPPED):
+            stream = await self._listener.accept()
+            came.append(trio.current_time())
+            await trio.aclose_forcefully(stream)
+        pauses = [after - before for before, after in pairwise(came)]
+        if pauses[-1] < GROWTH * pauses[0]:
+            raise Broken(f"the pauses were {', '.join(f'{pause:.2f} s' for pause in pauses)}")
+
+    async def comes_back(self) -> None:
+        """It registers again as what it was, with the `session_id` that it was given."""
+        was = self._register
+        await self._meet()
+        now = self._register
+        if (was.node_id, was.platform) != (now.node_id, now.platform):
+            raise Broken(f"it was {was.node_id!r} on {was.platform!r}, and is another now")
+        if self._resumes and now.session_id != self._session_id:
+            raise Broken(f"session_id is {now.session_id!r}")
+
+    async def sends_again(self) -> None:
+        """A message that was not accepted is sent again, with its id."""
+        await self._welcome(resumed=True)
+        again = await self._visitor.next(protocol.Message)
+        if (again.id, again.content) != (self._message.id, self._message.content):
+            raise Broken(f"{again.id!r} came, and not {self._message.id!r}")
+
+    async def ignores(self) -> None:
+        """Frames and fields that it does not know change nothing, and it answers pings."""
+        await self._visitor.send(*self._beginning())
+        await self._visitor.ping()
+        await self._visitor.cut()
+
+    async def counts(self) -> None:
+        """It registers with a `last_seq` that it has seen."""
+        await self._meet()
+        if not self._resumes:
+            raise Unseen
+        last_seq = self._register.last_seq
+        if last_seq is None or not 0 < last_seq <= len(self._beginning()):
+            raise Broken(f"last_seq is {last_seq}, and {len(self._beginning())} were sent")
+
+    async def acks(self) -> None:
+        """It acks the end of a message, also if frames came before that it had seen."""
+        await self._welcome(resumed=True)
+        await self._visitor.send(*(self._beginning() if self._resumes else ()))
+        await self._end(len(self._beginning()) + 1)
+
+    async def begins_anew(self) -> None:
+        """After `resumed: false` it counts anew."""
+        await self._visitor.close(CloseCode.STOPPING)
+        await self._meet()
+        await self._welcome(resumed=False)
+        self._prompt("send another message")
+        self._message = await self._visitor.next(protocol.Message)
+        await self._end(1)
+
+    async def stays_away(self) -> None:
+        """It does not come back when another has taken its place (4000)."""
+        await self._visitor.close(CloseCode.REPLACED)
+        with trio.move_on_after(min(STAYS_AWAY, self._patience / 2)):
+            await trio.aclose_forcefully(await self._listener.accept())
+            raise Broken("it has connected again")
+
+    # --- what scenes have in common --------------------------------------------------------------
+
+    @property
+    def _visitor(self) -> Visitor:
+        return self._visitors[-1]
+
+    @property
+    def _resumes(self) -> bool:
+        return Capability.RESUME in self._register.capabilities
+
+    async def _meet(self) -> None:
+        """Take the next connection, and its registration."""
+        self._visitors.append(Visitor(await self._listener.accept()))
+        with trio.move_on_after(REGISTER_TIMEOUT):
+            await self._visitor.shake_hands()
+            self._register = await self._visitor.next(protocol.Register)
+            return
+        raise Broken(f"it has not registered within {REGISTER_TIMEOUT:g} s")
+
+    async def _welcome(self, *, resumed: bool) -> None:
+        if not resumed:
+            self._session_id = f"session-{secrets.token_hex(8)}"
+        registered = protocol.Registered(
+            node_id=self._register.node_id,
+            session_id=self._session_id,
+            server_time=datetime.now(UTC).isoformat(),
+            adapter_token=secrets.token_urlsafe(32),
+            resumed=resumed and self._resumes,
+        )
+        await self._visitor.send(protocol.encode(registered))
+
+    def _beginning(self) -> list[bytes]:
+        """Return the first frames of the answer, and some that no adapter knows."""
+        request_id = self._message.id
+        frames: list[protocol.Outbound] = [protocol.ResponseStart(id="r", request_id=request_id)]
+        if Capability.ACCEPTED in self._register.capabilities:
+            frames.insert(0, protocol.Accepted(request_id=request_id, duplicate=False))
+        if Capability.STREAMING in self._register.capabilities:
+            chunk = protocol.ResponseChunk(id="r", request_id=request_id, chunk="Good ")
+            frames.append(chunk)
+        texts = [LATER, *(extended(protocol.encode(frame)) for frame in frames)]
+        return [self._numbered(text, seq) for seq, text in enumerate(texts, 1)]
+
+    async def _end(self, seq: int) -> None:
+        """End the message, and wait for the ack."""
+        end = protocol.ResponseEnd(id="r", request_id=self._message.id, full_text="Good morning.")
+        await self._visitor.send(self._numbered(protocol.encode(end), seq))
+        if not self._resumes:
+            raise Unseen
+        while (ack := await self._visitor.next(protocol.Ack)).seq < seq:
+            pass
+        if ack.seq > seq:
+            raise Broken(f"it has acked {ack.seq}, and {seq} was the last")
+
+    def _numbered(self, frame: bytes, seq: int) -> bytes:
+        return numbered(frame, seq) if self._resumes else frame
+
+
+def extended(frame: bytes) -> bytes:
+    """Return the frame with a field that is not listed."""
+    return frame[:-1] + b',"of_a_later_version":[1]}'
+
+
+SCENES: Final[tuple[tuple[int, Callable[[Play], Awaitable[None]]], ...]] = (
+    (2, Play.registers),
+    (4, Play.asks),
+    (5, Play.pauses),
+    (2, Play.comes_back),
+    (1, Play.sends_again),
+    (4, Play.ignores),
+    (2, Play.counts),
+    (3, Play.acks),
+    (2, Play.begins_anew),
+    (5, Play.stays_away),
+)

@@ -1,0 +1,169 @@
+"""The conformance kit, playing a gateway, finds what an adapter does and does not do."""
+
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from clarad import protocol
+from clarad.adapters import GatewayError, adapter, open_adapter
+from clarad.adapters.websocket import Lost, WebSocket, connect
+from clarad.conformance.adapter import SCENES, Play
+from clarad.conformance.report import Verdict
+from tests.peer import message
+from tests.process import PATIENCE, environment
+
+Script = Callable[[str, trio.MemoryReceiveChannel[None]], Awaitable[None]]
+
+PROMISES = [(scene.__doc__ or "").partition("\n")[0] for _, scene in SCENES]
+
+
+async def judge(script: Script, patience: float = 10) -> dict[str, Verdict]:
+    """Have an adapter play against the kit; it is told when a message is wanted."""
+    wanted, wants = trio.open_memory_channel[None](10)
+    listener, *_ = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(script, url, wants)
+        play = Play(listener, patience, lambda _text: wanted.send_nowait(None))
+        verdicts = await play.run()
+        nursery.cancel_scope.cancel("the play is over")
+    return {verdict.promise: verdict for verdict in verdicts}
+
+
+def asked(number: int) -> protocol.Message:
+    user = protocol.User(id="u", platform_id="u")
+    channel = protocol.Channel(id="c")
+    return protocol.Message(id=f"m-{number}", user=user, channel=channel, content="hello")
+
+
+async def test_the_class_for_adapters_keeps_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.2)
+
+    async def ours(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
+        with suppress(GatewayError):  # another has taken its place
+            async with open_adapter(url, node_id="n", platform="test") as node:
+                for number in itertools.count():
+                    await wants.receive()
+                    await node.ask(asked(number)).outcome()
+
+    verdicts = await judge(ours)
+    assert [v for v in verdicts.values() if v.broken or v.unseen] == []
+    assert list(verdicts) == PROMISES
+
+
+class Naive:
+    """An adapter written by hand, with one fault."""
+
+    def __init__(self, fault: str = "") -> None:
+        self.fault = fault
+        self.session_id: str | None = None
+        self.seen = 0
+        self.pending: dict[str, dict[str, Any]] = {}
+
+    async def run(self, url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
+        pause = 0.2 if self.fault == "hammers" else 0.05
+        while True:
+            with suppress(Lost):
+                websocket, stream = await connect(url, 5)
+                async with stream:
+                    await self.talk(websocket, wants)
+            if self.fault != "hammers":
+                pause = min(2 * pause, 0.3)
+            await trio.sleep(pause)
+
+    async def talk(self, websocket: WebSocket, wants: trio.MemoryReceiveChannel[None]) -> None:
+        about: dict[str, Any] = {
+            "node_id": "n",
+            "platform": "test",
+            "capabilities": ["accepted", "resume"],
+        }
+        if self.fault != "forgets its session":
+            about |= {"session_id": self.session_id, "last_seq": self.last_seq}
+        await send(websocket, "register", **about)
+        registered = json.loads(await websocket.receive())
+        self.session_id = registered["session_id"]
+        if not registered["resumed"] and self.fault != "never counts anew":
+            self.seen = 0
+        if self.fault != "sends once":
+            for asked_before in self.pending.values():
+                await send(websocket, "message", **asked_before)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.ask, websocket, wants)
+                while True:
+                    await self.take(websocket, json.loads(await websocket.receive()))
+        except* Lost:
+            pass
+
+    @property
+    def last_seq(self) -> int:
+        return self.seen + 100 if self.fault == "boasts" else self.seen
+
+    async def ask(self, websocket: WebSocket, wants: trio.MemoryReceiveChannel[None]) -> None:
+        async for _ in wants:
+            whole = message(f"m-{len(self.pending)}")
+            self.pending[whole["id"]] = whole
+            await send(websocket, "message", **whole)
+
+    async def take(self, websocket: WebSocket, frame: dict[str, Any]) -> None:
+        if frame.get("seq", 0) <= self.seen:
+            return
+        self.seen = frame["seq"]
+        if frame["type"] == "accepted":
+            self.pending.pop(frame["request_id"], None)
+        if frame["type"] == "response_end" and self.fault != "acks nothing":
+            await send(websocket, "ack", seq=self.seen)
+
+
+async def send(websocket: WebSocket, kind: str, **fields: Any) -> None:
+    await websocket.send(json.dumps({"type": kind, **fields}))
+
+
+FAULTS = {
+    "hammers": "It connects again after a pause that grows.",
+    "forgets its session": "It registers again as what it was, with the `session_id` that",
+    "sends once": "A message that was not accepted is sent again, with its id.",
+    "boasts": "It registers with a `last_seq` that it has seen.",
+    "acks nothing": "It acks the end of a message, also if frames came before that it had seen.",
+    "never counts anew": "After `resumed: false` it counts anew.",
+    "": "It does not come back when another has taken its place (4000).",
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_fault_is_found_and_what_comes_after_it_is_unseen(fault: str) -> None:
+    verdicts = list((await judge(Naive(fault).run, patience=2)).values())
+    (broken,) = (n for n, verdict in enumerate(verdicts) if verdict.broken is not None)
+    assert verdicts[broken].promise.startswith(FAULTS[fault])
+    assert [verdict.unseen for verdict in verdicts] == [n > broken for n in range(len(verdicts))]
+
+
+async def test_an_adapter_that_never_comes_is_said() -> None:
+    async def absent(_url: str, _wants: trio.MemoryReceiveChannel[None]) -> None:
+        pass
+
+    verdicts = await judge(absent, patience=0.1)
+    assert verdicts[PROMISES[0]].broken == "nothing of the kind came within 0.1 s"
+
+
+def test_the_command_says_where_it_listens_and_what_came(tmp_path: Path) -> None:
+    words = ["-m", "clarad", "adapter-test", "--listen", "0", "--patience", "0.1"]
+    done = subprocess.run(
+        [sys.executable, *words],
+        env=environment(tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("point the adapter at ws://127.0.0.1:")
+    assert done.stdout.splitlines()[-1] == f"1 BROKEN, {len(SCENES) - 1} unseen"
