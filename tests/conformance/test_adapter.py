@@ -25,7 +25,7 @@ Script = Callable[[str, trio.MemoryReceiveChannel[None]], Awaitable[None]]
 PROMISES = [(scene.__doc__ or "").partition("\n")[0] for _, scene in SCENES]
 
 
-async def judge(script: Script, patience: float = 10) -> dict[str, Verdict]:
+async def judge(script: Script, patience: float = 5) -> dict[str, Verdict]:
     """Have an adapter play against the kit; it is told when a message is wanted."""
     wanted, wants = trio.open_memory_channel[None](10)
     listener, *_ = await trio.open_tcp_listeners(0, host="127.0.0.1")
@@ -45,7 +45,7 @@ def asked(number: int) -> protocol.Message:
 
 
 async def test_the_class_for_adapters_keeps_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.2)
+    monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.1)
 
     async def ours(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
         with suppress(GatewayError):  # another has taken its place
@@ -66,18 +66,17 @@ class Naive:
         self.fault = fault
         self.session_id: str | None = None
         self.seen = 0
+        self.pause = 0.05
         self.pending: dict[str, dict[str, Any]] = {}
 
     async def run(self, url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
-        pause = 0.2 if self.fault == "hammers" else 0.05
         while True:
             with suppress(Lost):
                 websocket, stream = await connect(url, 5)
                 async with stream:
                     await self.talk(websocket, wants)
-            if self.fault != "hammers":
-                pause = min(2 * pause, 0.3)
-            await trio.sleep(pause)
+            await trio.sleep(0.2 if self.fault == "hammers" else self.pause)
+            self.pause *= 2
 
     async def talk(self, websocket: WebSocket, wants: trio.MemoryReceiveChannel[None]) -> None:
         about: dict[str, Any] = {
@@ -90,6 +89,7 @@ class Naive:
         await send(websocket, "register", **about)
         registered = json.loads(await websocket.receive())
         self.session_id = registered["session_id"]
+        self.pause = 0.05
         if not registered["resumed"] and self.fault != "never counts anew":
             self.seen = 0
         if self.fault != "sends once":
