@@ -92,6 +92,11 @@ class Node:
         self._sent = last_seq
         return last_seq
 
+    def end_session(self) -> None:
+        """Let nobody resume it, and keep nothing of it here."""
+        self.resumes = False
+        self.window.forget(self.window.last)
+
     def begin(self) -> None:
         """Begin a new session: of what is kept, the terminal frames belong to it."""
         self.session_id = f"node-{secrets.token_hex(16)}"
@@ -257,11 +262,12 @@ class Nodes:
         """
         node = self.find(node_id, platform)
         self._away.pop((platform, node_id), None)
+        if node.outlet is None and _is_stale(node):
+            node.end_session()
         resumed = (
             node.resumes
             and Capability.RESUME in capabilities
             and secrets.compare_digest(node.session_id.encode(), (session_id or "").encode())
-            and not (node.outlet is None and _is_stale(node))
         )
         node.connect(outlet, capabilities)
         node.caused_by = tuple(caused_by)

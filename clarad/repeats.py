@@ -41,6 +41,8 @@ class Repeats:
             return
         if stored is None or stored.terminal is None:
             return
+        if turn.came_on is not node.outlet:
+            return  # on its new connection the node sends it again, if it still has to
         first = protocol.decode(stored.frame)
         if isinstance(first, protocol.Message) and first.content != turn.message.content:
             _refuse_reuse(node, request_id)

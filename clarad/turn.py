@@ -74,6 +74,7 @@ class Turn:
         publish: Publish,
     ) -> None:
         self.node = node
+        self.came_on = node.outlet
         self.message = message
         self.session = session
         self.key = MessageKey(platform, message.channel.id, message.id)

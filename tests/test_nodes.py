@@ -1,4 +1,5 @@
 import gc
+import json
 from collections.abc import Callable
 from typing import Final
 
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from clarad.nodes import REMEMBERED, Node, Nodes
 from clarad.protocol import CloseCode, Pong, encode
-from clarad.store import MessageKey
+from clarad.store import KEPT_FOR, MessageKey, NodeSession
 
 KEY: Final = MessageKey("test", "c", "m-1")
 TERMINAL: Final = b'{"type":"response_end"}'
@@ -210,6 +211,114 @@ def test_of_very_many_terminal_frames_the_oldest_are_forgotten(
     for key in keys:
         deliver(node, key)
     assert [key for key in keys if not node.has_had(key)] == keys[:1]
+
+
+# --- sessions that are resumed -------------------------------------------------------------------
+
+
+def resume(
+    nodes: Nodes, session_id: str | None, last_seq: int | None = None, name: str = "n"
+) -> tuple[Node, FakeConnection, int | None]:
+    """Register with a session, and be given at once what was missed."""
+    outlet = FakeConnection()
+    wanted = frozenset({"resume"})
+    node, arrived = nodes.connect(name, "test", wanted, outlet, (), session_id, last_seq)
+    node.catch_up()
+    return node, outlet, arrived
+
+
+def numbers(outlet: FakeConnection) -> list[int]:
+    return [json.loads(frame)["seq"] for frame in outlet.sent]
+
+
+def test_what_is_sent_while_a_node_is_away_is_kept_for_it(nodes: Nodes) -> None:
+    node, first, _ = resume(nodes, None)
+    node.send(PONG)
+    nodes.disconnect(node, first)
+    node.send(PONG)
+    deliver(node)
+    _, second, arrived = resume(nodes, node.session_id, last_seq=1)
+    assert (numbers(first), numbers(second), arrived) == ([1], [2, 3], 1)
+
+
+def test_frames_wait_for_one_before_them_that_is_still_to_be_stored(nodes: Nodes) -> None:
+    node, outlet, _ = resume(nodes, None)
+    first, second = node.reserve(KEY), node.reserve(KEY)
+    node.send(PONG)
+    assert outlet.sent == []
+    node.withdraw(first)
+    assert outlet.sent == []
+    node.deliver(KEY, TERMINAL, second, lambda: None)
+    assert numbers(outlet) == [2, 3]
+
+
+def test_a_connection_that_is_not_caught_up_yet_is_sent_nothing(nodes: Nodes) -> None:
+    outlet = FakeConnection()
+    node, _ = nodes.connect("n", "test", frozenset({"resume"}), outlet)
+    node.send(PONG)
+    assert outlet.sent == []
+    node.catch_up()
+    assert numbers(outlet) == [1]
+
+
+def test_a_last_seq_that_was_never_given_out_is_not_believed(nodes: Nodes) -> None:
+    node, first, _ = resume(nodes, None)
+    node.send(PONG)
+    nodes.disconnect(node, first)
+    _, second, arrived = resume(nodes, node.session_id, last_seq=10**9)
+    node.send(PONG)
+    assert (arrived, numbers(second)) == (1, [2])
+
+
+@pytest.mark.parametrize("session_id", [None, "", "another", "ümlaut"])
+def test_without_its_session_id_a_session_is_not_resumed(
+    nodes: Nodes, session_id: str | None
+) -> None:
+    node, outlet, _ = resume(nodes, None)
+    nodes.disconnect(node, outlet)
+    was = node.session_id
+    assert resume(nodes, session_id, last_seq=0)[2] is None
+    assert node.session_id != was
+
+
+def test_a_plain_node_s_session_is_not_resumed(nodes: Nodes, connection: FakeConnection) -> None:
+    node = connect(nodes, connection)
+    assert resume(nodes, node.session_id)[2] is None
+
+
+def test_a_session_without_its_node_is_forgotten_after_a_day(nodes: Nodes) -> None:
+    node, outlet, _ = resume(nodes, None)
+    deliver(node)
+    nodes.disconnect(node, outlet)
+    node.left_at -= KEPT_FOR.total_seconds() + 1
+    again, outlet, arrived = resume(nodes, node.session_id, last_seq=0)
+    assert (again, arrived, outlet.sent) == (node, None, [])
+
+
+def test_of_very_many_nodes_that_are_away_the_oldest_are_forgotten_and_no_number_comes_twice(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clarad.nodes.MAX_AWAY", 1)
+    session_ids = {}
+    for name in ("old", "new"):
+        node, outlet, _ = resume(nodes, None, name=name)
+        node.send(PONG)
+        nodes.disconnect(node, outlet)
+        session_ids[name] = node.session_id
+    del node
+    gc.collect()
+    assert resume(nodes, session_ids["new"], 1, name="new")[2] == 1
+    node, outlet, arrived = resume(nodes, session_ids["old"], 1, name="old")
+    node.send(PONG)
+    assert arrived is None
+    assert numbers(outlet) == [2]
+
+
+def test_sessions_of_an_earlier_run_are_resumed_with_numbers_of_this_one(nodes: Nodes) -> None:
+    nodes.restore([NodeSession("test", "n", "session", away=60)], last_seq=1000)
+    node, outlet, arrived = resume(nodes, "session", last_seq=7)
+    node.send(PONG)
+    assert (arrived, numbers(outlet)) == (7, [1001])
 
 
 # --- memory --------------------------------------------------------------------------------------

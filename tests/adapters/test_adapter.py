@@ -1,14 +1,22 @@
 """The class that adapters are written with, against real daemons, under Trio and under asyncio."""
 
+import itertools
+import random
 import socket
+import sqlite3
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import anyio
 import pytest
+import trio
+import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from wsproto import ConnectionType, WSConnection
+from wsproto.events import AcceptConnection, Request, TextMessage
 
 from clarad import protocol
 from clarad.adapters import Adapter, GatewayError, Outcome, adapter, open_adapter
@@ -312,3 +320,94 @@ def test_over_a_kill_every_message_ends_once(run: Run, tmp_path: Path) -> None:
         assert sorted(ends) == ["asked meanwhile answered", "quick answered", "waits answered"]
 
     run(scenario)
+
+
+@pytest.mark.parametrize("backend", ["trio", "asyncio"])
+def test_under_load_kills_lose_and_double_nothing(
+    backend: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.01)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        fixed = {"CLARA_GATEWAY_PORT": f"{taken.getsockname()[1]}"}
+    ends: defaultdict[str, list[Outcome]] = defaultdict(list)
+    strays: list[Outcome] = []
+
+    async def keep_asking(node: Adapter, channel: int, enough: list[bool]) -> None:
+        for n in itertools.takewhile(lambda _: not enough, itertools.count()):
+            asked = message(f"{channel}-{n}", channel=f"{channel}")
+            async for frame in node.ask(asked):
+                if isinstance(frame, Outcome):
+                    ends[asked.id].append(frame)
+
+    async def scenario() -> None:
+        enough: list[bool] = []
+        url = f"ws://127.0.0.1:{fixed['CLARA_GATEWAY_PORT']}"
+        process = Process(tmp_path, **fixed)
+        try:
+            async with (
+                open_adapter(url, node_id="n", platform="test", on_stray=strays.append) as node,
+                anyio.create_task_group() as tasks,
+            ):
+                for channel in range(8):
+                    tasks.start_soon(keep_asking, node, channel, enough)
+                for _ in range(3):
+                    had = len(ends)
+                    while len(ends) < had + 20 + random.randrange(20):
+                        await anyio.sleep(0.001)
+                    process.kill()
+                    process = Process(tmp_path, **fixed)
+                enough.append(True)
+        finally:
+            process.kill()
+
+    anyio.run(scenario, backend=backend)
+    assert strays == []
+    assert {len(ended) for ended in ends.values()} == {1}
+    database = sqlite3.connect(tmp_path / "clarad.db")
+    stored = database.execute("SELECT request_id, outcome FROM clarad_messages").fetchall()
+    assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+    told = {
+        request_id: "interrupted" if isinstance(ended[0], protocol.Error) else "completed"
+        for request_id, ended in ends.items()
+    }
+    assert dict(stored) == told
+
+
+# --- a gateway that has died without a word ------------------------------------------------------
+
+
+async def test_a_gateway_that_answers_no_ping_is_given_up(
+    mock_clock: trio.testing.MockClock, nursery: trio.Nursery
+) -> None:
+    listener, *_ = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    url = f"ws://127.0.0.1:{listener.socket.getsockname()[1]}"
+
+    async def stay() -> None:
+        async with open_adapter(url, node_id="n", platform="test"):
+            await trio.sleep_forever()
+
+    async def register() -> trio.SocketStream:
+        """Take a connection, and say nothing after `registered`."""
+        stream = await listener.accept()
+        websocket = WSConnection(ConnectionType.SERVER)
+        registered = protocol.encode(protocol.Registered("n", "session", "", ""))
+        while True:
+            websocket.receive_data(await stream.receive_some())
+            for event in websocket.events():
+                if isinstance(event, Request):
+                    await stream.send_all(websocket.send(AcceptConnection()))
+                elif isinstance(event, TextMessage):
+                    await stream.send_all(websocket.send(TextMessage(registered.decode())))
+                    return stream
+
+    async with listener:
+        nursery.start_soon(stay)
+        first = await register()
+        async with first:
+            for _ in range(round(adapter.PING_INTERVAL + adapter.PONG_TIMEOUT)):
+                await trio.testing.wait_all_tasks_blocked(0.005)
+                mock_clock.jump(1)
+            while await first.receive_some():
+                pass  # a ping, and the end
+        nursery.cancel_scope.cancel("it has hung up")

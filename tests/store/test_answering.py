@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from clarad.events import EventType
 from tests.conftest import Start
 from tests.postgres import BACKENDS, database
 
@@ -53,3 +54,26 @@ async def test_text_of_every_kind_comes_back_as_it_was(start: Start, url: str) -
     second = await running.node("same")
     await second.ask("m1", text)
     assert (await second.outcome_of("m1"))["full_text"] == text
+
+
+async def test_what_was_missed_comes_from_the_next_daemon(start: Start, url: str) -> None:
+    wanted = ("accepted", "resume")
+    before = await start(database_url=url)
+    plain, peer = await before.node("plain"), await before.connect()
+    session_id = (await peer.register("resumes", wanted))["session_id"]
+    await peer.ask("m1", "hello")
+    frames = await peer.frames_of("m1")
+    await plain.ask("m2", "hold")
+    await before.responder.begun["m2"].wait()
+    await plain.drop()
+    before.responder.release["m2"].set()
+    while (await before.event(EventType.MESSAGE_SENT)).request_id != "m2":
+        pass
+    after = await start(database_url=url)  # as if the first had been killed
+    again = await after.connect()
+    last_seq = frames[0]["seq"]
+    registered = await again.register("resumes", wanted, session_id=session_id, last_seq=last_seq)
+    assert registered["resumed"] is True
+    assert await again.receive() == frames[-1]
+    plain = await after.node("plain")
+    assert (await plain.outcome_of("m2"))["full_text"] == "partly done"
