@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+from clarad.protocol import numbered
 from clarad.store import MessageKey
 
 MAX_FRAMES: Final = 1000
@@ -95,8 +96,3 @@ class Window:
         kept = self._frames.popleft()
         kept.here = False
         self._bytes -= len(kept.frame)
-
-
-def numbered(frame: bytes, seq: int) -> bytes:
-    """Return the frame, a JSON object with a field at least, with its number."""
-    return b'%b,"seq":%d}' % (frame[:-1], seq)

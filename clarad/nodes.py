@@ -13,8 +13,8 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from clarad.kept import Kept, Window, numbered
-from clarad.protocol import Capability, CloseCode, Error, ErrorCode, encode
+from clarad.kept import Kept, Window
+from clarad.protocol import Capability, CloseCode, Error, ErrorCode, encode, numbered
 from clarad.store import KEPT_FOR, MessageKey, NodeSession
 
 REMEMBERED: Final = 1000

@@ -173,7 +173,7 @@ class Pong(Struct, frozen=True, tag="pong"):
 
 
 # Frames about messages have a `seq` if their node resumes. The gateway writes it behind the frame
-# (`clarad.kept.numbered`), which may go out with one or without.
+# (`numbered`), which may go out with one or without.
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):
@@ -348,6 +348,11 @@ def decode_outbound(text: str | bytes) -> Outbound:
 
 encode: Final[Callable[[Struct], bytes]] = _encoder.encode
 """Write one frame, as UTF-8."""
+
+
+def numbered(frame: bytes, seq: int) -> bytes:
+    """Return the frame, a JSON object with a field at least, with its number."""
+    return b'%b,"seq":%d}' % (frame[:-1], seq)
 
 
 def refusal(text: str, error: Exception, known: frozenset[str]) -> Refused:

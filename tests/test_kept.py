@@ -6,8 +6,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clarad.kept import MAX_BYTES, MAX_FRAMES, Kept, Window, numbered
-from clarad.protocol import Accepted, decode_outbound, encode
+from clarad.kept import MAX_BYTES, MAX_FRAMES, Kept, Window
+from clarad.protocol import Accepted, decode_outbound, encode, numbered
 from clarad.store import MessageKey
 
 FRAME = b'{"type":"pong"}'

@@ -25,8 +25,7 @@ from wsproto.utilities import ProtocolError
 
 from clarad import protocol
 from clarad.conformance.report import Broken, Verdict
-from clarad.kept import numbered
-from clarad.protocol import Capability, CloseCode
+from clarad.protocol import Capability, CloseCode, numbered
 
 REGISTER_TIMEOUT: Final = 10.0
 """Seconds that a connection has to register, as at the gateway."""
