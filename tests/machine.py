@@ -178,11 +178,15 @@ class Disk:
         self.fill_up()
         self.commit(len(self._queue))
 
+    def release(self) -> None:
+        """Hold nothing any more; what it refuses, it refuses."""
+        self.held = False
+        self._grown.set()
+
     def let_go(self) -> None:
         """Commit everything from here on."""
-        self.held = False
         self.refuses = _nothing
-        self._grown.set()
+        self.release()
 
     def rows(self) -> list[Any]:
         """Return what is on the disk of all runs of tasks, by their nominal times."""
@@ -234,7 +238,7 @@ class Machine:
             await self._runner.lines.drained()
         if not self.disk.is_well:
             self._given_up.set()
-            self.disk.held = False
+            self.disk.release()
         await self._end()
         self.disk.let_go()
 
