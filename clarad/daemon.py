@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -153,13 +153,8 @@ async def _hurry_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> Non
 
 async def _reload_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
     async for _ in signals:
-        try:
-            report = await daemon.operations.reload()
-            logger.log(log.NOTICE, "%s", report.text, extra=catalogue.RELOADED.about())
-        except Refused as refused:
-            about = catalogue.RELOAD_REFUSED.about()
-            for problem in refused.problems:
-                logger.error("not reloaded, nothing has changed: %s", problem, extra=about)
+        with suppress(Refused):  # the log has it
+            await daemon.operations.reload()
 
 
 class Daemon:

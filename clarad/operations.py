@@ -15,7 +15,7 @@ from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
 from clarad.config import RELOADED, ConfigError, Settings
 from clarad.envfile import EnvFileError, Overlay
-from clarad.log import hide
+from clarad.log import NOTICE, hide
 from clarad.log.redaction import secrets_in
 from clarad.nurseries.hooks import Hooks, UnknownRun
 from clarad.nurseries.sandboxes import Sandboxes
@@ -69,9 +69,17 @@ class Operations:
 
         What needs a restart is said, and stays as it is.
         """
-        async with self._reloading:
-            with self._status.reloading():
-                return await self._reload()
+        try:
+            async with self._reloading:
+                with self._status.reloading():
+                    report = await self._reload()
+        except Refused as refused:
+            about = catalogue.RELOAD_REFUSED.about()
+            for problem in refused.problems:
+                log.error("not reloaded, nothing has changed: %s", problem, extra=about)
+            raise
+        log.log(NOTICE, "%s", report.text, extra=catalogue.RELOADED.about())
+        return report
 
     async def _reload(self) -> Report:
         before = self._settings

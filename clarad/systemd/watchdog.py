@@ -16,6 +16,7 @@ from typing import Final
 
 import trio
 
+from clarad.systemd import catalogue
 from clarad.systemd.notify import WATCHDOG, Notifier
 from clarad.systemd.stacks import every_stack
 
@@ -92,4 +93,5 @@ class Watchdog:
             "stuck: %s; systemd is going to restart the daemon. What it is doing:\n%s",
             names,
             every_stack(),
+            extra=catalogue.WATCHDOG.about(part=" ".join(stuck)),
         )
