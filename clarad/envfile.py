@@ -15,6 +15,9 @@ from typing import Final
 VARIABLE: Final = "CLARA_ENV_FILE"
 
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_ENDS_A_LINE: Final = ("", "\n", "\r")
+"""The end of the file is one, too."""
+
 _SPACE: Final = " \t\r\n"
 _IN_DOUBLE_QUOTES: Final = '"\\`$'
 """What a backslash takes its meaning from within double quotes."""
@@ -134,24 +137,25 @@ class _Reader:
 
     def _skip_comment(self) -> None:
         line, last = self._line, ""
-        while (taken := self._take()) not in ("\n", ""):
+        while (taken := self._take()) not in _ENDS_A_LINE:
             last = taken
         if last == "\\":  # systemd went on with the comment until version 254, and since does not
             self.note(line, "a comment may not end in a backslash; remove it")
 
     def _key(self) -> str | None:
-        end = self._text.find("\n", self._at)
-        line = self._text[self._at : len(self._text) if end < 0 else end]
-        key, equals, _ = line.partition("=")
-        self._at += len(key) + 1
-        return key.rstrip(_SPACE) if equals else None
+        key = ""
+        while (taken := self._take()) not in _ENDS_A_LINE:
+            if taken == "=":
+                return key.rstrip(_SPACE)
+            key += taken
+        return None
 
     def _value(self) -> str | None:
         """Read up to the end of the value; `None` if a quote is open at the end of the file."""
         value = ""
         while True:
             match taken := self._take():
-                case "" | "\n":
+                case "" | "\n" | "\r":
                     return value
                 case "'":
                     if (quoted := self._in_single_quotes()) is None:
@@ -161,7 +165,7 @@ class _Reader:
                     if (quoted := self._in_double_quotes()) is None:
                         return None
                     value += quoted
-                case " " | "\t" | "\r":
+                case " " | "\t":
                     pass
                 case _:
                     self._at -= len(taken)
@@ -170,10 +174,10 @@ class _Reader:
     def _bare(self) -> str:
         """Read text without quotes; from its first character on, quotes are nothing special."""
         kept, spaces = "", ""
-        while (taken := self._take()) not in ("\n", ""):
+        while (taken := self._take()) not in _ENDS_A_LINE:
             if taken == "\\":
                 escaped = self._take()
-                kept, spaces = kept + spaces + escaped.removesuffix("\n"), ""
+                kept, spaces = kept + spaces + escaped.strip("\n\r"), ""
             elif taken in _SPACE:
                 spaces += taken
             else:
@@ -192,7 +196,7 @@ class _Reader:
                 return value
             if taken == "\\":
                 escaped = self._take()
-                if escaped != "\n":
+                if escaped not in ("\n", "\r"):
                     value += escaped if escaped in _IN_DOUBLE_QUOTES else taken + escaped
             else:
                 value += taken

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clarad.envfile import EnvFileError, Overlay, parse
 
-# Tried with systemd 252: tests/systemd_machine reads the same texts with EnvironmentFile=.
+# Tried with systemd 252: tests/on_systemd/test_settings.py has it read these texts.
 MEANT_BY_SYSTEMD = {
     "A=1": {"A": "1"},
     "A=1\nB=2\n": {"A": "1", "B": "2"},
@@ -34,6 +34,9 @@ MEANT_BY_SYSTEMD = {
     "A=one\\ ": {"A": "one "},
     "A=1\nA=2": {"A": "2"},
     "A=1\r\nB=2\r\n": {"A": "1", "B": "2"},
+    "A=1\rB=2": {"A": "1", "B": "2"},
+    "A='1\r\n2'": {"A": "1\r\n2"},
+    "A=1\\\r\nB=2": {"A": "1", "B": "2"},
 }
 
 

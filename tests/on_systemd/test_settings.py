@@ -1,0 +1,16 @@
+"""The file of settings: the daemon and systemd read the same in it."""
+
+import pytest
+
+from tests.on_systemd.machine import Machine
+from tests.test_envfile import MEANT_BY_SYSTEMD
+
+
+@pytest.mark.parametrize("text", MEANT_BY_SYSTEMD)
+def test_systemd_means_what_we_take_it_to_mean(machine: Machine, text: str) -> None:
+    machine.write("/root/settings.env", text)
+    shown = machine.sh(
+        "systemd-run --quiet --wait --pipe -p EnvironmentFile=/root/settings.env env --null"
+    )
+    found = dict(line.split("=", 1) for line in shown.split("\0") if line)
+    assert {name: found.get(name) for name in ("A", "B") if name in found} == MEANT_BY_SYSTEMD[text]
