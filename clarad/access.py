@@ -49,10 +49,16 @@ class Door:
         if hmac.compare_digest((secret or "").encode(errors="replace"), self._secret):
             self._failures.pop(address, None)
             return True
-        self._note_failure(address, now)
+        self.note_failure(address, now)
         return False
 
-    def _note_failure(self, address: str, now: float) -> None:
+    @property
+    def has_secret(self) -> bool:
+        """Whether there is one at all."""
+        return self._secret is not None
+
+    def note_failure(self, address: str, now: float) -> None:
+        """Count something wrong that was shown, and close the door if it is one too many."""
         failures = self._failures.setdefault(address, deque(maxlen=MAX_FAILURES))
         self._failures.move_to_end(address)
         failures.append(now)

@@ -41,6 +41,9 @@ class Settings:
     gateway_secret: str | None = field(default=None, repr=False)
     gateway_allowed_origins: frozenset[str] = frozenset()
     gateway_max_connections: int = 4096
+    gateway_socket: Path | None = None
+    gateway_tls_cert: Path | None = None
+    gateway_tls_key: Path | None = None
     responder: str = "echo"
     responder_command: str | None = None
     session_timeout: float = 1800
@@ -59,6 +62,8 @@ RELOADED: Final = frozenset(
     {
         "gateway_allowed_origins",
         "gateway_max_connections",
+        "gateway_tls_cert",
+        "gateway_tls_key",
         "session_timeout",
         "message_timeout",
         "drain_timeout",
@@ -141,6 +146,9 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         gateway_max_connections=read(
             "CLARA_GATEWAY_MAX_CONNECTIONS", Settings.gateway_max_connections, _count
         ),
+        gateway_socket=read("CLARA_GATEWAY_SOCKET", None, _path),
+        gateway_tls_cert=read("CLARA_GATEWAY_TLS_CERT", None, _path),
+        gateway_tls_key=read("CLARA_GATEWAY_TLS_KEY", None, _path),
         responder=read("CLARA_RESPONDER", Settings.responder, _responder),
         responder_command=read("CLARA_RESPONDER_COMMAND", None, str),
         session_timeout=read("CLARA_SESSION_TIMEOUT", Settings.session_timeout, _seconds),
@@ -198,12 +206,28 @@ def _contradictions(settings: Settings) -> list[str]:
         problems.append(
             "CLARA_RESPONDER=tools needs sandboxes: set SANDBOX_MODE to auto, docker or incus"
         )
+    problems += _tls_problems(settings)
+    if (settings.gateway_secret or "").startswith("clarad_"):
+        problems.append("CLARA_GATEWAY_SECRET: tokens begin with clarad_; choose another word")
     if settings.gateway_secret is None and not is_loopback(settings.gateway_host):
         problems.append(
             f"CLARA_GATEWAY_HOST={settings.gateway_host!r} is reachable from other machines: set "
             "CLARA_GATEWAY_SECRET to a long random word, or the host to 127.0.0.1"
         )
     return problems
+
+
+def _tls_problems(settings: Settings) -> list[str]:
+    if settings.gateway_tls_cert is None:
+        alone = "CLARA_GATEWAY_TLS_KEY needs the certificate: set CLARA_GATEWAY_TLS_CERT"
+        return [alone] if settings.gateway_tls_key is not None else []
+    from clarad.tls import TlsError, server_context
+
+    try:
+        server_context(settings.gateway_tls_cert, settings.gateway_tls_key)
+    except TlsError as error:
+        return [f"CLARA_GATEWAY_TLS_CERT: {error}"]
+    return []
 
 
 def _warnings(environ: Mapping[str, str], known: set[str]) -> list[str]:

@@ -16,17 +16,16 @@ import trio
 from sqlalchemy import Engine
 
 from clarad import __version__, address, instance, log, responders, shell
-from clarad.access import Door
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.budgets import CANCEL_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
 from clarad.envfile import Overlay
 from clarad.events import Bus, EventType
-from clarad.listeners import TcpEndpoint, UnixEndpoint
+from clarad.gateways import Gateways
+from clarad.listeners import TcpEndpoint
 from clarad.nodes import Nodes
 from clarad.nurseries.connection import Connection
-from clarad.nurseries.control import MAX_CONNECTIONS, OperatorConnection
-from clarad.nurseries.gateway import LINGER, Gateway
+from clarad.nurseries.gateway import LINGER
 from clarad.nurseries.hooks import Hooks
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler
@@ -46,6 +45,7 @@ from clarad.store import (
     NodeSessions,
     TaskRuns,
     Tasks,
+    Tokens,
     Writer,
     open_engine,
 )
@@ -205,27 +205,21 @@ class Daemon:
             self._status,
             sandboxes,
             apply=self._apply,
+            close_token=lambda token: self._gateways.close_token(token),
             overlay=overlay,
         )
-        self._door = door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
-        self._gateway = Gateway(
+        self._gateways = Gateways(
+            settings,
             self._listen_at(handed),
-            door=door,
-            max_connections=settings.gateway_max_connections,
-            make_connection=partial(
+            tokens=Tokens(self.writer),
+            connect=partial(
                 Connection,
-                door=door,
                 nodes=self.nodes,
                 redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
                 desk=self.sessions,
                 bus=self.bus,
             ),
-        )
-        self._control = Gateway(
-            UnixEndpoint(address.control_path(settings.state_dir)),
-            door=Door(None, frozenset()),
-            max_connections=MAX_CONNECTIONS,
-            make_connection=partial(OperatorConnection, operations=self.operations),
+            operations=self.operations,
         )
         self._stop_requested = trio.Event()
         self._drain = trio.CancelScope()
@@ -261,8 +255,7 @@ class Daemon:
     def request_stop(self) -> None:
         """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
         self._status.stopping(stop_budget(self._settings))
-        self._control.stop_listening()
-        self._gateway.stop_listening()
+        self._gateways.stop_listening()
         self.sessions.refuse()
         self._scheduler.stop_firing()
         self._stop_requested.set()
@@ -276,8 +269,7 @@ class Daemon:
         The settings of hooks and tasks are theirs already.
         """
         self._settings = settings
-        self._door.allowed_origins = settings.gateway_allowed_origins
-        self._gateway.max_connections = settings.gateway_max_connections
+        self._gateways.apply(settings)
         self.sessions.message_timeout = settings.message_timeout
         log.set_level(settings.log_level)
 
@@ -293,10 +285,10 @@ class Daemon:
         await supervisor.start("sessions", self.sessions.run)
         self.nodes.restore(*await self._node_sessions.restore())
         self.sessions.recover(await self._messages.unfinished())
-        host, port = await supervisor.start("gateway", self._gateway.run)
+        host, port = await self._gateways.start(supervisor)
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
-        control = await supervisor.start("control", self._control.run)
+        control = await self._gateways.start_control(supervisor)
         if self._watched_within is not None:
             await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
         _leave_alone_what_stays()
@@ -331,11 +323,9 @@ class Daemon:
         if limit.cancelled_caught:
             self._give_up()
         await supervisor.stop("sessions")
-        for gateway in (self._control, self._gateway):
-            gateway.close_all()
+        self._gateways.close_all()
         with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
-            await supervisor.ended("control")
-            await supervisor.ended("gateway")
+            await self._gateways.ended(supervisor)
         self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})
         with trio.move_on_after(HOOKS_BUDGET):
             await self._hooks.drained()
@@ -356,7 +346,7 @@ class Daemon:
             Part("store", self.writer.progress, STORE_PATIENCE),
             # It waits for the store.
             Part("scheduler", self._scheduler.progress, STORE_PATIENCE),
-            Part("gateway", self._gateway.progress),
+            Part("gateway", self._gateways.port.progress),
         )
         return Watchdog(self._notifier, timeout, parts)
 

@@ -52,11 +52,16 @@ class Operations:
         sandboxes: Sandboxes | None = None,
         *,
         apply: Callable[[Settings], None],
+        close_token: Callable[[str], int],
         overlay: Overlay | None = None,
     ) -> None:
-        """`apply` puts reloaded settings in force; without an `overlay` there is none to reload."""
+        """`apply` puts reloaded settings in force; without an `overlay` there is none to reload.
+
+        `close_token` closes the connections of a token, and says how many they were.
+        """
         self._settings = settings
         self._apply = apply
+        self._close_token = close_token
         self._overlay = overlay
         self._sandboxes = sandboxes
         self._hooks = hooks
@@ -187,6 +192,11 @@ class Operations:
         with _refusing():
             removed = await self._with_sandboxes.prune()
         return Report(pruned(removed))
+
+    def close_token(self, token: str) -> Report:
+        """Close the connections of a token that was revoked."""
+        count = self._close_token(token)
+        return Report(f"{count} connection{'s' * (count != 1)} of it closed")
 
     @property
     def _with_sandboxes(self) -> Sandboxes:

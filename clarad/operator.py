@@ -88,6 +88,13 @@ class SandboxPrune(Struct, frozen=True, tag="sandbox_prune"):
     id: Id
 
 
+class CloseToken(Struct, frozen=True, tag="close_token"):
+    """Close the connections of a token that was revoked."""
+
+    id: Id
+    token: Id
+
+
 Request = (
     Reload
     | Status
@@ -99,6 +106,7 @@ Request = (
     | SandboxExec
     | SandboxReset
     | SandboxPrune
+    | CloseToken
 )
 
 

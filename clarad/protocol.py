@@ -310,9 +310,18 @@ Outbound = (
 class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
     """A frame that cannot be used; `error` is the frame to answer it with."""
 
-    def __init__(self, code: ErrorCode, message: str, request_id: str | UnsetType = UNSET) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        request_id: str | UnsetType = UNSET,
+        *,
+        recoverable: bool = False,
+    ) -> None:
         super().__init__(message)
-        self.error = Error(code=code, message=message, recoverable=False, request_id=request_id)
+        self.error = Error(
+            code=code, message=message, recoverable=recoverable, request_id=request_id
+        )
 
 
 def tags(frames: UnionType) -> frozenset[str]:

@@ -16,10 +16,15 @@ from trio_websocket import WebSocketConnection
 
 _READ_SIZE: Final = 64 * 1024
 
+_CLOSE_TIMEOUT: Final = 1.0
+
 _FINAL_TEXT: Final = 0x81
 _SHORT: Final = struct.Struct("!BB")
 _MEDIUM: Final = struct.Struct("!BBH")
 _LONG: Final = struct.Struct("!BBQ")
+
+
+Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 
 class ClientStream(trio.abc.Stream):
@@ -29,7 +34,7 @@ class ClientStream(trio.abc.Stream):
     come: trio-websocket alone would let a handshake wait for ever on a connection that is gone.
     """
 
-    def __init__(self, stream: trio.SocketStream, address: str) -> None:
+    def __init__(self, stream: Transport, address: str) -> None:
         self.address = address
         self._stream = stream
         self._lock = trio.Lock()
@@ -83,7 +88,9 @@ class ClientStream(trio.abc.Stream):
         self.ended.set()
         if first and not self._lock.locked():
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self._stream.send_eof()
+                # TLS has no half-closed connections that clients would expect.
+                if isinstance(self._stream, trio.SocketStream):
+                    await self._stream.send_eof()
         await trio.lowlevel.checkpoint()
 
     async def hang_up(self, patience: float) -> None:
@@ -100,7 +107,8 @@ class ClientStream(trio.abc.Stream):
                 while await self._stream.receive_some(_READ_SIZE):
                     pass
         finally:
-            await trio.aclose_forcefully(self._stream)
+            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):  # TLS says good-bye
+                await self._stream.aclose()
 
 
 class FrameWriter:

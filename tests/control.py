@@ -1,14 +1,13 @@
 """A control socket, and behind it operations that a test can hold anywhere."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import trio
 from trio_websocket import wrap_client_stream
 
-from clarad.access import Door
 from clarad.listeners import UnixEndpoint, socket_name
 from clarad.nurseries.control import OnStarted, OnText, OperatorConnection
 from clarad.nurseries.gateway import Gateway
@@ -93,9 +92,20 @@ class ScriptedOperations:
         self.asked.append(("sandbox_prune",))
         return Report("removed 2 sandboxes")
 
+    def close_token(self, token: str) -> Report:
+        self.asked.append(("close_token", token))
+        return Report("1 connection of it closed")
+
     async def _run(self, name: str) -> None:
         await self.release[name].wait()
         self.ended[name].set()
+
+
+class Trusting:
+    """Lets everybody in, as the mode of a socket file has done already."""
+
+    async def refusal(self, headers: Mapping[str, str], address: str) -> None:
+        """Refuse nobody."""
 
 
 class Control:
@@ -106,7 +116,7 @@ class Control:
         self.operations = ScriptedOperations(nursery)
         self.gateway = Gateway(
             UnixEndpoint(path),
-            door=Door(None, frozenset()),
+            admission=Trusting(),
             max_connections=8,
             make_connection=partial(OperatorConnection, operations=self.operations),
         )

@@ -20,6 +20,7 @@ COMMANDS: Final = {
     "tasks": "what runs by the clock: list it, its runs, run it now, pause it, look ahead",
     "sandbox": "the sandboxes: what there is, run something in one, try their walls",
     "status": "ask the running daemon whether it is well",
+    "tokens": "tokens of adapters, beside the one secret: create, list, revoke",
     "reload": "have the running daemon read its settings, hooks and tasks again",
     "init": "write commented examples of hooks.yaml and scheduler.yaml",
     "setup-systemd": "install the units for a clarad that pip or pipx has installed",

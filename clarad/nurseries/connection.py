@@ -11,7 +11,7 @@ from msgspec import Struct
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from clarad import protocol
-from clarad.access import Door
+from clarad.admission import Admission
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
@@ -55,19 +55,20 @@ class Connection:
         self,
         websocket: WebSocketConnection,
         stream: ClientStream,
-        trusted: bool,
+        shown: str | None,
         *,
-        door: Door,
+        admission: Admission,
         nodes: Nodes,
         redelivery: Redelivery,
         desk: Desk,
         bus: Bus,
     ) -> None:
-        """`trusted` if the handshake has already shown the secret."""
+        """`shown` is the secret or token that the handshake has shown, if any."""
         self._websocket = websocket
         self._address = stream.address
-        self._trusted = trusted
-        self._door = door
+        self._shown = shown
+        self._admission = admission
+        self.token: str | None = None
         self._nodes = nodes
         self._redelivery = redelivery
         self._desk = desk
@@ -139,13 +140,13 @@ class Connection:
             while True:
                 text = await self._websocket.get_message()
                 if self._sender.closing is None:
-                    self._take(text)
+                    await self._take(text)
         except ConnectionClosed:
             return
 
     # --- frames ----------------------------------------------------------------------------------
 
-    def _take(self, text: str | bytes) -> None:
+    async def _take(self, text: str | bytes) -> None:
         try:
             if isinstance(text, bytes):
                 raise protocol.Refused(
@@ -153,7 +154,7 @@ class Connection:
                 )
             frame = self._decode(text)
             if self.node is None:
-                self._register(frame)
+                await self._register(frame)
             else:
                 self._handle(self.node, frame, text)
         except protocol.Refused as refused:
@@ -181,6 +182,7 @@ class Connection:
             case protocol.Unregister():
                 self._nodes.forget(node)
                 self._redelivery.forget(node)
+                self._admission.free(node.platform, node.id)
                 self._desk.abandon(node)
                 self.end(CloseCode.UNREGISTERED, "unregistered")
             case protocol.Register():
@@ -191,29 +193,24 @@ class Connection:
             case protocol.Ack():
                 self._redelivery.ack(node, frame.seq)
 
-    def _register(self, frame: protocol.Inbound) -> None:
+    async def _register(self, frame: protocol.Inbound) -> None:
         if not isinstance(frame, protocol.Register):
             raise protocol.Refused(
                 ErrorCode.NOT_REGISTERED, 'Send "register" first, with node_id and platform.'
             )
-        if not self._trusted and not self._admits(frame):
-            self.end(CloseCode.REFUSED, "authentication failed")
+        try:
+            self.token = await self._admission.register(frame, self._address, self._shown)
+        except protocol.Refused as refused:
+            error = refused.error
+            about = catalogue.ADAPTER_REFUSED.about(node_id=frame.node_id, address=self._address)
+            text = "refused node %r from %s: %s"
+            log.warning(text, frame.node_id, self._address, error.message, extra=about)
+            self._reply(error)
+            if not error.recoverable:
+                self.end(CloseCode.REFUSED, "authentication failed")
             return
-        self._connect(frame)
-
-    def _admits(self, frame: protocol.Register) -> bool:
-        now = trio.current_time()
-        if self._door.is_closed(self._address, now):
-            code, message = ErrorCode.RATE_LIMITED, "Too many wrong secrets; wait a minute."
-        elif self._door.admits(self._address, frame.secret, now):
-            return True
-        else:
-            code = ErrorCode.AUTH_FAILED
-            message = "The secret is wrong; send the gateway's CLARA_GATEWAY_SECRET."
-        about = catalogue.ADAPTER_REFUSED.about(node_id=frame.node_id, address=self._address)
-        log.warning("refused node %r from %s: %s", frame.node_id, self._address, code, extra=about)
-        self._reply(protocol.Error(code=code, message=message, recoverable=False))
-        return False
+        if self._sender.closing is None:
+            self._connect(frame)
 
     def _connect(self, frame: protocol.Register) -> None:
         node, arrived = self._nodes.connect(

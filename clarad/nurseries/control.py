@@ -69,6 +69,9 @@ class Operations(Protocol):
     async def sandbox_prune(self) -> Report:
         """Remove sandboxes that were left behind."""
 
+    def close_token(self, token: str) -> Report:
+        """Close the connections of a token that was revoked."""
+
 
 class Gathered:
     """What a command has written to each stream since it was passed on last.
@@ -113,7 +116,7 @@ class OperatorConnection:
         self,
         websocket: WebSocketConnection,
         stream: ClientStream,
-        _trusted: bool,
+        _shown: str | None,
         *,
         operations: Operations,
     ) -> None:
@@ -123,6 +126,7 @@ class OperatorConnection:
         self._operations = operations
         self._sender = Sender(websocket, stream)
         self._under_way: set[str] = set()
+        self.token: str | None = None
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
@@ -232,6 +236,8 @@ class OperatorConnection:
                 return await self._operations.sandbox_reset(request.owner)
             case operator.SandboxPrune():
                 return await self._operations.sandbox_prune()
+            case operator.CloseToken():
+                return self._operations.close_token(request.token)
 
     async def _execute(self, request: operator.SandboxExec, requests: trio.Nursery) -> Report:
         output = Gathered()

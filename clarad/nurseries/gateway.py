@@ -1,18 +1,19 @@
 """Listens: takes connections in, checks their handshakes, and contains whatever they break."""
 
 import logging
-from collections.abc import Callable
+import ssl
+from collections.abc import Callable, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import ProtocolError
 
-from clarad.access import Door, bearer
+from clarad.access import bearer
 from clarad.listeners import peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.systemd import catalogue
-from clarad.websocket import ClientStream
+from clarad.websocket import ClientStream, Transport
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ class Connection(Protocol):
     def said_goodbye(self) -> bool:
         """Whether the closing handshake was held."""
 
+    @property
+    def token(self) -> str | None:
+        """What the token is called that it has shown, if any."""
+
     def end(self, code: CloseCode, reason: str) -> None:
         """Begin to close."""
 
@@ -39,7 +44,14 @@ class Connection(Protocol):
         """Serve until either side has closed."""
 
 
-MakeConnection = Callable[[WebSocketConnection, ClientStream, bool], Connection]
+MakeConnection = Callable[[WebSocketConnection, ClientStream, str | None], Connection]
+
+
+class Admission(Protocol):
+    """Who decides on handshakes; `clarad.admission.Admission`."""
+
+    async def refusal(self, headers: Mapping[str, str], address: str) -> tuple[int, str] | None:
+        """Return the HTTP status and the reason if a handshake may not be."""
 
 
 Address = TypeVar("Address")
@@ -63,20 +75,23 @@ class Endpoint(Protocol[Address_co]):
 class Gateway(Generic[Address]):
     """Listens at one endpoint.
 
-    `make_connection` is given the WebSocket, its stream, and whether the handshake has shown the
-    secret.
+    `make_connection` is given the WebSocket, its stream, and the secret or token that the handshake
+    has shown, if any.
     """
 
     def __init__(
         self,
         endpoint: Endpoint[Address],
         *,
-        door: Door,
+        admission: Admission,
         max_connections: int,
         make_connection: MakeConnection,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
+        """`tls` is what connections are encrypted with; it can be replaced at any time."""
         self._endpoint = endpoint
-        self._door = door
+        self._admission = admission
+        self.tls = tls
         self.max_connections = max_connections
         self._make_connection = make_connection
         self._listening = trio.CancelScope()
@@ -158,7 +173,7 @@ class Gateway(Generic[Address]):
         except OSError:  # gone before we looked
             await trio.aclose_forcefully(socket_stream)
             return
-        stream = ClientStream(socket_stream, address)
+        stream = ClientStream(self._encrypted(socket_stream), address)
         patience = LINGER
         try:
             if await self._serve(stream):
@@ -170,6 +185,12 @@ class Gateway(Generic[Address]):
             log.exception("the connection from %s failed", address, extra=about)
         finally:
             await stream.hang_up(patience)
+
+    def _encrypted(self, stream: trio.SocketStream) -> Transport:
+        # The TLS handshake is made with the first read, within the time for the other one.
+        if self.tls is None:
+            return stream
+        return trio.SSLStream(stream, self.tls, server_side=True, https_compatible=True)
 
     async def _serve(self, stream: ClientStream) -> bool:
         """Serve one connection; return whether both sides have said good-bye."""
@@ -199,7 +220,7 @@ class Gateway(Generic[Address]):
                 name.decode("latin-1").lower(): value.decode(errors="replace")
                 for name, value in request.headers
             }
-            refusal = self._refusal(headers, stream.address)
+            refusal = await self._admission.refusal(headers, stream.address)
             if refusal is None:
                 websocket = await request.accept()
             else:
@@ -211,18 +232,14 @@ class Gateway(Generic[Address]):
             watch.cancel_scope.cancel("the handshake is done")
         if refusal is not None:
             return None
-        return self._make_connection(websocket, stream, bearer(headers) is not None)
+        return self._make_connection(websocket, stream, bearer(headers))
 
-    def _refusal(self, headers: dict[str, str], address: str) -> tuple[int, str] | None:
-        """Return the HTTP status and the reason if this handshake may not be."""
-        if not self._door.admits_origin(headers):
-            return 403, "This origin is not in CLARA_GATEWAY_ALLOWED_ORIGINS."
-        if self._door.is_closed(address, trio.current_time()):
-            return 429, "Too many wrong secrets; wait a minute."
-        token = bearer(headers)
-        if token is not None and not self._door.admits(address, token, trio.current_time()):
-            return 401, "The token is wrong; send the gateway's CLARA_GATEWAY_SECRET."
-        return None
+    def close_token(self, token: str) -> int:
+        """Close the connections whose nodes have shown this token; return how many they are."""
+        closed = [connection for connection in self._connections if connection.token == token]
+        for connection in closed:
+            connection.end(CloseCode.REFUSED, "the token was revoked")
+        return len(closed)
 
     async def _talk(self, connection: Connection) -> None:
         if self._stopping:

@@ -8,11 +8,13 @@ from clarad.store.node_sessions import NodeSession, NodeSessions
 from clarad.store.runs import MISSED, Ending, Outcome
 from clarad.store.task_runs import StoredTaskRun, TaskRuns
 from clarad.store.tasks import Tasks, TaskState
+from clarad.store.tokens import Claim, Tokens
 from clarad.store.writer import Writer
 
 __all__ = [
     "KEPT_FOR",
     "MISSED",
+    "Claim",
     "Ending",
     "HookRuns",
     "MessageKey",
@@ -29,6 +31,7 @@ __all__ = [
     "TaskRuns",
     "TaskState",
     "Tasks",
+    "Tokens",
     "Unfinished",
     "Writer",
     "open_engine",

@@ -11,6 +11,7 @@ from clarad.store.migrate import is_behind, require_head
 from clarad.store.models import HookRunRow, TaskRunRow
 from clarad.store.runs import FAILURES
 from clarad.store.tasks import TaskState, read_task_states
+from clarad.store.tokens import Token, read_tokens
 
 Found = dict[str, Any]
 """A run as people are shown it; times are aware."""
@@ -62,6 +63,13 @@ class History:
         with errors_in_one_line():
             return read_task_states(self._connection)
 
+    def tokens(self) -> list[Token]:
+        """Return all tokens, by their names."""
+        if self._connection is None:
+            return []
+        with errors_in_one_line():
+            return read_tokens(self._connection)
+
     def _runs(
         self,
         row: type[HookRunRow | TaskRunRow],
@@ -107,7 +115,7 @@ def open_history(database_url: str) -> Iterator[History]:
 
 @contextmanager
 def open_writable(database_url: str) -> Iterator[Connection]:
-    """Open the store for one transaction; to be used when no daemon runs.
+    """Open the store for one transaction; for what no running daemon has in its memory.
 
     Raises:
         StoreError: the database cannot be written, or has not been migrated.

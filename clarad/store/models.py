@@ -190,3 +190,29 @@ class TaskRow(Base):
     accounted_until: Mapped[datetime] = mapped_column(UtcDateTime)
     """All occurrences up to here have their rows."""
     paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class TokenRow(Base):
+    """A token that an adapter shows instead of the secret."""
+
+    __tablename__ = "clarad_tokens"
+    __table_args__ = (UniqueConstraint("name"), UniqueConstraint("digest"))
+
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
+    name: Mapped[str] = mapped_column(String(255))
+    digest: Mapped[str] = mapped_column(String(64))
+    """SHA-256 of it, in hexadecimal."""
+    platforms: Mapped[str] = mapped_column(Text)
+    """The platforms that it is good for, separated by spaces; none are all."""
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+
+
+class TokenNodeRow(Base):
+    """A node that belongs to a token: no other may register it."""
+
+    __tablename__ = "clarad_token_nodes"
+
+    platform: Mapped[str] = mapped_column(String(255), primary_key=True)
+    node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
+    token_id: Mapped[int] = mapped_column(_BIG_ID, index=True)

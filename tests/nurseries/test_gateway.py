@@ -200,7 +200,7 @@ async def test_a_listener_that_fails_is_started_again_on_the_same_port(
 
 async def gets_on(running: Running) -> None:
     with trio.fail_after(10):
-        await running.daemon._gateway.progress()
+        await running.daemon._gateways.port.progress()
 
 
 async def test_a_gateway_that_takes_connections_gets_on(
