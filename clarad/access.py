@@ -1,6 +1,7 @@
 """Who may talk to the gateway: the secret, the origins, and the door that guessing closes."""
 
 import hmac
+import ipaddress
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Final
@@ -35,7 +36,7 @@ class Door:
 
     def is_closed(self, address: str, now: float) -> bool:
         """Whether `address` has failed too often lately."""
-        return self._closed_until.get(address, now) > now
+        return self._closed_until.get(_household(address), now) > now
 
     def admits(self, address: str, secret: str | None, now: float) -> bool:
         """Check a secret, in constant time, and count a failure against `address`.
@@ -47,7 +48,7 @@ class Door:
         if self.is_closed(address, now):
             return False
         if hmac.compare_digest((secret or "").encode(errors="replace"), self._secret):
-            self._failures.pop(address, None)
+            self._failures.pop(_household(address), None)
             return True
         self.note_failure(address, now)
         return False
@@ -59,6 +60,7 @@ class Door:
 
     def note_failure(self, address: str, now: float) -> None:
         """Count something wrong that was shown, and close the door if it is one too many."""
+        address = _household(address)
         failures = self._failures.setdefault(address, deque(maxlen=MAX_FAILURES))
         self._failures.move_to_end(address)
         failures.append(now)
@@ -69,6 +71,20 @@ class Door:
         for remembered in (self._failures, self._closed_until):
             if len(remembered) > MAX_ADDRESSES:
                 remembered.popitem(last=False)
+
+
+def _household(address: str) -> str:
+    """Return what of an address is one party's: everybody with IPv6 has 2^64 of them to guess from.
+
+    That is the network's 64 bits (RFC 7421); of a unix socket, and in IPv4, it is all of it.
+    """
+    try:
+        ip = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(ip, ipaddress.IPv6Address) or ip.ipv4_mapped is not None:
+        return address
+    return str(ipaddress.IPv6Network((int(ip), 64), strict=False))
 
 
 def bearer(headers: Mapping[str, str]) -> str | None:

@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 FILE_NAME: Final = "gateway.json"
 """Lies in the state directory while the daemon takes connections."""
@@ -12,9 +12,17 @@ FILE_NAME: Final = "gateway.json"
 CONTROL_NAME: Final = "control.sock"
 
 
-def announce(state_dir: Path, host: str, port: int, pid: int, *, control: Path) -> None:
+class Address(NamedTuple):
+    """Where adapters connect."""
+
+    host: str
+    port: int
+    tls: bool = False
+
+
+def announce(state_dir: Path, where: Address, pid: int, *, control: Path) -> None:
     """Write the addresses down, so that a reader finds all of them or none."""
-    found = {"host": host, "port": port, "pid": pid, "control": os.fspath(control)}
+    found = where._asdict() | {"pid": pid, "control": os.fspath(control)}
     beside = state_dir / f"{FILE_NAME}.new"
     beside.write_text(json.dumps(found) + "\n")
     beside.replace(state_dir / FILE_NAME)
@@ -25,12 +33,12 @@ def withdraw(state_dir: Path) -> None:
     (state_dir / FILE_NAME).unlink(missing_ok=True)
 
 
-def find(state_dir: Path) -> tuple[str, int] | None:
+def find(state_dir: Path) -> Address | None:
     """Return the address of the daemon that uses this directory, `None` if there is none to see."""
     try:
         found = _read(state_dir)
-        return str(found["host"]), int(found["port"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return Address(str(found["host"]), int(found["port"]), bool(found.get("tls")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 
@@ -70,7 +78,10 @@ def control_paths(state_dir: Path, environ: Mapping[str, str] = os.environ) -> l
     return list(dict.fromkeys(path for path in likely if path is not None))
 
 
-def url(host: str, port: int) -> str:
+def url(host: str, port: int, tls: bool = False) -> str:
     """Return the address as a client writes it; where every address is bound, the loopback one."""
     reachable = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
-    return f"ws://[{reachable}]:{port}" if ":" in reachable else f"ws://{reachable}:{port}"
+    scheme = "wss" if tls else "ws"
+    return (
+        f"{scheme}://[{reachable}]:{port}" if ":" in reachable else f"{scheme}://{reachable}:{port}"
+    )

@@ -19,8 +19,7 @@ _WHY: Final = {
     Claim.UNKNOWN: _WRONG,
     Claim.NEEDED: "A token is needed; `clarad tokens create` makes one.",
     Claim.OTHER_PLATFORM: "This token is for another platform.",
-    Claim.TAKEN: "This node is another adapter's; take another node_id.",
-    Claim.TOO_MANY: "This token has too many nodes; unregister some, or use another token.",
+    Claim.TAKEN: "This node is another adapter's: take another node_id, or have it freed.",
 }
 
 
@@ -28,20 +27,20 @@ class Admission:
     """Decides by what a peer shows."""
 
     def __init__(self, door: Door, tokens: Tokens) -> None:
-        self.door = door
+        self._door = door
         self._tokens = tokens
 
     async def refusal(self, headers: Mapping[str, str], address: str) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if a handshake may not be."""
-        if not self.door.admits_origin(headers):
+        if not self._door.admits_origin(headers):
             return 403, "This origin is not in CLARA_GATEWAY_ALLOWED_ORIGINS."
-        if self.door.is_closed(address, trio.current_time()):
+        if self._door.is_closed(address, trio.current_time()):
             return 429, _TOO_OFTEN
         shown = bearer(headers)
         if shown is None:
             return None
         if not _is_token(shown):
-            is_right = self.door.admits(address, shown, trio.current_time())
+            is_right = self._door.admits(address, shown, trio.current_time())
             return None if is_right else (401, _WRONG)
         try:
             if await self._tokens.is_known(shown):
@@ -49,7 +48,7 @@ class Admission:
         except StoreError as error:
             log.error("a token cannot be looked up: %s", error)
             return 503, "The database fails; try again."
-        self.door.note_failure(address, trio.current_time())
+        self._door.note_failure(address, trio.current_time())
         return 401, _WRONG
 
     async def register(self, frame: Register, address: str, shown: str | None) -> str | None:
@@ -61,15 +60,15 @@ class Admission:
         Raises:
             Refused: with the frame that says why not.
         """
-        if self.door.is_closed(address, trio.current_time()):
+        if self._door.is_closed(address, trio.current_time()):
             raise Refused(ErrorCode.RATE_LIMITED, _TOO_OFTEN)
         secret = shown or frame.secret
         token = secret if secret is not None and _is_token(secret) else None
-        if token is None and not self.door.admits(address, secret, trio.current_time()):
+        if token is None and not self._door.admits(address, secret, trio.current_time()):
             raise Refused(ErrorCode.AUTH_FAILED, _WRONG)
         claim, name = await self._claim(frame, token)
         if claim is Claim.UNKNOWN:
-            self.door.note_failure(address, trio.current_time())
+            self._door.note_failure(address, trio.current_time())
         if claim is not Claim.GRANTED:
             raise Refused(ErrorCode.AUTH_FAILED, _WHY[claim])
         return name
@@ -80,7 +79,7 @@ class Admission:
                 token,
                 frame.platform,
                 frame.node_id,
-                needed=not self.door.has_secret,
+                needed=not self._door.has_secret,
             )
         except StoreError as error:
             log.error("node %r cannot be registered: %s", frame.node_id, error)

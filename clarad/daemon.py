@@ -5,6 +5,7 @@ import gc
 import logging
 import os
 import signal
+import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, closing, suppress
@@ -116,11 +117,12 @@ async def _run_until_signal(
     ):
         async with trio.open_nursery() as nursery:
             host, port = await nursery.start(daemon.run)
+            where = address.Address(host, port, tls=settings.gateway_tls_cert is not None)
             nursery.start_soon(_reload_at_signal, hangups, daemon)
             logger.log(
                 log.NOTICE,
                 "listening on %s; now type in another terminal: %s chat",
-                url := address.url(host, port),
+                url := address.url(*where),
                 _how_called(),
                 extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
             )
@@ -205,7 +207,7 @@ class Daemon:
             self._status,
             sandboxes,
             apply=self._apply,
-            close_token=lambda token: self._gateways.close_token(token),
+            close_token=self._close_token,
             overlay=overlay,
         )
         self._gateways = Gateways(
@@ -263,15 +265,18 @@ class Daemon:
     def _make_session(self, key: SessionKey) -> Session:
         return Session(key, timeout=self._settings.session_timeout)
 
-    def _apply(self, settings: Settings) -> None:
+    def _apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
         """Put reloaded settings in force; sessions and messages keep the timeouts they began with.
 
         The settings of hooks and tasks are theirs already.
         """
         self._settings = settings
-        self._gateways.apply(settings)
+        self._gateways.apply(settings, tls)
         self.sessions.message_timeout = settings.message_timeout
         log.set_level(settings.log_level)
+
+    async def _close_token(self, token: str) -> int:
+        return await self._gateways.close_token(token)
 
     def stop_at_once(self) -> None:
         """Cut the drain short."""
@@ -292,7 +297,8 @@ class Daemon:
         if self._watched_within is not None:
             await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
         _leave_alone_what_stays()
-        address.announce(self._settings.state_dir, host, port, os.getpid(), control=control)
+        where = address.Address(host, port, tls=self._settings.gateway_tls_cert is not None)
+        address.announce(self._settings.state_dir, where, os.getpid(), control=control)
         self.bus.publish(
             EventType.GATEWAY_STARTUP,
             data={

@@ -1,10 +1,13 @@
 """All that listens: the gateway's port, its socket file, and the control socket."""
 
-import logging
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Final
+
+import trio
 
 from clarad import address
 from clarad.access import Door
@@ -15,13 +18,12 @@ from clarad.nurseries.connection import Connection
 from clarad.nurseries.control import MAX_CONNECTIONS, Operations, OperatorConnection
 from clarad.nurseries.gateway import Endpoint, Gateway
 from clarad.nurseries.supervisor import Supervisor
-from clarad.store import Tokens
-from clarad.systemd import catalogue
-from clarad.tls import TlsError, server_context
+from clarad.store import StoreError, Tokens
+from clarad.tls import server_context
 
-log = logging.getLogger(__name__)
-
-Connect = Callable[..., Connection]
+_PORT: Final = "gateway"
+_SOCKET: Final = "gateway socket"
+_CONTROL: Final = "control"
 
 
 class Gateways:
@@ -33,26 +35,32 @@ class Gateways:
         endpoint: Endpoint[tuple[str, int]],
         *,
         tokens: Tokens,
-        connect: Connect,
+        connect: Callable[..., Connection],
         operations: Operations,
     ) -> None:
-        """`connect` makes an adapter's connection, and is told who decides on its registration."""
+        """`connect` makes an adapter's connection, and is told who decides on its registration.
+
+        Raises:
+            TlsError: the certificate or its key cannot be used.
+        """
+        self._tokens = tokens
         self._door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
-        guarded = Admission(self._door, tokens)
+        admission = Admission(self._door, tokens)
+        make_connection = partial(connect, admission=admission)
         self.port = Gateway(
             endpoint,
-            admission=guarded,
+            admission=admission,
             max_connections=settings.gateway_max_connections,
-            make_connection=partial(connect, admission=guarded),
-            tls=_tls(settings),
+            make_connection=make_connection,
+            tls=server_context(settings),
         )
-        self._all: dict[str, Gateway[Any]] = {"gateway": self.port}
+        self._socket: Gateway[Path] | None = None
         if settings.gateway_socket is not None:
-            self._all["gateway socket"] = Gateway(
+            self._socket = Gateway(
                 UnixEndpoint(settings.gateway_socket),
-                admission=guarded,
+                admission=admission,
                 max_connections=settings.gateway_max_connections,
-                make_connection=partial(connect, admission=guarded),
+                make_connection=make_connection,
             )
         self._control = Gateway(
             UnixEndpoint(address.control_path(settings.state_dir)),
@@ -64,48 +72,48 @@ class Gateways:
 
     async def start(self, supervisor: Supervisor) -> tuple[str, int]:
         """Take adapters' connections; return the port's address."""
-        addresses = [await supervisor.start(name, one.run) for name, one in self._all.items()]
-        bound: tuple[str, int] = addresses[0]
-        return bound
+        host, port = await supervisor.start(_PORT, self.port.run)
+        if self._socket is not None:
+            await supervisor.start(_SOCKET, self._socket.run)
+        return host, port
 
-    async def start_control(self, supervisor: Supervisor) -> Any:
+    async def start_control(self, supervisor: Supervisor) -> Path:
         """Take operators' connections; return the control socket's path."""
-        self._all["control"] = self._control
-        return await supervisor.start("control", self._control.run)
+        path: Path = await supervisor.start(_CONTROL, self._control.run)
+        return path
 
     def stop_listening(self) -> None:
         """Take no new connection."""
-        for one in (*self._all.values(), self._control):
-            one.stop_listening()
+        for gateway in self._all().values():
+            gateway.stop_listening()
 
     def close_all(self) -> None:
         """Close every connection with 1001, after what is queued for it."""
-        for one in self._all.values():
-            one.close_all()
+        for gateway in self._all().values():
+            gateway.close_all()
 
     async def ended(self, supervisor: Supervisor) -> None:
         """Wait until all connections have ended, after `stop_listening` and `close_all`."""
-        for name in self._all:
+        for name in self._all():
             await supervisor.ended(name)
 
-    def close_token(self, token: str) -> int:
+    async def close_token(self, token: str) -> int:
         """Close the connections of a token that was revoked; return how many they were."""
-        return sum(one.close_token(token) for one in self._all.values())
+        with suppress(StoreError):
+            await self._tokens.caught_up()  # a node of it may be about to be let in
+        await trio.lowlevel.checkpoint()  # and has to hear of it
+        return sum(gateway.close_token(token) for gateway in self._of_adapters())
 
-    def apply(self, settings: Settings) -> None:
+    def apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
         """Put reloaded settings in force, a renewed certificate among them."""
         self._door.allowed_origins = settings.gateway_allowed_origins
-        for name, one in self._all.items():
-            if name != "control":
-                one.max_connections = settings.gateway_max_connections
-        try:
-            self.port.tls = _tls(settings)
-        except TlsError as error:  # it was good a moment ago, when the settings were read
-            about = catalogue.CONFIG_QUESTIONABLE.about()
-            log.error("the certificate stays as it was: %s", error, extra=about)
+        self.port.tls = tls
+        for gateway in self._of_adapters():
+            gateway.max_connections = settings.gateway_max_connections
 
+    def _of_adapters(self) -> list[Gateway[tuple[str, int]] | Gateway[Path]]:
+        return [self.port] if self._socket is None else [self.port, self._socket]
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
-    if settings.gateway_tls_cert is None:
-        return None
-    return server_context(settings.gateway_tls_cert, settings.gateway_tls_key)
+    def _all(self) -> dict[str, Gateway[tuple[str, int]] | Gateway[Path]]:
+        names = (_PORT, _SOCKET)
+        return {**dict(zip(names, self._of_adapters(), strict=False)), _CONTROL: self._control}

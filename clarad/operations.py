@@ -4,7 +4,8 @@ import codecs
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import ssl
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from clarad.operator import Refused, Report, pruned
 from clarad.store import Ending, StoreError
 from clarad.systemd import catalogue
 from clarad.systemd.status import Status
+from clarad.tls import TlsError, server_context
 from sandbox import Result, SandboxError
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class _Found(NamedTuple):
     environ: Mapping[str, str]
     settings: Settings
     defined: Definitions
+    tls: ssl.SSLContext | None
 
 
 class Operations:
@@ -51,12 +54,13 @@ class Operations:
         status: Status,
         sandboxes: Sandboxes | None = None,
         *,
-        apply: Callable[[Settings], None],
-        close_token: Callable[[str], int],
+        apply: Callable[[Settings, ssl.SSLContext | None], None],
+        close_token: Callable[[str], Awaitable[int]],
         overlay: Overlay | None = None,
     ) -> None:
-        """`apply` puts reloaded settings in force; without an `overlay` there is none to reload.
+        """`apply` puts reloaded settings in force, and a renewed certificate.
 
+        Without an `overlay` there are no settings to reload.
         `close_token` closes the connections of a token, and says how many they were.
         """
         self._settings = settings
@@ -109,20 +113,23 @@ class Operations:
                 settings, warnings = config.load(environ)
                 for warning in warnings:
                     log.warning("%s", warning, extra=catalogue.CONFIG_QUESTIONABLE.about())
+            tls = server_context(settings)
         except (EnvFileError, ConfigError) as error:
             raise Refused(error.problems) from None
+        except TlsError as error:
+            raise Refused([str(error)]) from None
         defined = definitions.load(settings)
         if defined.problems:
             raise Refused([str(problem) for problem in defined.problems])
         hide([*secrets_in(environ), *defined.secrets()])
-        return _Found(environ, settings, defined)
+        return _Found(environ, settings, defined, tls)
 
     def _put_in_force(self, found: _Found) -> None:
         if self._overlay is not None:
             self._overlay.replace(found.environ)
         changes = {name: getattr(found.settings, name) for name in RELOADED}
         self._settings = dataclasses.replace(self._settings, **changes)
-        self._apply(self._settings)
+        self._apply(self._settings, found.tls)
 
     def status(self) -> Report:
         """Say that the daemon is well enough to answer."""
@@ -193,9 +200,9 @@ class Operations:
             removed = await self._with_sandboxes.prune()
         return Report(pruned(removed))
 
-    def close_token(self, token: str) -> Report:
+    async def close_token(self, token: str) -> Report:
         """Close the connections of a token that was revoked."""
-        count = self._close_token(token)
+        count = await self._close_token(token)
         return Report(f"{count} connection{'s' * (count != 1)} of it closed")
 
     @property

@@ -17,8 +17,14 @@ PROTOCOL_VERSION: Final = 1
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 """The largest frame that is looked at, in bytes. More than that is closed with 1009."""
 
+MAX_FIRST_FRAME: Final = 64 * 1024
+"""The same, in characters, for who has not registered: strangers are not to fill the memory."""
+
 # PostgreSQL cannot hold NUL in a text column, and no platform has it in an id.
 Id = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*\Z")]
+
+# What a database can hold.
+Seq = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 
 
 class ErrorCode(StrEnum):
@@ -104,7 +110,7 @@ class Register(Struct, frozen=True, tag="register"):
     metadata: dict[str, Any] = {}
     secret: str | None = None
     session_id: str | None = None
-    last_seq: int | None = None
+    last_seq: Seq | None = None
     caused_by: Annotated[list[Id], Meta(max_length=64)] = []
     """The runs of hooks and tasks that led to this connection, the nearest last."""
 
@@ -144,7 +150,7 @@ class StatusRequest(Struct, frozen=True, tag="status"):
 class Ack(Struct, frozen=True, tag="ack"):
     """Everything up to this `seq` has arrived."""
 
-    seq: int
+    seq: Seq
 
 
 Inbound = Register | Unregister | Ping | Message | Cancel | StatusRequest | Ack

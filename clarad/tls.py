@@ -3,23 +3,30 @@
 import ssl
 from pathlib import Path
 
+from clarad.config import Settings
+
 
 class TlsError(Exception):
     """The certificate or its key cannot be used; the text says which, and why."""
 
 
-def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
-    """Read a certificate (with its chain) and its key, in PEM; without `key` both are in one file.
+def server_context(settings: Settings) -> ssl.SSLContext | None:
+    """Read the certificate (with its chain) and its key, in PEM; `None` if there is to be no TLS.
+
+    Without CLARA_GATEWAY_TLS_KEY both are in one file. Reads files: not for the loop.
 
     Raises:
         TlsError: they cannot be read, or do not belong together.
     """
-    for path in (certificate, key):
+    certificate, key = settings.gateway_tls_cert, settings.gateway_tls_key
+    if certificate is None:
+        return None
+    for name, path in (("CERT", certificate), ("KEY", key)):
         try:
             if path is not None:
                 path.open("rb").close()
         except OSError as error:
-            raise TlsError(f"{error.strerror}: {path}") from None
+            raise TlsError(f"CLARA_GATEWAY_TLS_{name}: {error.strerror}: {path}") from None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
@@ -27,8 +34,8 @@ def server_context(certificate: Path, key: Path | None) -> ssl.SSLContext:
     except ssl.SSLError as error:
         why = (error.reason or str(error)).replace("_", " ").lower()
         raise TlsError(
-            f"{certificate} and {key or 'the key in it'} cannot be used ({why}): write a "
-            "certificate and its key, without a password, in PEM"
+            f"CLARA_GATEWAY_TLS_CERT: {certificate} and {key or 'the key in it'} cannot be used "
+            f"({why}); name a certificate and the key that belongs to it, in PEM"
         ) from None
     except ValueError as error:
         raise TlsError(str(error)) from None
@@ -49,4 +56,6 @@ def client_context(certificate: Path) -> ssl.SSLContext:
 
 def _no_password() -> str:
     # OpenSSL would ask the terminal for it otherwise, and the daemon would wait for ever.
-    raise ValueError("the key has a password; write it without one (openssl pkey -in … -out …)")
+    raise ValueError(
+        "CLARA_GATEWAY_TLS_KEY: the key has a password; take it out (openssl pkey -in … -out …)"
+    )

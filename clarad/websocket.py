@@ -16,13 +16,10 @@ from trio_websocket import WebSocketConnection
 
 _READ_SIZE: Final = 64 * 1024
 
-_CLOSE_TIMEOUT: Final = 1.0
-
 _FINAL_TEXT: Final = 0x81
 _SHORT: Final = struct.Struct("!BB")
 _MEDIUM: Final = struct.Struct("!BBH")
 _LONG: Final = struct.Struct("!BBQ")
-
 
 Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
@@ -88,7 +85,7 @@ class ClientStream(trio.abc.Stream):
         self.ended.set()
         if first and not self._lock.locked():
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                # TLS has no half-closed connections that clients would expect.
+                # A TLS connection that is half closed is none that clients expect.
                 if isinstance(self._stream, trio.SocketStream):
                     await self._stream.send_eof()
         await trio.lowlevel.checkpoint()
@@ -107,8 +104,7 @@ class ClientStream(trio.abc.Stream):
                 while await self._stream.receive_some(_READ_SIZE):
                     pass
         finally:
-            with trio.move_on_after(_CLOSE_TIMEOUT, shield=True):  # TLS says good-bye
-                await self._stream.aclose()
+            await trio.aclose_forcefully(self._stream)
 
 
 class FrameWriter:

@@ -92,7 +92,7 @@ class ScriptedOperations:
         self.asked.append(("sandbox_prune",))
         return Report("removed 2 sandboxes")
 
-    def close_token(self, token: str) -> Report:
+    async def close_token(self, token: str) -> Report:
         self.asked.append(("close_token", token))
         return Report("1 connection of it closed")
 

@@ -7,22 +7,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clarad import address
+from clarad.address import Address
 
 
 def test_what_is_written_down_is_found(tmp_path: Path) -> None:
-    address.announce(tmp_path, "127.0.0.1", 1234, 1, control=tmp_path / "control.sock")
-    assert address.find(tmp_path) == ("127.0.0.1", 1234)
+    address.announce(tmp_path, Address("127.0.0.1", 1234), 1, control=tmp_path / "control.sock")
+    assert address.find(tmp_path) == Address("127.0.0.1", 1234)
     assert address.find_control(tmp_path) == tmp_path / "control.sock"
 
 
 def test_a_path_that_is_no_text_is_found(tmp_path: Path) -> None:
     control = Path("/run/\udcff/control.sock")
-    address.announce(tmp_path, "127.0.0.1", 1234, 1, control=control)
+    address.announce(tmp_path, Address("127.0.0.1", 1234), 1, control=control)
     assert address.find_control(tmp_path) == control
 
 
 def test_what_is_withdrawn_is_not_found(tmp_path: Path) -> None:
-    address.announce(tmp_path, "127.0.0.1", 1234, 1, control=tmp_path / "control.sock")
+    address.announce(tmp_path, Address("127.0.0.1", 1234), 1, control=tmp_path / "control.sock")
     for _ in range(2):
         address.withdraw(tmp_path)
         assert address.find(tmp_path) is None
@@ -61,7 +62,7 @@ def test_the_control_socket_is_in_the_runtime_directory_if_there_is_one(
 
 
 def test_a_command_looks_wherever_it_may_be(tmp_path: Path) -> None:
-    address.announce(tmp_path, "127.0.0.1", 1, 1, control=Path("/run/clarad/control.sock"))
+    address.announce(tmp_path, Address("127.0.0.1", 1), 1, control=Path("/run/clarad/control.sock"))
     environ = {"RUNTIME_DIRECTORY": "/run/mine"}
     assert address.control_paths(tmp_path, environ) == [
         Path("/run/mine/control.sock"),
@@ -72,5 +73,5 @@ def test_a_command_looks_wherever_it_may_be(tmp_path: Path) -> None:
 
 def test_a_command_looks_in_each_place_once(tmp_path: Path) -> None:
     control = address.control_path(tmp_path, {})
-    address.announce(tmp_path, "127.0.0.1", 1, 1, control=control)
+    address.announce(tmp_path, Address("127.0.0.1", 1), 1, control=control)
     assert address.control_paths(tmp_path, {}) == [control]

@@ -497,6 +497,7 @@ attachments = st.builds(
     content=maybe_text,
     size=st.none() | st.integers(),
 )
+seqs = st.integers(0, 2**63 - 1)
 inbound: st.SearchStrategy[protocol.Inbound] = st.one_of(
     st.builds(
         protocol.Register,
@@ -506,7 +507,7 @@ inbound: st.SearchStrategy[protocol.Inbound] = st.one_of(
         metadata=json_objects,
         secret=maybe_text,
         session_id=maybe_text,
-        last_seq=st.none() | st.integers(),
+        last_seq=st.none() | seqs,
     ),
     st.builds(protocol.Unregister),
     st.builds(protocol.Ping),
@@ -534,7 +535,7 @@ inbound: st.SearchStrategy[protocol.Inbound] = st.one_of(
         protocol.Cancel, request_id=ids, reason=st.none() | texts.map(lambda text: text[:4096])
     ),
     st.builds(protocol.StatusRequest),
-    st.builds(protocol.Ack, seq=st.integers()),
+    st.builds(protocol.Ack, seq=seqs),
 )
 unset = st.just(UNSET)
 outbound: st.SearchStrategy[protocol.Outbound] = st.one_of(

@@ -28,6 +28,7 @@ def run(_arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         settings, warnings, problems = error.settings, error.warnings, error.problems
     problems += filter(None, [_state_dir_problem(settings.state_dir) or _store_problem(settings)])
+    problems += filter(None, [_tls_problem(settings), _socket_problem(settings.gateway_socket)])
     doubts, missing = _engine(settings)
     warnings += doubts
     problems += missing
@@ -53,6 +54,32 @@ def _state_dir_problem(state_dir: Path) -> str | None:
         return f"CLARA_STATE_DIR: {existing} is not a directory; name one"
     if not os.access(existing, os.W_OK | os.X_OK):
         return f"CLARA_STATE_DIR: {existing} cannot be written to; name a directory of your own"
+    return None
+
+
+def _tls_problem(settings: config.Settings) -> str | None:
+    from clarad.tls import TlsError, server_context
+
+    try:
+        server_context(settings)
+    except TlsError as error:
+        return str(error)
+    return None
+
+
+def _socket_problem(path: Path | None) -> str | None:
+    """Say why the socket file could not be made, without making it."""
+    if path is None:
+        return None
+    try:
+        if path.exists() and not path.is_socket():
+            return f"CLARA_GATEWAY_SOCKET: {path} is in the way; move it, or name another file"
+    except OSError as error:
+        return f"CLARA_GATEWAY_SOCKET: {error.strerror}: {path}"
+    if not path.parent.is_dir():
+        return f"CLARA_GATEWAY_SOCKET: {path.parent} is not a directory; make it"
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        return f"CLARA_GATEWAY_SOCKET: {path.parent} cannot be written to; name another directory"
     return None
 
 

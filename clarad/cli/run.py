@@ -68,6 +68,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     from clarad.instance import AlreadyRunning
     from clarad.listeners import CannotListen
     from clarad.store import StoreError
+    from clarad.tls import TlsError
     from sandbox import EngineError
 
     defined = definitions.load(settings)
@@ -86,6 +87,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
         StoreError: (Exit.STORE, catalogue.STORE_UNUSABLE),
         CannotListen: (Exit.CANNOT_LISTEN, catalogue.CANNOT_LISTEN),
         EngineError: (Exit.NO_SANDBOX, catalogue.NO_SANDBOX),
+        TlsError: (Exit.CONFIG, catalogue.CONFIG_REFUSED),
     }
     try:
         daemon.run(settings, defined, overlay, handed)

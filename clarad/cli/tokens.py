@@ -1,23 +1,30 @@
 """`clarad tokens`: tokens of adapters, beside the one secret."""
 
 import argparse
+from typing import Final
 
 from clarad import config, operator
-from clarad.adapters.operator import NoDaemon
-from clarad.cli import control, listing, runs
+from clarad.adapters.operator import NoDaemon, OperatorError
+from clarad.cli import control, fail, listing, runs
 from clarad.cli.runs import Unusable
 from clarad.store.history import open_history, open_writable
-from clarad.store.tokens import create_token, revoke_token
+from clarad.store.tokens import create_token, free_node, read_tokens, revoke_token
 
-_LIST = ("name", "platforms", "nodes", "created_at", "used_at")
+_LIST: Final = ("name", "platforms", "nodes", "created_at", "used_at")
+
+_OPEN: Final = (
+    "warning: that was the last token, and CLARA_GATEWAY_SECRET is not set here: whoever can reach "
+    "the gateway can use it"
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command and its parts."""
     parser.description = (
-        "Tokens that adapters show instead of CLARA_GATEWAY_SECRET. What a node with a token has,\n"
-        "no other token can have: its name, its session, its messages. A new token is good at\n"
-        "once, and a revoked one is so no more; connections that have used it are closed."
+        "Tokens that adapters show instead of CLARA_GATEWAY_SECRET. A node is whose who registers\n"
+        "it first, a token's or the secret's: nobody else can have its name, its session or its\n"
+        "answers. A new token is good at once. When one is revoked the connections that have\n"
+        "used it are closed, and anybody can have its nodes."
     )
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     create = parts.add_parser("create", help="make a token and print it: it is shown only now")
@@ -33,12 +40,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     runs.add_list_options(parts.add_parser("list", help="the tokens, and when each was used last"))
     revoke = parts.add_parser("revoke", help="make a token good for nothing")
     revoke.add_argument("name", type=runs.word, metavar="NAME")
+    free = parts.add_parser("free", help="let anybody have a node, such as one that gets a token")
+    free.add_argument("platform", type=_platform, metavar="PLATFORM")
+    free.add_argument("node", type=runs.word, metavar="NODE")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Do one part; 1 if it cannot be done."""
-    parts = {"create": _create, "list": _list, "revoke": _revoke}
+    parts = {"create": _create, "list": _list, "revoke": _revoke, "free": _free}
     return runs.guarded(arguments, parts[arguments.part])
 
 
@@ -63,18 +73,31 @@ def _revoke(arguments: argparse.Namespace, settings: config.Settings) -> int:
     with open_writable(settings.database_url) as connection:
         if not revoke_token(connection, arguments.name):
             raise Unusable(f"there is no token {arguments.name!r}; `clarad tokens list` has them")
+        is_open = settings.gateway_secret is None and not read_tokens(connection)
+    if is_open:
+        fail(_OPEN)
     try:
         done = control.ask(settings, operator.CloseToken("revoke", arguments.name))
     except NoDaemon:
-        print(f"revoked {arguments.name}")
+        print("revoked")
         return 0
+    except OperatorError as error:
+        raise Unusable(f"revoked, but its connections may be open still: {error}") from None
     if done is None:
         return 1
-    print(f"revoked {arguments.name}; {done.text}")
+    print(f"revoked; {done.text}")
+    return 0
+
+
+def _free(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    with open_writable(settings.database_url) as connection:
+        if not free_node(connection, arguments.platform, arguments.node):
+            raise Unusable(f"{arguments.node!r} of {arguments.platform!r} is nobody's")
+    print("freed; who registers it next has it")
     return 0
 
 
 def _platform(text: str) -> str:
-    if not text.split() == [text]:
+    if text.split() != [text]:
         raise argparse.ArgumentTypeError("write one name, without spaces")
     return runs.word(text)

@@ -24,8 +24,9 @@ _SHAPES: Final = (
     r"(?i:(?<=authorization: )|(?<=authorization': ')|(?<=authorization\": \"))[^\r\n'\"]+",
     r"(?i:(?<=bearer )|(?<=basic ))(?=\S*[\d=])[\w.~+/=-]{6,}",  # and no word of a sentence
     r"whsec_[\w+/=-]+",
+    r"clarad_[\w-]{43}",  # a token of clarad.store.tokens; the names of tables are shorter
 )
-_MARKS: Final = ("://", "authorization", "bearer ", "basic ", "whsec_")
+_MARKS: Final = ("://", "authorization", "bearer ", "basic ", "whsec_", "clarad_")
 """One of these is in everything that has such a shape; looking for them costs next to nothing."""
 
 

@@ -14,7 +14,7 @@ from clarad import protocol
 from clarad.admission import Admission
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
-from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
+from clarad.protocol import MAX_FIRST_FRAME, MAX_FRAME_BYTES, CloseCode, ErrorCode
 from clarad.redelivery import Redelivery
 from clarad.sender import Sender
 from clarad.systemd import catalogue
@@ -69,6 +69,7 @@ class Connection:
         self._shown = shown
         self._admission = admission
         self.token: str | None = None
+        websocket._max_message_size = MAX_FIRST_FRAME  # there is no public name for it
         self._nodes = nodes
         self._redelivery = redelivery
         self._desk = desk
@@ -97,6 +98,11 @@ class Connection:
     def said_goodbye(self) -> bool:
         """Whether the closing handshake was held, as far as trio-websocket lets us know."""
         return self._sender.said_goodbye
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether it has not registered, and is not about to be closed either."""
+        return self.node is None and self._sender.closing is None
 
     async def run(self) -> None:
         """Serve until either side closes. Cancelling drops the connection without a close frame."""
@@ -223,6 +229,7 @@ class Connection:
             frame.last_seq,
         )
         self.node = node
+        self._websocket._max_message_size = MAX_FRAME_BYTES
         self._reply(
             protocol.Registered(
                 node_id=node.id,

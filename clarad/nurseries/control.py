@@ -69,7 +69,7 @@ class Operations(Protocol):
     async def sandbox_prune(self) -> Report:
         """Remove sandboxes that were left behind."""
 
-    def close_token(self, token: str) -> Report:
+    async def close_token(self, token: str) -> Report:
         """Close the connections of a token that was revoked."""
 
 
@@ -127,6 +127,7 @@ class OperatorConnection:
         self._sender = Sender(websocket, stream)
         self._under_way: set[str] = set()
         self.token: str | None = None
+        self.is_stranger = False
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
@@ -237,7 +238,7 @@ class OperatorConnection:
             case operator.SandboxPrune():
                 return await self._operations.sandbox_prune()
             case operator.CloseToken():
-                return self._operations.close_token(request.token)
+                return await self._operations.close_token(request.token)
 
     async def _execute(self, request: operator.SandboxExec, requests: trio.Nursery) -> Report:
         output = Gathered()

@@ -20,6 +20,9 @@ log = logging.getLogger(__name__)
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds from the TCP connection to the end of the WebSocket handshake."""
 
+MAX_HANDSHAKES: Final = 1024
+"""Handshakes at once; of more, the one that takes longest is cut. Real ones take milliseconds."""
+
 LINGER: Final = 2.0
 """Seconds that a peer which is still sending has to read why it was closed."""
 
@@ -36,6 +39,10 @@ class Connection(Protocol):
     @property
     def token(self) -> str | None:
         """What the token is called that it has shown, if any."""
+
+    @property
+    def is_stranger(self) -> bool:
+        """Whether nobody knows yet who it is."""
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Begin to close."""
@@ -96,8 +103,8 @@ class Gateway(Generic[Address]):
         self._make_connection = make_connection
         self._listening = trio.CancelScope()
         self._stopping = False
-        self._connections: set[Connection] = set()
-        self._handshakes: set[trio.CancelScope] = set()
+        self._connections: dict[Connection, None] = {}  # in the order in which they came, as
+        self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
         self._listeners: list[trio.SocketListener] = []
         self._probe = trio.CancelScope()
         self._taken = trio.Event()
@@ -197,11 +204,13 @@ class Gateway(Generic[Address]):
         # trio-websocket's own task, which reads, lives here: what it raises ends this connection.
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(HANDSHAKE_TIMEOUT) as limit:
-                self._handshakes.add(limit)
+                if len(self._handshakes) >= MAX_HANDSHAKES:
+                    next(iter(self._handshakes)).cancel("too many handshakes")
+                self._handshakes[limit] = None
                 try:
                     connection = await self._shake_hands(nursery, stream, limit)
                 finally:
-                    self._handshakes.discard(limit)
+                    del self._handshakes[limit]
             if not limit.cancelled_caught and connection is not None:
                 await self._talk(connection)
             nursery.cancel_scope.cancel("the connection is closed")
@@ -245,12 +254,15 @@ class Gateway(Generic[Address]):
         if self._stopping:
             connection.end(CloseCode.STOPPING, "the daemon is stopping")
         elif len(self._connections) >= self.max_connections:
-            connection.end(CloseCode.TOO_MANY_CONNECTIONS, "too many connections; try later")
-        self._connections.add(connection)
+            # Nobody is to keep adapters out by connections that cost nothing but a handshake.
+            strangers = (one for one in self._connections if one.is_stranger)
+            surplus = next(strangers, connection)
+            surplus.end(CloseCode.TOO_MANY_CONNECTIONS, "too many connections; try later")
+        self._connections[connection] = None
         try:
             await connection.run()
         finally:
-            self._connections.discard(connection)
+            del self._connections[connection]
 
 
 async def _cancel_at_end(stream: ClientStream, scope: trio.CancelScope) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     Float,
+    ForeignKey,
     Index,
     Integer,
     MetaData,
@@ -208,11 +209,15 @@ class TokenRow(Base):
     used_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
 
 
-class TokenNodeRow(Base):
-    """A node that belongs to a token: no other may register it."""
+class NodeOwnerRow(Base):
+    """Whose a node is: a token's, or with none everybody's who has the secret."""
 
-    __tablename__ = "clarad_token_nodes"
+    __tablename__ = "clarad_node_owners"
+    __table_args__ = (Index("ix_clarad_node_owners_token_id", "token_id", "registered_at"),)
 
     platform: Mapped[str] = mapped_column(String(255), primary_key=True)
     node_id: Mapped[str] = mapped_column(String(255), primary_key=True)
-    token_id: Mapped[int] = mapped_column(_BIG_ID, index=True)
+    token_id: Mapped[int | None] = mapped_column(
+        _BIG_ID, ForeignKey("clarad_tokens.id", ondelete="CASCADE")
+    )
+    registered_at: Mapped[datetime] = mapped_column(UtcDateTime)

@@ -1,4 +1,9 @@
-"""The tokens that adapters show instead of the secret, and the nodes that are theirs."""
+"""The tokens that adapters show instead of the secret, and whose each node is.
+
+A node is whose who registers it first, a token's or the secret's, until it unregisters, is freed or
+its token is revoked. (Rejected: to let the secret's nodes go unrecorded. A token that got about
+could take their names, and with them the answers that they have still to be given.)
+"""
 
 import hashlib
 import secrets
@@ -7,18 +12,29 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, and_, delete, exists, func, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    delete,
+    exists,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
 from clarad.store.engine import StoreError, errors_in_one_line
 from clarad.store.messages import log_failure
-from clarad.store.models import TokenNodeRow, TokenRow
+from clarad.store.models import NodeOwnerRow, TokenRow
 from clarad.store.writer import Writer
 
 PREFIX: Final = "clarad_"
 """How every token begins, so that scanners for leaked secrets can find it."""
 
 MAX_NODES: Final = 1000
-"""Nodes that one token may have; a token that got about cannot fill the store with names."""
+"""Nodes that one token has, or the secret; of more, the one that registered longest ago is free."""
 
 
 class Token(NamedTuple):
@@ -26,10 +42,10 @@ class Token(NamedTuple):
 
     name: str
     platforms: Sequence[str]
+    nodes: int
     created_at: datetime
     used_at: datetime | None
     """When a node registered with it last."""
-    nodes: int
 
 
 class Claim(Enum):
@@ -40,8 +56,7 @@ class Claim(Enum):
     """There is no such token, or it was revoked."""
     OTHER_PLATFORM = "other platform"
     TAKEN = "taken"
-    """The node is another token's."""
-    TOO_MANY = "too many"
+    """The node is somebody else's."""
     NEEDED = "needed"
     """No token was shown, and there are some."""
 
@@ -61,8 +76,7 @@ class Tokens:
         digest = _digest(token)
 
         def find(connection: Connection) -> bool:
-            found = connection.scalar(select(exists().where(TokenRow.digest == digest)))
-            return bool(found)
+            return bool(connection.scalar(select(exists().where(TokenRow.digest == digest))))
 
         with errors_in_one_line():
             return await self._writer.call(find)
@@ -72,8 +86,8 @@ class Tokens:
     ) -> tuple[Claim, str | None]:
         """Have a node registered: from here on it is this token's, and no other's.
 
-        Without a token it may be any node that is no token's; `needed` says that there has to be
-        one, if any are in use.
+        Without a token it is everybody's who has none; `needed` says that there has to be one, if
+        any are in use.
 
         Returns:
             What came of it, and what the token is called.
@@ -84,9 +98,11 @@ class Tokens:
         digest = None if token is None else _digest(token)
 
         def claim(connection: Connection) -> tuple[Claim, str | None]:
-            if digest is None:
-                return _claim_without(connection, platform, node_id, needed=needed), None
-            return _claim(connection, digest, platform, node_id)
+            if digest is not None:
+                return _claim_with(connection, digest, platform, node_id)
+            if needed and connection.scalar(select(exists().select_from(TokenRow))):
+                return Claim.NEEDED, None
+            return _claim(connection, None, platform, node_id), None
 
         with errors_in_one_line():
             return await self._writer.call(claim)
@@ -95,9 +111,18 @@ class Tokens:
         """Let anybody have a node that is gone for good."""
 
         def free(connection: Connection) -> None:
-            connection.execute(delete(TokenNodeRow).where(_this(platform, node_id)))
+            free_node(connection, platform, node_id)
 
         self._writer.hand_in(free, log_failure)
+
+    async def caught_up(self) -> None:
+        """Wait until all claims so far are answered.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        with errors_in_one_line():
+            await self._writer.call(lambda _connection: None)
 
 
 def create_token(connection: Connection, name: str, platforms: Sequence[str]) -> str:
@@ -123,26 +148,26 @@ def create_token(connection: Connection, name: str, platforms: Sequence[str]) ->
 
 def revoke_token(connection: Connection, name: str) -> bool:
     """Forget a token, and let anybody have its nodes; say whether there was one."""
-    token_id = connection.scalar(select(TokenRow.id).where(TokenRow.name == name))
-    if token_id is None:
-        return False
-    connection.execute(delete(TokenNodeRow).where(TokenNodeRow.token_id == token_id))
-    connection.execute(delete(TokenRow).where(TokenRow.id == token_id))
-    return True
+    return connection.execute(delete(TokenRow).where(TokenRow.name == name)).rowcount > 0
+
+
+def free_node(connection: Connection, platform: str, node_id: str) -> bool:
+    """Let anybody have a node; say whether it was somebody's."""
+    return connection.execute(delete(NodeOwnerRow).where(_this(platform, node_id))).rowcount > 0
 
 
 def read_tokens(connection: Connection) -> list[Token]:
     """Return all tokens, by their names."""
     nodes = (
         select(func.count())
-        .where(TokenNodeRow.token_id == TokenRow.id)
+        .where(NodeOwnerRow.token_id == TokenRow.id)
         .correlate(TokenRow)
         .scalar_subquery()
     )
-    columns = (TokenRow.name, TokenRow.platforms, TokenRow.created_at, TokenRow.used_at, nodes)
+    columns = (TokenRow.name, TokenRow.platforms, nodes, TokenRow.created_at, TokenRow.used_at)
     return [
-        Token(name, platforms.split(), created_at, used_at, count)
-        for name, platforms, created_at, used_at, count in connection.execute(
+        Token(name, platforms.split(), count, created_at, used_at)
+        for name, platforms, count, created_at, used_at in connection.execute(
             select(*columns).order_by(TokenRow.name)
         )
     ]
@@ -153,21 +178,10 @@ def _digest(token: str) -> str:
 
 
 def _this(platform: str, node_id: str) -> ColumnElement[bool]:
-    return and_(TokenNodeRow.platform == platform, TokenNodeRow.node_id == node_id)
+    return and_(NodeOwnerRow.platform == platform, NodeOwnerRow.node_id == node_id)
 
 
-def _owner(connection: Connection, platform: str, node_id: str) -> int | None:
-    return connection.scalar(select(TokenNodeRow.token_id).where(_this(platform, node_id)))
-
-
-def _claim_without(connection: Connection, platform: str, node_id: str, *, needed: bool) -> Claim:
-    if needed and connection.scalar(select(exists().select_from(TokenRow))):
-        return Claim.NEEDED
-    taken = _owner(connection, platform, node_id) is not None
-    return Claim.TAKEN if taken else Claim.GRANTED
-
-
-def _claim(
+def _claim_with(
     connection: Connection, digest: str, platform: str, node_id: str
 ) -> tuple[Claim, str | None]:
     columns = select(TokenRow.id, TokenRow.name, TokenRow.platforms)
@@ -177,15 +191,36 @@ def _claim(
     token_id, name, platforms = found
     if platforms and platform not in platforms.split():
         return Claim.OTHER_PLATFORM, name
-    owner = _owner(connection, platform, node_id)
-    if owner is None:
-        of_token = select(func.count()).where(TokenNodeRow.token_id == token_id)
-        if (connection.scalar(of_token) or 0) >= MAX_NODES:
-            return Claim.TOO_MANY, name
-        row = {"platform": platform, "node_id": node_id, "token_id": token_id}
-        connection.execute(insert(TokenNodeRow), row)
-    elif owner != token_id:
-        return Claim.TAKEN, name
+    claim = _claim(connection, token_id, platform, node_id)
+    if claim is Claim.GRANTED:
+        now = datetime.now(UTC)
+        connection.execute(update(TokenRow).where(TokenRow.id == token_id).values(used_at=now))
+    return claim, name
+
+
+def _claim(connection: Connection, token_id: int | None, platform: str, node_id: str) -> Claim:
     now = datetime.now(UTC)
-    connection.execute(update(TokenRow).where(TokenRow.id == token_id).values(used_at=now))
-    return Claim.GRANTED, name
+    owners = connection.execute(select(NodeOwnerRow.token_id).where(_this(platform, node_id)))
+    match list(owners.scalars()):
+        case []:
+            row = {"platform": platform, "node_id": node_id, "token_id": token_id}
+            connection.execute(insert(NodeOwnerRow), row | {"registered_at": now})
+            _free_oldest(connection, token_id)
+        case [owner] if owner == token_id:
+            again = update(NodeOwnerRow).where(_this(platform, node_id))
+            connection.execute(again.values(registered_at=now))
+        case _:
+            return Claim.TAKEN
+    return Claim.GRANTED
+
+
+def _free_oldest(connection: Connection, token_id: int | None) -> None:
+    """Keep one party, that makes up names, from filling the store with them."""
+    this = tuple_(NodeOwnerRow.platform, NodeOwnerRow.node_id)
+    oldest = (
+        select(NodeOwnerRow.platform, NodeOwnerRow.node_id)
+        .where(NodeOwnerRow.token_id.is_not_distinct_from(token_id))
+        .order_by(NodeOwnerRow.registered_at.desc())
+        .offset(MAX_NODES)
+    )
+    connection.execute(delete(NodeOwnerRow).where(this.in_(oldest)))

@@ -1,4 +1,4 @@
-"""Tokens of adapters, and the nodes that are theirs."""
+"""Tokens of adapters, and whose each node is."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -26,16 +26,25 @@ def upgrade() -> None:
         sa.UniqueConstraint("digest", name="uq_clarad_tokens_digest"),
     )
     op.create_table(
-        "clarad_token_nodes",
+        "clarad_node_owners",
         sa.Column("platform", sa.String(length=255), nullable=False),
         sa.Column("node_id", sa.String(length=255), nullable=False),
-        sa.Column("token_id", _BIG_ID, nullable=False),
-        sa.PrimaryKeyConstraint("platform", "node_id", name="pk_clarad_token_nodes"),
+        sa.Column("token_id", _BIG_ID, nullable=True),
+        sa.Column("registered_at", sa.DateTime(timezone=True), nullable=False),
+        sa.ForeignKeyConstraint(
+            ["token_id"],
+            ["clarad_tokens.id"],
+            name="fk_clarad_node_owners_token_id",
+            ondelete="CASCADE",
+        ),
+        sa.PrimaryKeyConstraint("platform", "node_id", name="pk_clarad_node_owners"),
     )
-    op.create_index("ix_clarad_token_nodes_token_id", "clarad_token_nodes", ["token_id"])
+    op.create_index(
+        "ix_clarad_node_owners_token_id", "clarad_node_owners", ["token_id", "registered_at"]
+    )
 
 
 def downgrade() -> None:
     """Take back."""
-    op.drop_table("clarad_token_nodes")
+    op.drop_table("clarad_node_owners")
     op.drop_table("clarad_tokens")

@@ -140,7 +140,7 @@ async def test_it_is_found_in_the_runtime_directory(control: Control, tmp_path: 
 async def test_it_is_found_where_the_daemon_says(control: Control, tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     state_dir.mkdir()
-    address.announce(state_dir, "127.0.0.1", 1, 1, control=control.path)
+    address.announce(state_dir, address.Address("127.0.0.1", 1), 1, control=control.path)
     assert "reloaded" in await reload(state_dir)
     assert "reloaded" in await reload(state_dir, RUNTIME_DIRECTORY="/nowhere")
 
