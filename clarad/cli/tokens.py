@@ -28,7 +28,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
     create = parts.add_parser("create", help="make a token and print it: it is shown only now")
-    create.add_argument("name", type=runs.word, metavar="NAME", help="what it is to be called")
+    create.add_argument("name", type=_name, metavar="NAME", help="what it is to be called")
     create.add_argument(
         "--platform",
         action="append",
@@ -41,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     revoke = parts.add_parser("revoke", help="make a token good for nothing")
     revoke.add_argument("name", type=runs.word, metavar="NAME")
     free = parts.add_parser("free", help="let anybody have a node, such as one that gets a token")
-    free.add_argument("platform", type=_platform, metavar="PLATFORM")
+    free.add_argument("platform", type=runs.word, metavar="PLATFORM")
     free.add_argument("node", type=runs.word, metavar="NODE")
     parser.set_defaults(run=run)
 
@@ -97,7 +97,13 @@ def _free(arguments: argparse.Namespace, settings: config.Settings) -> int:
     return 0
 
 
+def _name(text: str) -> str:
+    if not text.isprintable():
+        raise argparse.ArgumentTypeError("write printable characters")
+    return runs.word(text)
+
+
 def _platform(text: str) -> str:
     if text.split() != [text]:
         raise argparse.ArgumentTypeError("write one name, without spaces")
-    return runs.word(text)
+    return _name(text)
