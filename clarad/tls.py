@@ -32,7 +32,7 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
     try:
         context.load_cert_chain(certificate, key, password=_no_password)
     except ssl.SSLError as error:
-        why = (error.reason or str(error)).replace("_", " ").lower()
+        why = (error.reason or "they do not hold both").replace("_", " ").lower()
         raise TlsError(
             f"CLARA_GATEWAY_TLS_CERT: {certificate} and {key or 'the key in it'} cannot be used "
             f"({why}); name a certificate and the key that belongs to it, in PEM"

@@ -1,12 +1,19 @@
 """The adapter's side of the wire, in dicts: what tests talk to a real gateway with."""
 
 import json
+import ssl
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, connect_websocket_url
+from trio_websocket import (
+    ConnectionClosed,
+    WebSocketConnection,
+    connect_websocket_url,
+    wrap_client_stream,
+)
 
 Frame = dict[str, Any]
 
@@ -101,7 +108,21 @@ def message(request_id: str, content: str = "hello", channel: str = "c") -> Fram
     }
 
 
-async def connect(nursery: trio.Nursery, url: str, headers: Sequence[tuple[str, str]] = ()) -> Peer:
+async def connect(
+    nursery: trio.Nursery,
+    url: str,
+    headers: Sequence[tuple[str, str]] = (),
+    tls: ssl.SSLContext | None = None,
+) -> Peer:
     """Open a connection whose tasks live in `nursery`."""
     extra = [(name.encode(), value.encode()) for name, value in headers]
-    return Peer(await connect_websocket_url(nursery, url, extra_headers=extra))
+    return Peer(await connect_websocket_url(nursery, url, tls, extra_headers=extra))
+
+
+async def connect_unix(
+    nursery: trio.Nursery, path: Path, headers: Sequence[tuple[str, str]] = ()
+) -> Peer:
+    """Open a connection to a socket file."""
+    extra = [(name.encode(), value.encode()) for name, value in headers]
+    stream = await trio.open_unix_socket(path)
+    return Peer(await wrap_client_stream(nursery, stream, "localhost", "/", extra_headers=extra))

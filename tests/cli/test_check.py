@@ -14,6 +14,7 @@ from sqlalchemy import inspect
 from clarad.cli import main
 from clarad.store import open_engine
 from clarad.store.migrate import upgrade
+from tests import certificates
 from tests.postgres import BACKENDS, database
 from tests.sandbox import engines
 
@@ -247,6 +248,55 @@ def test_no_secret_is_shown(check: Check) -> None:
     )
     assert "the-secret" not in err
     assert "the-password" not in err
+
+
+def test_tls_and_a_socket_file_can_be_set_well(check: Check, tmp_path: Path) -> None:
+    made = certificates.make(tmp_path)
+    good = {
+        "CLARA_GATEWAY_TLS_CERT": f"{made.certificate}",
+        "CLARA_GATEWAY_TLS_KEY": f"{made.key}",
+        "CLARA_GATEWAY_SOCKET": f"{tmp_path}/gateway.sock",
+    }
+    assert check(**good) == (0, GOOD, "")
+    assert not (tmp_path / "gateway.sock").exists()
+
+
+BAD_LISTENERS = {
+    "no certificate": (
+        {"CLARA_GATEWAY_TLS_KEY": "/dev/null"},
+        "CLARA_GATEWAY_TLS_KEY needs the certificate: set CLARA_GATEWAY_TLS_CERT",
+    ),
+    "no such file": (
+        {"CLARA_GATEWAY_TLS_CERT": "{}/gone.pem"},
+        "CLARA_GATEWAY_TLS_CERT: No such file or directory: {}/gone.pem",
+    ),
+    "a file in the way": (
+        {"CLARA_GATEWAY_SOCKET": "{}/file"},
+        "CLARA_GATEWAY_SOCKET: {}/file is in the way; move it, or name another file",
+    ),
+    "no directory": (
+        {"CLARA_GATEWAY_SOCKET": "{}/file/gateway.sock"},
+        "CLARA_GATEWAY_SOCKET: {}/file is not a directory; make it",
+    ),
+    "a name too long": (
+        {"CLARA_GATEWAY_SOCKET": "{}/" + "x" * 300},
+        "CLARA_GATEWAY_SOCKET: File name too long: {}/" + "x" * 300,
+    ),
+    "a secret like a token": (
+        {"CLARA_GATEWAY_SECRET": "clarad_secret"},
+        "CLARA_GATEWAY_SECRET begins as tokens do, with clarad_; choose another word",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_LISTENERS)
+def test_what_the_gateway_could_not_use_is_one_line_and_exit_1(
+    check: Check, tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").touch()
+    settings, problem = BAD_LISTENERS[name]
+    here = {variable: value.format(tmp_path) for variable, value in settings.items()}
+    assert check(**here) == (1, "", f"clarad: {problem.format(tmp_path)}\n")
 
 
 # --- warnings ------------------------------------------------------------------------------------

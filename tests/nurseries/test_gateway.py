@@ -17,17 +17,22 @@ SECRET = "a long random word"
 
 async def refusal(running: Running, *headers: str) -> tuple[int, str]:
     """Return the HTTP status and the body that a handshake with these headers is refused with."""
-    handshake = [
+    answer = await exchange(running, handshake(*headers))
+    return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2].decode()
+
+
+def handshake(*headers: str) -> bytes:
+    """Return a WebSocket handshake with these headers."""
+    lines = [
         "GET / HTTP/1.1",
-        f"Host: {running.host}:{running.port}",
+        "Host: 127.0.0.1",
         "Connection: Upgrade",
         "Upgrade: websocket",
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
         "Sec-WebSocket-Version: 13",
         *headers,
     ]
-    answer = await exchange(running, "\r\n".join([*handshake, "", ""]).encode())
-    return int(answer.split()[1]), answer.partition(b"\r\n\r\n")[2].decode()
+    return "\r\n".join([*lines, "", ""]).encode()
 
 
 async def exchange(running: Running, request: bytes, *, then_eof: bool = False) -> bytes:
