@@ -9,8 +9,12 @@ from clarad.adapters.terminal import HARMLESS
 
 _BLOCKS: Final = {"stdout": "standard output", "stderr": "standard error"}
 
+# What changes the order in which letters are shown could make one id look like another.
+_TURNING: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+_IN_A_CELL: Final = HARMLESS | dict.fromkeys(map(ord, "\n\t"), " ") | dict.fromkeys(_TURNING, "�")
+
 # JSON escapes the other control characters by itself.
-_ESCAPES: Final = {c: f"\\u{c:04x}" for c in range(0x7F, 0xA0)}
+_ESCAPES: Final = {c: f"\\u{c:04x}" for c in (*range(0x7F, 0xA0), *_TURNING)}
 
 
 def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
@@ -56,9 +60,9 @@ def _cell(value: Any) -> str:
         case bool():
             return "yes" if value else "no"
         case list() | tuple():
-            return ", ".join(map(str, value)) or "-"
+            return ", ".join(map(_cell, value)) or "-"
         case _:
-            return str(value).translate(HARMLESS).replace("\n", " ").replace("\t", " ")
+            return str(value).translate(_IN_A_CELL)
 
 
 def _json(row: Mapping[str, Any]) -> str:
