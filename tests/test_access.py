@@ -127,6 +127,22 @@ def test_one_address_does_not_close_the_door_to_another() -> None:
     assert at.admits(THERE, "swordfish", 0)
 
 
+def test_the_addresses_of_one_ipv6_network_are_one_guesser() -> None:
+    at = door()
+    for n in range(10):
+        guess(at, f"2001:db8::{n:x}", 1)
+    assert at.is_closed("2001:db8::ffff:ffff", 0)
+    assert not at.is_closed("2001:db8:0:1::1", 0)
+
+
+@pytest.mark.parametrize("near", ["192.0.2.8", "::ffff:192.0.2.8", "uid 1000"])
+def test_every_ipv4_address_and_every_user_is_a_guesser_of_their_own(near: str) -> None:
+    at = door()
+    for address in (THERE, f"::ffff:{THERE}", "uid 1001"):
+        guess(at, address, 10)
+    assert not at.is_closed(near, 0)
+
+
 @given(st.lists(st.tuples(st.integers(0, 30), st.booleans()), max_size=60))
 def test_the_door_is_closed_exactly_for_a_minute_after_ten_failures_in_a_minute(
     tries: list[tuple[int, bool]],

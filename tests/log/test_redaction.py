@@ -66,6 +66,7 @@ def test_what_is_no_secret_stays_as_it_is() -> None:
         ("Authorization: Bearer abc.def-123", "abc.def-123"),
         ("{'authorization': 'Basic dXNlcjpwYXNz'}", "dXNlcjpwYXNz"),
         ('{"Authorization": "token ghp_0123"}', "ghp_0123"),
+        ("shown clarad_" + "a-_Z" * 10 + "xyz.", "a-_Za-_Z"),
         ("sent with whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD", "C2FVsBQIhrscChlQIMV"),
     ],
 )
