@@ -18,6 +18,7 @@ from clarad.nurseries.connection import Connection
 from clarad.nurseries.control import MAX_CONNECTIONS, Operations, OperatorConnection
 from clarad.nurseries.gateway import Endpoint, Gateway
 from clarad.nurseries.supervisor import Supervisor
+from clarad.protocol import MAX_FIRST_FRAME
 from clarad.store import StoreError, Tokens
 from clarad.tls import server_context
 
@@ -52,6 +53,7 @@ class Gateways:
             admission=admission,
             max_connections=settings.gateway_max_connections,
             make_connection=make_connection,
+            max_first_frame=MAX_FIRST_FRAME,
             tls=server_context(settings),
         )
         self._socket: Gateway[Path] | None = None
@@ -61,6 +63,7 @@ class Gateways:
                 admission=admission,
                 max_connections=settings.gateway_max_connections,
                 make_connection=make_connection,
+                max_first_frame=MAX_FIRST_FRAME,
             )
         self._control = Gateway(
             UnixEndpoint(address.control_path(settings.state_dir)),

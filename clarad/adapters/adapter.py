@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -45,9 +46,14 @@ class Adapter:
     """A node of the gateway; made by `open_adapter`."""
 
     def __init__(
-        self, url: str, register: protocol.Register, on_stray: Callable[[Outcome], None]
+        self,
+        url: str,
+        register: protocol.Register,
+        on_stray: Callable[[Outcome], None],
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._url = url
+        self._tls = tls
         self._register = register
         self._session = Session(on_stray, self._wake)
         self._outgoing: deque[protocol.Inbound] = deque()
@@ -110,7 +116,7 @@ class Adapter:
         failed, since, first = 0, 0.0, Lost("")
         while not self._leaving:
             try:
-                websocket, stream = await connect(self._url, CONNECT_TIMEOUT)
+                websocket, stream = await connect(self._url, CONNECT_TIMEOUT, self._tls)
                 async with stream:
                     await self._introduce(websocket)
                     if failed:
@@ -241,8 +247,11 @@ async def open_adapter(
     on_stray: Callable[[Outcome], None] = lambda _outcome: None,
     patience: float = math.inf,
     unregister: bool = False,
+    tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Adapter]:
-    """Be a node of the gateway at this `ws://` or `wss://` address, for the length of the block.
+    """Be a node of the gateway at this address, for the length of the block.
+
+    It is `ws://` or `wss://`, a host and a port, or `ws+unix:` and the path of a socket file.
 
     The connection is made anew when it is lost, the session is resumed, and nothing is lost or
     comes twice. What the gateway does meanwhile goes on.
@@ -255,6 +264,7 @@ async def open_adapter(
         patience: seconds to go on for while the gateway does not answer, once it did; if they are
             infinite, it is waited for in the first place, too.
         unregister: at the end, have the gateway cancel and forget what there is of this node.
+        tls: which certificates to trust, if not those of the system.
 
     Raises:
         GatewayError: the gateway refuses the secret, another adapter has taken the `node_id`, or
@@ -271,7 +281,7 @@ async def open_adapter(
         # Set in what a hook or a task runs: so the daemon knows a loop.
         caused_by=os.environ.get(CAUSED_BY, "").split(),
     )
-    adapter = Adapter(url, register, on_stray)
+    adapter = Adapter(url, register, on_stray, tls)
     async with anyio.create_task_group() as tasks:
 
         async def run() -> None:

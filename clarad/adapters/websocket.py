@@ -5,8 +5,8 @@
 
 import ssl
 from contextlib import suppress
-from typing import Final
-from urllib.parse import urlsplit
+from typing import Final, NamedTuple
+from urllib.parse import unquote, urlsplit
 
 import anyio
 from anyio.abc import ByteStream
@@ -146,20 +146,24 @@ class WebSocket:
                 raise Lost(f"the connection to {self._url} was lost") from None
 
 
-async def connect(url: str, timeout: float) -> tuple[WebSocket, ByteStream]:
+async def connect(
+    url: str, timeout: float, tls: ssl.SSLContext | None = None
+) -> tuple[WebSocket, ByteStream]:
     """Connect and shake hands within this many seconds; the stream is to be closed by the caller.
+
+    `tls` says which certificates are trusted by a `wss://` URL, if not those of the system.
 
     Raises:
         GatewayError: the URL is none.
         Lost: nobody answers there, or the gateway refuses.
     """
-    host, port, target, tls = _parse(url)
+    where = _parse(url)
     stream: ByteStream | None = None
     try:
         with anyio.fail_after(timeout):
-            stream = await _open(host, port, tls)
+            stream = await _open(where, tls)
             websocket = WebSocket(stream, url)
-            await websocket._shake_hands(f"{host}:{port}", target)
+            await websocket._shake_hands(where.name, where.target)
     except BaseException as error:
         if stream is not None:
             await anyio.aclose_forcefully(stream)
@@ -171,25 +175,48 @@ async def connect(url: str, timeout: float) -> tuple[WebSocket, ByteStream]:
     return websocket, stream
 
 
-async def _open(host: str, port: int, tls: bool) -> ByteStream:
-    if not tls:
-        return await anyio.connect_tcp(host, port)
-    context = ssl.create_default_context()
-    return await anyio.connect_tcp(
-        host, port, ssl_context=context, tls_standard_compatible=False, tls_hostname=host
-    )
+class _Where(NamedTuple):
+    """What a URL means: a host, or the path of a socket file."""
+
+    scheme: str
+    host: str
+    port: int
+    target: str
+
+    @property
+    def name(self) -> str:
+        return "localhost" if self.scheme == "ws+unix" else f"{self.host}:{self.port}"
 
 
-def _parse(url: str) -> tuple[str, int, str, bool]:
+async def _open(where: _Where, tls: ssl.SSLContext | None) -> ByteStream:
+    match where.scheme:
+        case "ws+unix":
+            return await anyio.connect_unix(where.host)
+        case "wss":
+            return await anyio.connect_tcp(
+                where.host,
+                where.port,
+                ssl_context=tls or ssl.create_default_context(),
+                tls_standard_compatible=False,
+                tls_hostname=where.host,
+            )
+        case _:
+            return await anyio.connect_tcp(where.host, where.port)
+
+
+def _parse(url: str) -> _Where:
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise GatewayError(f"{url!r} is not the address of a gateway: {error}") from None
+    if parts.scheme == "ws+unix" and not parts.netloc and parts.path:
+        return _Where(parts.scheme, unquote(parts.path), 0, "/")
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise GatewayError(
-            f"{url!r} is not the address of a gateway: it is ws:// or wss://, a host and a port"
+            f"{url!r} is not the address of a gateway: it is ws:// or wss://, a host and a port, "
+            "or ws+unix: and the path of a socket file"
         )
-    tls = parts.scheme == "wss"
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-    return parts.hostname, port or (443 if tls else 80), target, tls
+    default = 443 if parts.scheme == "wss" else 80
+    return _Where(parts.scheme, parts.hostname, port or default, target)

@@ -4,6 +4,7 @@ import argparse
 import getpass
 import os
 import secrets
+import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -24,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say where the daemon is and who is talking."""
     parser.add_argument(
         "--url",
-        help="the gateway's address (default: CLARA_GATEWAY_URL, else the daemon that runs "
-        "with the same settings)",
+        help="the gateway's address, ws://, wss:// or ws+unix:/path (default: CLARA_GATEWAY_URL, "
+        "else the daemon that runs with the same settings)",
     )
     parser.add_argument(
         "--user", default=getpass.getuser(), help="who you are (default: %(default)s)"
@@ -37,9 +38,11 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
     """Connect, have the conversation and return its exit status; 1 if the connection fails."""
     try:
         settings, _ = config.load()
-        found = address.find(settings.state_dir) or (settings.gateway_host, settings.gateway_port)
-        url = arguments.url or os.environ.get("CLARA_GATEWAY_URL") or address.url(*found)
-        return trio.run(partial(_talk, url, settings.gateway_secret, conversation))
+        url = arguments.url or os.environ.get("CLARA_GATEWAY_URL")
+        tls = None
+        if not url:
+            url, tls = _ours(settings)
+        return trio.run(partial(_talk, url, settings.gateway_secret, tls, conversation))
     except config.ConfigError as error:
         fail(*error.problems)
     except Exception as error:
@@ -50,7 +53,22 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
     return 1
 
 
-async def _talk(url: str, secret: str | None, conversation: Talk) -> int:
+def _ours(settings: config.Settings) -> tuple[str, ssl.SSLContext | None]:
+    """Return where the daemon with these settings is, and how to trust its certificate."""
+    certificate = settings.gateway_tls_cert
+    found = address.find(settings.state_dir) or address.Address(
+        settings.gateway_host, settings.gateway_port, tls=certificate is not None
+    )
+    if not found.tls or certificate is None:
+        return address.url(*found), None
+    from clarad.tls import client_context
+
+    return address.url(*found), client_context(certificate)
+
+
+async def _talk(
+    url: str, secret: str | None, tls: ssl.SSLContext | None, conversation: Talk
+) -> int:
     async with open_adapter(
         url,
         node_id=f"cli-{secrets.token_hex(8)}",
@@ -58,5 +76,6 @@ async def _talk(url: str, secret: str | None, conversation: Talk) -> int:
         secret=secret,
         patience=PATIENCE,
         unregister=True,
+        tls=tls,
     ) as adapter:
         return await conversation(adapter)

@@ -14,7 +14,7 @@ from clarad import protocol
 from clarad.admission import Admission
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
-from clarad.protocol import MAX_FIRST_FRAME, MAX_FRAME_BYTES, CloseCode, ErrorCode
+from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
 from clarad.redelivery import Redelivery
 from clarad.sender import Sender
 from clarad.systemd import catalogue
@@ -69,7 +69,6 @@ class Connection:
         self._shown = shown
         self._admission = admission
         self.token: str | None = None
-        websocket._max_message_size = MAX_FIRST_FRAME  # there is no public name for it
         self._nodes = nodes
         self._redelivery = redelivery
         self._desk = desk
@@ -229,7 +228,7 @@ class Connection:
             frame.last_seq,
         )
         self.node = node
-        self._websocket._max_message_size = MAX_FRAME_BYTES
+        self._websocket._max_message_size = MAX_FRAME_BYTES  # there is no public name for it
         self._reply(
             protocol.Registered(
                 node_id=node.id,

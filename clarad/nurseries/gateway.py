@@ -93,14 +93,19 @@ class Gateway(Generic[Address]):
         admission: Admission,
         max_connections: int,
         make_connection: MakeConnection,
+        max_first_frame: int = MAX_FRAME_BYTES,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """`tls` is what connections are encrypted with; it can be replaced at any time."""
+        """`tls` is what connections are encrypted with; it can be replaced at any time.
+
+        `max_first_frame` is in characters, and holds until a connection allows itself more.
+        """
         self._endpoint = endpoint
         self._admission = admission
         self.tls = tls
         self.max_connections = max_connections
         self._make_connection = make_connection
+        self._max_first_frame = max_first_frame
         self._listening = trio.CancelScope()
         self._stopping = False
         self._connections: dict[Connection, None] = {}  # in the order in which they came, as
@@ -223,7 +228,10 @@ class Gateway(Generic[Address]):
         async with trio.open_nursery() as watch:
             watch.start_soon(_cancel_at_end, stream, limit)
             request = await wrap_server_stream(
-                nursery, stream, max_message_size=MAX_FRAME_BYTES, receive_buffer_size=_READ_SIZE
+                nursery,
+                stream,
+                max_message_size=self._max_first_frame,
+                receive_buffer_size=_READ_SIZE,
             )
             headers = {
                 name.decode("latin-1").lower(): value.decode(errors="replace")

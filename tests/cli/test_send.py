@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import certificates
 from tests.process import PATIENCE, Process, clarad, daemon, environment
 
 SCRIPT = """
@@ -57,6 +58,33 @@ def test_ctrl_c_cancels_the_message(process: Process) -> None:
     assert sending.returncode == 1
     assert errors == "clarad: cancelled: Ctrl-C\n"
     process.wait_for_log("message:cancelled")
+
+
+def test_a_daemon_with_tls_is_trusted_by_the_certificate_in_its_settings(tmp_path: Path) -> None:
+    made = certificates.make(tmp_path)
+    settings = {
+        "CLARA_GATEWAY_TLS_CERT": f"{made.certificate}",
+        "CLARA_GATEWAY_TLS_KEY": f"{made.key}",
+    }
+    with daemon(tmp_path / "state", **settings) as process:
+        done = clarad("send", "hello", env=process.environment)
+        assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
+        made_later = certificates.make(tmp_path, "other")
+        stranger = process.environment | {
+            "CLARA_GATEWAY_TLS_CERT": f"{made_later.certificate}",
+            "CLARA_GATEWAY_TLS_KEY": f"{made_later.key}",
+        }
+        refused = clarad("send", "hello", env=stranger)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "certificate verify failed" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_socket_file_will_do(tmp_path: Path) -> None:
+    path = tmp_path / "gateway.sock"
+    with daemon(tmp_path / "state", CLARA_GATEWAY_SOCKET=f"{path}") as process:
+        done = clarad("send", "--url", f"ws+unix:{path}", "hello", env=process.environment)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
 
 
 def test_no_daemon_is_said_in_one_line(tmp_path: Path) -> None:
