@@ -6,7 +6,7 @@ from collections.abc import Callable
 import trio
 
 from clarad import config, operator
-from clarad.adapters.operator import open_operator
+from clarad.adapters.operator import OperatorError, open_operator
 from clarad.cli import fail
 from clarad.events import CAUSED_BY
 
@@ -32,6 +32,26 @@ def ask(
     except operator.Refused as refused:
         fail(*refused.problems)
         return None
+
+
+def say(request: operator.Request, *, if_refused: str = "") -> int:
+    """Have the daemon do something and print its answer; every reason why it cannot is one line.
+
+    `if_refused` is what a refusal comes down to. The result is the exit status.
+    """
+    try:
+        done = ask(config.load()[0], request)
+    except config.ConfigError as error:
+        fail(*error.problems)
+        return 1
+    except OperatorError as error:
+        fail(str(error))
+        return 1
+    if done is None:
+        fail(*filter(None, [if_refused]))
+        return 1
+    print(done.text)
+    return 0
 
 
 async def _ask(

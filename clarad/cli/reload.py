@@ -2,9 +2,8 @@
 
 import argparse
 
-from clarad import config, operator
-from clarad.adapters.operator import OperatorError
-from clarad.cli import control, fail
+from clarad import operator
+from clarad.cli import control
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -19,17 +18,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Reload, and say what came of it."""
-    try:
-        settings, _ = config.load()
-        done = control.ask(settings, operator.Reload("reload"))
-    except config.ConfigError as error:
-        fail(*error.problems)
-        return 1
-    except OperatorError as error:
-        fail(str(error))
-        return 1
-    if done is None:
-        fail("nothing has changed")
-        return 1
-    print(done.text)
-    return 0
+    return control.say(operator.Reload("reload"), if_refused="nothing has changed")

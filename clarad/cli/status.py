@@ -2,9 +2,8 @@
 
 import argparse
 
-from clarad import config, operator
-from clarad.adapters.operator import OperatorError
-from clarad.cli import control, fail
+from clarad import operator
+from clarad.cli import control
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,16 +17,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Ask, and print the answer."""
-    try:
-        settings, _ = config.load()
-        done = control.ask(settings, operator.Status("status"))
-    except config.ConfigError as error:
-        fail(*error.problems)
-        return 1
-    except OperatorError as error:
-        fail(str(error))
-        return 1
-    if done is None:
-        return 1
-    print(done.text)
-    return 0
+    return control.say(operator.Status("status"))
