@@ -1,5 +1,7 @@
 """The file of settings: the daemon and systemd read the same in it."""
 
+from base64 import b64decode
+
 import pytest
 
 from tests.on_systemd.machine import Machine
@@ -11,6 +13,8 @@ def test_systemd_means_what_we_take_it_to_mean(machine: Machine, text: str) -> N
     machine.write("/root/settings.env", text)
     shown = machine.sh(
         "systemd-run --quiet --wait --pipe -p EnvironmentFile=/root/settings.env env --null"
+        " | base64 --wrap=0"  # no line's end is to be changed on the way
     )
-    found = dict(line.split("=", 1) for line in shown.split("\0") if line)
+    assignments = b64decode(shown).decode().split("\0")
+    found = dict(assignment.split("=", 1) for assignment in assignments if assignment)
     assert {name: found.get(name) for name in ("A", "B") if name in found} == MEANT_BY_SYSTEMD[text]
