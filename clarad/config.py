@@ -21,7 +21,7 @@ RESPONDERS: Final = ("echo", "command", "tools")
 LOG_FORMATS: Final = ("auto", "text", "json", "journal")
 
 # Names that belong to adapters and other parts of an installation, and share our prefix.
-_FOREIGN: Final = frozenset({"CLARA_GATEWAY_URL", envfile.VARIABLE})
+_FOREIGN: Final = frozenset({"CLARA_GATEWAY_TOKEN", "CLARA_GATEWAY_URL", envfile.VARIABLE})
 # A database URL can hold a password; what is wrong with it is said without showing it.
 _CONFIDENTIAL: Final = frozenset({"CLARA_GATEWAY_SECRET", "DATABASE_URL"})
 _DATABASE_FORMS: Final = (

@@ -37,8 +37,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--secret",
-        default=os.environ.get("CLARA_GATEWAY_SECRET"),
-        help="the gateway's secret (default: CLARA_GATEWAY_SECRET)",
+        default=os.environ.get("CLARA_GATEWAY_TOKEN") or os.environ.get("CLARA_GATEWAY_SECRET"),
+        help="the gateway's secret or a token (default: CLARA_GATEWAY_TOKEN or …_SECRET)",
     )
     parser.add_argument(
         "--patience",

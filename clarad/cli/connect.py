@@ -42,7 +42,8 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
         tls = None
         if not url:
             url, tls = _ours(settings)
-        return trio.run(partial(_talk, url, settings.gateway_secret, tls, conversation))
+        secret = os.environ.get("CLARA_GATEWAY_TOKEN") or settings.gateway_secret
+        return trio.run(partial(_talk, url, secret, tls, conversation))
     except config.ConfigError as error:
         fail(*error.problems)
     except Exception as error:

@@ -80,6 +80,16 @@ def test_a_daemon_with_tls_is_trusted_by_the_certificate_in_its_settings(tmp_pat
     assert len(refused.stderr.splitlines()) == 1
 
 
+def test_a_token_can_be_shown_in_place_of_the_secret(tmp_path: Path) -> None:
+    with daemon(tmp_path / "state") as process:
+        token = clarad("tokens", "create", "mine", env=process.environment).stdout.strip()
+        refused = clarad("send", "hello", env=process.environment)
+        done = clarad("send", "hello", env=process.environment | {"CLARA_GATEWAY_TOKEN": token})
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "A token is needed" in refused.stderr
+    assert (done.returncode, done.stdout, done.stderr) == (0, "hello\n", "")
+
+
 def test_a_socket_file_will_do(tmp_path: Path) -> None:
     path = tmp_path / "gateway.sock"
     with daemon(tmp_path / "state", CLARA_GATEWAY_SOCKET=f"{path}") as process:
