@@ -16,7 +16,7 @@ from typing import Final
 import trio
 from sqlalchemy import Engine
 
-from clarad import __version__, address, instance, log, responders, shell
+from clarad import __version__, address, instance, log, outbox, responders, shell
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.budgets import CANCEL_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
@@ -210,6 +210,7 @@ class Daemon:
             close_token=self._close_token,
             overlay=overlay,
         )
+        outboxes = outbox.shared()
         self._gateways = Gateways(
             settings,
             self._listen_at(handed),
@@ -220,8 +221,10 @@ class Daemon:
                 redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
                 desk=self.sessions,
                 bus=self.bus,
+                outboxes=outboxes,
             ),
             operations=self.operations,
+            outboxes=outboxes,
         )
         self._stop_requested = trio.Event()
         self._drain = trio.CancelScope()

@@ -18,6 +18,7 @@ from clarad.nurseries.connection import Connection
 from clarad.nurseries.control import MAX_CONNECTIONS, Operations, OperatorConnection
 from clarad.nurseries.gateway import Endpoint, Gateway
 from clarad.nurseries.supervisor import Supervisor
+from clarad.pool import Pool
 from clarad.protocol import MAX_FIRST_FRAME
 from clarad.store import StoreError, Tokens
 from clarad.tls import server_context
@@ -38,6 +39,7 @@ class Gateways:
         tokens: Tokens,
         connect: Callable[..., Connection],
         operations: Operations,
+        outboxes: Pool,
     ) -> None:
         """`connect` makes an adapter's connection, and is told who decides on its registration.
 
@@ -70,7 +72,7 @@ class Gateways:
             # The mode of its file is its door; but no page in a browser has business there.
             admission=Admission(Door(None, frozenset()), tokens),
             max_connections=MAX_CONNECTIONS,
-            make_connection=partial(OperatorConnection, operations=operations),
+            make_connection=partial(OperatorConnection, operations=operations, outboxes=outboxes),
         )
 
     async def start(self, supervisor: Supervisor) -> tuple[str, int]:

@@ -7,6 +7,7 @@ import trio
 from trio_websocket import WebSocketConnection
 
 from clarad.outbox import Outbox, Overflow
+from clarad.pool import Pool
 from clarad.protocol import CloseCode
 from clarad.websocket import ClientStream, FrameWriter
 
@@ -19,18 +20,25 @@ _ABNORMAL: Final = 1006  # RFC 6455, section 7.4.1: never sent, it stands for "n
 class Sender:
     """Owns a connection's sending side; `limit` is to be around everything of the connection."""
 
-    def __init__(self, websocket: WebSocketConnection, stream: ClientStream) -> None:
+    def __init__(
+        self, websocket: WebSocketConnection, stream: ClientStream, outboxes: Pool
+    ) -> None:
+        """`outboxes` is the room that all connections' outboxes share."""
         self._websocket = websocket
         self._frames = FrameWriter(websocket, stream)
-        self._outbox = Outbox()
+        self._outbox = Outbox(outboxes)
         self.limit = trio.CancelScope()
         self.closing: tuple[CloseCode, str] | None = None
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame; if the peer does not keep up the connection ends with 4008."""
+        """Queue a frame; if the peer does not keep up the connection ends with 4008.
+
+        What is queued is then dropped: it is soon free, and the peer soon reads why.
+        """
         try:
             self._outbox.put(frame)
         except Overflow:
+            self._outbox.clear()
             self.end(CloseCode.TOO_SLOW, "the peer reads too slowly")
 
     def when_written(self, then: Callable[[], None]) -> None:
@@ -50,8 +58,8 @@ class Sender:
             self._outbox.close()
 
     def give_up(self) -> None:
-        """Take no more frames: the connection is over."""
-        self._outbox.close()
+        """Take no more frames, and hold none: the connection is over."""
+        self._outbox.discard()
 
     @property
     def said_goodbye(self) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import trio
 from trio_websocket import wrap_client_stream
 
+from clarad import outbox
 from clarad.listeners import UnixEndpoint, socket_name
 from clarad.nurseries.control import OnStarted, OnText, OperatorConnection
 from clarad.nurseries.gateway import Gateway
@@ -118,7 +119,9 @@ class Control:
             UnixEndpoint(path),
             admission=Trusting(),
             max_connections=8,
-            make_connection=partial(OperatorConnection, operations=self.operations),
+            make_connection=partial(
+                OperatorConnection, operations=self.operations, outboxes=outbox.shared()
+            ),
         )
         self._nursery = nursery
         self._peers: list[Peer] = []

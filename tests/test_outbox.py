@@ -1,17 +1,37 @@
+from contextlib import suppress
+
 import pytest
 import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from clarad.outbox import MAX_BYTES, MAX_FRAMES, Outbox, Overflow
+from clarad.outbox import (
+    BATCH_BYTES,
+    MAX_BYTES,
+    MAX_FRAMES,
+    MAX_SHARED,
+    OVERHEAD,
+    OWN_BYTES,
+    Outbox,
+    Overflow,
+    shared,
+)
+from clarad.pool import Pool
+
+WHOLE = bytes(MAX_BYTES - OVERHEAD)
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture
-def outbox() -> Outbox:
-    return Outbox()
+def pool() -> Pool:
+    return shared()
+
+
+@pytest.fixture
+def outbox(pool: Pool) -> Outbox:
+    return Outbox(pool)
 
 
 async def test_frames_are_taken_in_the_order_in_which_they_came(outbox: Outbox) -> None:
@@ -97,8 +117,7 @@ async def test_too_many_frames_overflow(outbox: Outbox) -> None:
 
 
 async def test_too_many_bytes_overflow(outbox: Outbox) -> None:
-    outbox.put(bytes(MAX_BYTES - 1))
-    outbox.put(b"a")
+    outbox.put(WHOLE)
     with pytest.raises(Overflow):
         outbox.put(b"a")
 
@@ -111,41 +130,96 @@ async def test_a_frame_that_does_not_fit_is_not_queued_in_part(outbox: Outbox) -
 
 
 async def test_taking_makes_room(outbox: Outbox) -> None:
-    whole = bytes(MAX_BYTES)
-    outbox.put(whole)
+    outbox.put(b"a")
+    outbox.put(WHOLE[1 + OVERHEAD :])
     await outbox.take()
-    outbox.put(whole)
-    assert (await outbox.take()).frames == [whole]
+    await outbox.take()
+    with pytest.raises(Overflow):  # what was taken last may still be under way
+        outbox.put(WHOLE)
+    outbox.put(b"b")
+    assert (await outbox.take()).frames == [b"b"]
+    outbox.put(WHOLE[1 + OVERHEAD :])
+    assert (await outbox.take()).frames == [WHOLE[1 + OVERHEAD :]]
+
+
+# --- in pieces, and beside others ----------------------------------------------------------------
+
+
+async def test_long_frames_are_taken_one_by_one(outbox: Outbox) -> None:
+    long = bytes(BATCH_BYTES)
+    for frame in (b"a", long, long, b"b"):
+        outbox.put(frame)
+    outbox.close()
+    taken = [(await outbox.take()).frames for _ in range(5)]
+    assert taken == [[b"a"], [long], [long], [b"b"], []]
+
+
+async def test_those_who_do_not_read_leave_room_for_the_next(pool: Pool) -> None:
+    for _ in range(100):
+        slow = Outbox(pool)
+        with suppress(Overflow):
+            while True:
+                slow.put(bytes(100_000))
+    assert pool.used <= MAX_SHARED
+    good = Outbox(pool)
+    good.put(bytes(OWN_BYTES - OVERHEAD))
+    with pytest.raises(Overflow):
+        good.put(bytes(100_000))
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+async def test_what_is_given_up_makes_room(outbox: Outbox, pool: Pool, frames: int) -> None:
+    for _ in range(frames):
+        outbox.put(bytes(BATCH_BYTES))
+    await outbox.take()
+    outbox.discard()
+    assert pool.used == 0
+    assert (await outbox.take()).frames == []
 
 
 frames = st.binary(max_size=8) | st.just(bytes(MAX_BYTES // 3))
 
 
 @relaxed
-@given(st.lists(st.sampled_from(["take", "close"]) | frames, max_size=50))
+@given(st.lists(st.sampled_from(["take", "clear", "close", "discard"]) | frames, max_size=50))
 async def test_what_is_taken_is_what_was_put_and_fitted(steps: list[str | bytes]) -> None:
-    outbox = Outbox()
+    pool = shared()
+    outbox = Outbox(pool)
     queued: list[bytes] = []
+    under_way: list[bytes] = []
     closed = False
+
+    def held() -> int:
+        return sum(len(frame) + OVERHEAD for frame in queued + under_way)
+
     for step in steps:
-        if step == "close":
-            outbox.close()
-            closed = True
-        elif step == "take":
-            if queued or closed:
-                assert (await outbox.take()).frames == queued
+        match step:
+            case "close":
+                outbox.close()
+                closed = True
+            case "clear":
+                outbox.clear()
                 queued = []
-        elif isinstance(step, bytes):
-            try:
-                outbox.put(step)
-            except Overflow:
-                overflowed = True
-            else:
-                overflowed = False
-            fits = sum(map(len, queued)) + len(step) <= MAX_BYTES
-            assert overflowed == (not closed and not fits)
-            if fits and not closed:
-                queued.append(step)
+            case "discard":
+                outbox.discard()
+                closed, queued, under_way = True, [], []
+            case "take":
+                if queued or closed:
+                    under_way = (await outbox.take()).frames
+                    assert under_way == queued[: len(under_way)]
+                    assert bool(under_way) == bool(queued)
+                    queued = queued[len(under_way) :]
+            case bytes(frame):
+                fits = held() + len(frame) + OVERHEAD <= MAX_BYTES
+                try:
+                    outbox.put(frame)
+                except Overflow:
+                    assert not closed
+                    assert not fits
+                else:
+                    assert closed or fits
+                    queued += [] if closed else [frame]
+        assert pool.used == max(held() - OWN_BYTES, 0)
 
 
 # --- calling back --------------------------------------------------------------------------------
@@ -161,6 +235,14 @@ async def test_who_waits_for_a_frame_to_be_written_comes_with_it(outbox: Outbox)
         then()
     assert written == ["a"]
     assert (await outbox.take()).when_written == []
+
+
+async def test_who_waits_for_a_frame_behind_a_long_one_waits_for_both(outbox: Outbox) -> None:
+    outbox.put(bytes(BATCH_BYTES))
+    outbox.put(b"a")
+    outbox.when_written(lambda: None)
+    assert (await outbox.take()).when_written == []
+    assert len((await outbox.take()).when_written) == 1
 
 
 async def test_what_is_cleared_is_neither_taken_nor_called_back(outbox: Outbox) -> None:

@@ -14,6 +14,7 @@ from clarad import protocol
 from clarad.admission import Admission
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
+from clarad.pool import Pool
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
 from clarad.redelivery import Redelivery
 from clarad.sender import Sender
@@ -62,6 +63,7 @@ class Connection:
         redelivery: Redelivery,
         desk: Desk,
         bus: Bus,
+        outboxes: Pool,
     ) -> None:
         """`shown` is the secret or token that the handshake has shown, if any."""
         self._websocket = websocket
@@ -73,7 +75,7 @@ class Connection:
         self._redelivery = redelivery
         self._desk = desk
         self._bus = bus
-        self._sender = Sender(websocket, stream)
+        self._sender = Sender(websocket, stream, outboxes)
         self._nursery: trio.Nursery | None = None
         self.node: Node | None = None
 

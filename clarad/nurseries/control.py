@@ -11,6 +11,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from clarad import operator, protocol
 from clarad.operator import Report
+from clarad.pool import Pool
 from clarad.protocol import CloseCode, ErrorCode
 from clarad.sender import Sender
 from clarad.systemd import catalogue
@@ -119,12 +120,13 @@ class OperatorConnection:
         _shown: str | None,
         *,
         operations: Operations,
+        outboxes: Pool,
     ) -> None:
         """Whoever could connect is trusted: the socket's mode is the door."""
         self._websocket = websocket
         self._address = stream.address
         self._operations = operations
-        self._sender = Sender(websocket, stream)
+        self._sender = Sender(websocket, stream, outboxes)
         self._under_way: set[str] = set()
         self.token: str | None = None
         self.is_stranger = False
