@@ -11,6 +11,7 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 from clarad import envfile
+from clarad.rates import Rate
 from sandbox.settings import Settings as SandboxSettings
 from sandbox.settings import SettingsError
 from sandbox.settings import load as load_sandbox
@@ -44,6 +45,8 @@ class Settings:
     gateway_socket: Path | None = None
     gateway_tls_cert: Path | None = None
     gateway_tls_key: Path | None = None
+    rate_node: Rate | None = None
+    rate_user: Rate | None = None
     responder: str = "echo"
     responder_command: str | None = None
     session_timeout: float = 1800
@@ -64,6 +67,8 @@ RELOADED: Final = frozenset(
         "gateway_max_connections",
         "gateway_tls_cert",
         "gateway_tls_key",
+        "rate_node",
+        "rate_user",
         "session_timeout",
         "message_timeout",
         "drain_timeout",
@@ -149,6 +154,8 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         gateway_socket=read("CLARA_GATEWAY_SOCKET", None, _path),
         gateway_tls_cert=read("CLARA_GATEWAY_TLS_CERT", None, _path),
         gateway_tls_key=read("CLARA_GATEWAY_TLS_KEY", None, _path),
+        rate_node=read("CLARA_RATE_NODE", Settings.rate_node, _rate),
+        rate_user=read("CLARA_RATE_USER", Settings.rate_user, _rate),
         responder=read("CLARA_RESPONDER", Settings.responder, _responder),
         responder_command=read("CLARA_RESPONDER_COMMAND", None, str),
         session_timeout=read("CLARA_SESSION_TIMEOUT", Settings.session_timeout, _seconds),
@@ -302,6 +309,17 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise ValueError("write a whole number from 1")
     return int(text)
+
+
+def _rate(text: str) -> Rate:
+    per_minute, slash, at_once = text.partition("/")
+    try:
+        rate = _count(per_minute)
+        return Rate(rate, _count(at_once) if slash else rate)
+    except ValueError:
+        raise ValueError(
+            "write messages a minute, such as 60, or 60/10 for no more than 10 at once"
+        ) from None
 
 
 def _seconds_or_zero(text: str) -> float:

@@ -36,6 +36,7 @@ from clarad.nurseries.supervisor import Supervisor, open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
 from clarad.operations import Operations
 from clarad.operator import Refused
+from clarad.rates import Rates
 from clarad.redelivery import Redelivery
 from clarad.responders import Responder
 from clarad.sender import CLOSE_TIMEOUT
@@ -188,6 +189,7 @@ class Daemon:
             nodes=self.nodes,
             store=self._messages,
             responder=responder,
+            rates=Rates(settings.rate_node, settings.rate_user),
         )
         self._given_up = trio.Event()
         self._hooks = Hooks(defined.hooks, HookRuns(self.writer), self._given_up)
@@ -276,6 +278,7 @@ class Daemon:
         self._settings = settings
         self._gateways.apply(settings, tls)
         self.sessions.message_timeout = settings.message_timeout
+        self.sessions.intake.set_rates(settings.rate_node, settings.rate_user)
         log.set_level(settings.log_level)
 
     async def _close_token(self, token: str) -> int:
@@ -292,7 +295,7 @@ class Daemon:
             await supervisor.start("sandboxes", self._sandboxes.run)
         await supervisor.start("sessions", self.sessions.run)
         self.nodes.restore(*await self._node_sessions.restore())
-        self.sessions.recover(await self._messages.unfinished())
+        await self._recover()
         host, port = await self._gateways.start(supervisor)
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
@@ -313,6 +316,13 @@ class Daemon:
             },
         )
         return host, port
+
+    async def _recover(self) -> None:
+        """Go on with what was left, before anything new can overtake it; a page at a time."""
+        after = 0
+        while page := await self._messages.unfinished(after):
+            self.sessions.recover(page)
+            after = page[-1].number
 
     async def _stop(self, supervisor: Supervisor) -> None:
         """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.

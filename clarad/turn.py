@@ -44,6 +44,8 @@ class Session(Protocol):
     scope: trio.CancelScope
     timed_out_at: float | None
     caused_by: tuple[str, ...]
+    messages: int
+    crowded_out: bool
 
     def touch(self) -> None:
         """Note activity."""
@@ -68,14 +70,17 @@ class Turn:
         platform: str,
         message: protocol.Message,
         *,
+        size: int,
         session: Session,
         response_id: str,
         state: State,
         publish: Publish,
     ) -> None:
+        """`size` is what it takes of the room for all messages, in bytes."""
         self.node = node
         self.came_on = node.outlet
         self.message = message
+        self.size = size
         self.session = session
         self.key = MessageKey(platform, message.channel.id, message.id)
         self.life = Lifecycle(state)

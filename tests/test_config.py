@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from clarad.config import ConfigError, Settings, load
+from clarad.rates import Rate
 from sandbox import load as load_sandbox
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -67,6 +68,8 @@ VARIABLES: Final = {
     "CLARA_GATEWAY_SECRET": "swordfish",
     "CLARA_GATEWAY_ALLOWED_ORIGINS": "https://chat.example.org",
     "CLARA_GATEWAY_MAX_CONNECTIONS": "5",
+    "CLARA_RATE_NODE": "600/50",
+    "CLARA_RATE_USER": "20",
     "CLARA_RESPONDER": "echo",
     "CLARA_RESPONDER_COMMAND": "cat",
     "CLARA_SESSION_TIMEOUT": "60",
@@ -95,6 +98,8 @@ def test_everything_can_be_set() -> None:
         gateway_secret="swordfish",
         gateway_allowed_origins=frozenset({"https://chat.example.org"}),
         gateway_max_connections=5,
+        rate_node=Rate(600, at_once=50),
+        rate_user=Rate(20, at_once=20),
         responder="echo",
         responder_command="cat",
         session_timeout=60,
@@ -282,6 +287,11 @@ def test_what_is_no_port_is_refused(text: str) -> None:
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1e3", "²"])
 def test_what_is_no_number_of_connections_is_refused(text: str) -> None:
     assert "from 1" in problem(CLARA_GATEWAY_MAX_CONNECTIONS=text)
+
+
+@pytest.mark.parametrize("text", ["0", "60/", "/10", "60/0", "60/10/1", "1.5", "60/min", "-1"])
+def test_what_is_no_rate_is_refused(text: str) -> None:
+    assert "such as 60, or 60/10" in problem(CLARA_RATE_USER=text)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost"])

@@ -23,6 +23,7 @@ def turn(request_id: str, channel: str = "c", node: Node = NODES[0]) -> Turn:
         node,
         "test",
         message,
+        size=0,
         session=session,
         response_id="r",
         state=State.WAITING,

@@ -18,6 +18,10 @@ class Session:
         self.timed_out_at: float | None = None
         self.caused_by: tuple[str, ...] = ()
         self.timeout = timeout
+        self.messages = 0
+        """How many live in it."""
+        self.crowded_out = False
+        """Whether it ended because there were too many others."""
         self._nursery: trio.Nursery | None = None
         self._early: list[Callable[[], Awaitable[None]]] = []
         self.touch()

@@ -8,26 +8,32 @@ from step to step is synchronous, so that nothing can come between: the store ca
 import itertools
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import trio
 
-from clarad import protocol
+from clarad import intake, protocol
 from clarad.endings import Endings
 from clarad.events import Bus, EventType
+from clarad.intake import Intake
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import ErrorCode
+from clarad.rates import Rates
 from clarad.repeats import Repeats, tell_duplicate
 from clarad.responders import NoSandboxError, Request, Responder, ResponderError
-from clarad.roster import MAX_WAITING, Roster
+from clarad.roster import Roster
 from clarad.store import MessageKey, Messages, StoreError, Unfinished
 from clarad.systemd import catalogue
 from clarad.turn import Session, SessionKey, Turn
 
 log = logging.getLogger(__name__)
+
+MAX_IDLE: Final = 4096
+"""Sessions in which no message lives; of more, the one that has been so longest ends."""
 
 
 class Sessions:
@@ -42,6 +48,7 @@ class Sessions:
         nodes: Nodes,
         store: Messages,
         responder: Responder,
+        rates: Rates,
     ) -> None:
         """`message_timeout` in seconds."""
         self._make_session = make_session
@@ -52,7 +59,9 @@ class Sessions:
         self._responder = responder
         self._nursery: trio.Nursery | None = None
         self._sessions: dict[SessionKey, Session] = {}
+        self._idle_sessions: OrderedDict[SessionKey, Session] = OrderedDict()
         self._roster = Roster()
+        self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
@@ -111,8 +120,8 @@ class Sessions:
             self._repeats.while_it_lives(turn, node, message)
         elif self._refusing or not self._serving:
             refuse(ErrorCode.SHUTTING_DOWN, "The daemon is stopping; send it again later.")
-        elif self._roster.is_full(key):
-            refuse(ErrorCode.QUEUE_FULL, f"{MAX_WAITING} messages wait here; try later.")
+        elif refusal := self.intake.refusal(node, message, text, trio.current_time()):
+            refuse(*refusal)
         else:
             self._admit(node, message, text)
 
@@ -150,7 +159,7 @@ class Sessions:
             message = protocol.decode(entry.frame)
             assert isinstance(message, protocol.Message)
             node = self._nodes.find(entry.node_id, entry.key.platform)
-            turn = self._enter(node, entry.key.platform, message, State.WAITING)
+            turn = self._enter(node, entry.key.platform, message, entry.frame, State.WAITING)
             if entry.begun:
                 turn.fail(
                     Signal.INTERRUPTED,
@@ -165,7 +174,7 @@ class Sessions:
 
     def _admit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Give the message its place, and have it written down."""
-        turn = self._enter(node, node.platform, message, State.RECEIVED)
+        turn = self._enter(node, node.platform, message, text, State.RECEIVED)
         turn.begun = self._roster.is_first(turn)
         self._store.accept(
             turn.key,
@@ -177,17 +186,23 @@ class Sessions:
             then=partial(self._stored, turn),
         )
 
-    def _enter(self, node: Node, platform: str, message: protocol.Message, state: State) -> Turn:
+    def _enter(
+        self, node: Node, platform: str, message: protocol.Message, text: str, state: State
+    ) -> Turn:
         turn = Turn(
             node,
             platform,
             message,
+            size=intake.size(text),
             session=self._session(SessionKey(platform, message.user.id, message.channel.id), node),
             response_id=next(self._response_ids),
             state=state,
             publish=self._bus.publish,
         )
         self._roster.add(turn)
+        self.intake.add(turn)
+        turn.session.messages += 1
+        self._idle_sessions.pop(turn.session.key, None)
         if self._idle.is_set():
             self._idle = trio.Event()
         return turn
@@ -212,13 +227,17 @@ class Sessions:
         finally:
             if self._sessions.get(session.key) is session:
                 del self._sessions[session.key]
-            for turn in self._roster:  # those that wait have no task that would notice
+            # Those that wait have no task that would notice.
+            for turn in self._roster if session.messages else ():
                 if turn.session is session and not turn.has_task:
                     self._decide_from_above(turn)
-            why = "shutdown" if session.timed_out_at is None else "timeout"
+            if self._idle_sessions.get(session.key) is session:
+                del self._idle_sessions[session.key]
+            why = "crowded_out" if session.crowded_out else "shutdown"
             if session.timed_out_at is not None:
                 data = {"timeout": session.timeout}
                 self._publish_session(EventType.SESSION_TIMEOUT, session, data)
+                why = "timeout"
             self._publish_session(EventType.SESSION_END, session, {"reason": why})
 
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
@@ -314,10 +333,23 @@ class Sessions:
     def _leave(self, turn: Turn) -> None:
         """Forget the message, and let the next one in its channel have its turn."""
         following = self._roster.remove(turn)
+        self.intake.remove(turn)
+        self._leave_session(turn.session)
         if following is not None and following.life.state is State.WAITING:
             self._go_on(following)
         if not self._roster:
             self._idle.set()
+
+    def _leave_session(self, session: Session) -> None:
+        """Count the message no more; of very many sessions without any, end one."""
+        session.messages -= 1
+        if session.messages or self._sessions.get(session.key) is not session:
+            return
+        self._idle_sessions[session.key] = session
+        if len(self._idle_sessions) > MAX_IDLE:
+            _, oldest = self._idle_sessions.popitem(last=False)
+            oldest.crowded_out = True
+            oldest.scope.cancel("too many sessions")
 
     # --- what nodes and subscribers are told -----------------------------------------------------
 

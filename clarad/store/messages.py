@@ -14,6 +14,13 @@ from clarad.store.writer import Writer
 
 log = logging.getLogger(__name__)
 
+PAGE: Final = 500
+PAGE_CHARACTERS: Final = 1024 * 1024
+"""Unfinished messages, and characters of theirs, that are read at once; a longer one is alone."""
+
+_AT_A_TIME: Final = 4
+"""Messages that a database may hand over at once."""
+
 KEPT_FOR: Final = timedelta(hours=24)
 """How long a terminal frame is kept for its node, and the session of a node that is lost."""
 
@@ -40,6 +47,7 @@ class Stored(NamedTuple):
 class Unfinished(NamedTuple):
     """A message that an earlier run of the daemon accepted and did not end."""
 
+    number: int
     key: MessageKey
     node_id: str
     frame: str
@@ -70,6 +78,21 @@ _END: Final = (
 )
 _DELIVERED: Final = (
     update(_ROW).where(_THIS).values(delivered_at=bindparam("delivered_at"))  # type: ignore[arg-type]
+)
+_UNFINISHED: Final = (
+    select(
+        MessageRow.id,
+        MessageRow.platform,
+        MessageRow.channel_id,
+        MessageRow.request_id,
+        MessageRow.node_id,
+        MessageRow.frame,
+        MessageRow.begun_at,
+    )
+    .where(MessageRow.ended_at.is_(None) & (MessageRow.id > bindparam("after")))
+    .order_by(MessageRow.id)
+    .limit(PAGE)
+    .execution_options(yield_per=_AT_A_TIME)
 )
 
 
@@ -178,26 +201,23 @@ class Messages:
         with errors_in_one_line():
             return await self._writer.call(find)
 
-    async def unfinished(self) -> Sequence[Unfinished]:
-        """Return what was accepted and has not ended, in the order in which it came."""
-        statement = (
-            select(
-                MessageRow.platform,
-                MessageRow.channel_id,
-                MessageRow.request_id,
-                MessageRow.node_id,
-                MessageRow.frame,
-                MessageRow.begun_at,
-            )
-            .where(MessageRow.ended_at.is_(None))
-            .order_by(MessageRow.id)
-        )
+    async def unfinished(self, after: int = 0) -> Sequence[Unfinished]:
+        """Return the next of what was accepted and has not ended, in the order in which it came.
+
+        `after` is the number of the last one before; there are no more if none comes.
+        """
 
         def find(connection: Connection) -> list[Unfinished]:
-            return [
-                Unfinished(MessageKey(*row[:3]), row.node_id, row.frame, row.begun_at is not None)
-                for row in connection.execute(statement)
-            ]
+            found: list[Unfinished] = []
+            characters = 0
+            with connection.execute(_UNFINISHED, {"after": after}) as rows:
+                for number, *key, node_id, frame, begun_at in rows:
+                    characters += len(frame)
+                    if found and characters > PAGE_CHARACTERS:
+                        break
+                    begun = begun_at is not None
+                    found.append(Unfinished(number, MessageKey(*key), node_id, frame, begun))
+            return found
 
         with errors_in_one_line():
             return await self._writer.call(find)

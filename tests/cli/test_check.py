@@ -104,6 +104,8 @@ def test_every_setting_can_be_set_well(check: Check, tmp_path: Path) -> None:
         "CLARA_GATEWAY_SECRET": "a long random word",
         "CLARA_GATEWAY_ALLOWED_ORIGINS": "https://a.example, http://b.example:8080/",
         "CLARA_GATEWAY_MAX_CONNECTIONS": "10",
+        "CLARA_RATE_NODE": "600",
+        "CLARA_RATE_USER": "60/10",
         "CLARA_RESPONDER": "command",
         "CLARA_RESPONDER_COMMAND": "cat",
         "CLARA_SESSION_TIMEOUT": "60",

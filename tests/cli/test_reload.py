@@ -229,6 +229,10 @@ def test_a_limit_is_reloaded(configured: Configured) -> None:
     assert configured.reload("CLARA_GATEWAY_MAX_CONNECTIONS=1\n").out.endswith(
         "changed: CLARA_GATEWAY_MAX_CONNECTIONS, CLARA_MESSAGE_TIMEOUT\n"
     )
+    assert configured.reload("CLARA_RATE_NODE=60\n").status == 0
+    assert configured.reload("CLARA_RATE_NODE=60\nCLARA_RATE_USER=20/5\n").out.endswith(
+        "changed: CLARA_RATE_USER\n"
+    )
 
 
 def test_what_needs_a_restart_is_said(configured: Configured) -> None:

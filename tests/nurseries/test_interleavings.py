@@ -23,6 +23,7 @@ from clarad.nodes import Nodes
 from clarad.nurseries.session import Session
 from clarad.nurseries.sessions import Sessions
 from clarad.protocol import CloseCode
+from clarad.rates import Rates
 from clarad.responders import Answer, Request
 from clarad.store import MessageKey, Messages, Stored, StoreError
 from tests.peer import TERMINAL, Frame, message
@@ -153,6 +154,7 @@ class World:
             nodes=self.nodes,
             store=cast(Messages, self.store),
             responder=self.responder,
+            rates=Rates(),
         )
         self.wires: list[Wire] = []
         self.session_id = ""

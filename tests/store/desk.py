@@ -8,7 +8,7 @@ from typing import Any
 import trio
 from sqlalchemy import Connection, Engine
 
-from clarad.store import MessageKey, Messages, Writer
+from clarad.store import MessageKey, Messages, Unfinished, Writer
 from clarad.store.migrate import upgrade
 from tests.answer import answer
 
@@ -59,7 +59,11 @@ class Desk:
         return stored.owed_to
 
     async def unfinished(self) -> list[str]:
-        return [entry.key.request_id for entry in await self.messages.unfinished()]
+        """Return the ids of all that is unfinished, read a page at a time."""
+        found: list[Unfinished] = []
+        while page := await self.messages.unfinished(found[-1].number if found else 0):
+            found += page
+        return [entry.key.request_id for entry in found]
 
     async def in_thread(self, function: Callable[[Connection], object]) -> None:
         """Run a function on the writer's own connection."""

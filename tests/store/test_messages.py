@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, event, select
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished, Writer
+from clarad.store.messages import PAGE_CHARACTERS
 from clarad.store.models import MessageRow
 from tests.postgres import BACKENDS
 from tests.store.conftest import Outside
@@ -209,8 +210,22 @@ async def test_an_unfinished_message_says_whether_it_has_begun(desk: Desk) -> No
 async def test_an_unfinished_message_has_all_that_it_takes_to_go_on(desk: Desk) -> None:
     await desk.accept(1, frame='{"a":1}', node_id="node-7")
     assert await desk.messages.unfinished() == [
-        Unfinished(key(1), "node-7", '{"a":1}', begun=False)
+        Unfinished(1, key(1), "node-7", '{"a":1}', begun=False)
     ]
+
+
+async def test_long_unfinished_messages_are_read_a_few_at_a_time(desk: Desk) -> None:
+    for number in range(5):
+        await desk.accept(number, frame="x" * (PAGE_CHARACTERS // 2))
+    assert len(await desk.messages.unfinished()) == 2
+    assert await desk.unfinished() == [f"{number}" for number in range(5)]
+
+
+async def test_one_that_is_longer_than_a_page_is_alone(desk: Desk) -> None:
+    for number in range(2):
+        await desk.accept(number, frame="x" * (PAGE_CHARACTERS + 1))
+    assert len(await desk.messages.unfinished()) == 1
+    assert await desk.unfinished() == ["0", "1"]
 
 
 async def test_what_was_unfinished_is_found_by_the_next_start(

@@ -1,0 +1,119 @@
+"""What is taken in, and what is refused for now."""
+
+from collections.abc import Iterable
+
+import pytest
+
+from clarad import intake
+from clarad.intake import OWN_BYTES, Intake
+from clarad.lifecycle import State
+from clarad.nodes import Node
+from clarad.nurseries.session import Session
+from clarad.protocol import Channel, ErrorCode, Message, User
+from clarad.rates import Rate, Rates
+from clarad.roster import MAX_WAITING, Roster
+from clarad.turn import SessionKey, Turn
+
+
+class Door:
+    """An intake, and what has come through."""
+
+    def __init__(self, rates: Rates | None = None) -> None:
+        self.roster = Roster()
+        self.intake = Intake(self.roster, rates or Rates())
+        self.turns: list[Turn] = []
+
+    def ask(self, node: Node, channel: str, user: str = "u", text: str = "") -> ErrorCode | None:
+        """Send a message; return what it is refused with."""
+        message = Message(f"{len(self.turns)}", User(user, user), Channel(channel), "")
+        if refusal := self.intake.refusal(node, message, text, 0):
+            return refusal.code
+        turn = Turn(
+            node,
+            node.platform,
+            message,
+            size=intake.size(text),
+            session=Session(SessionKey(node.platform, user, channel), 60),
+            response_id="r",
+            state=State.RECEIVED,
+            publish=lambda *_, **__: None,
+        )
+        self.roster.add(turn)
+        self.intake.add(turn)
+        self.turns.append(turn)
+        return None
+
+    def end(self, turns: Iterable[Turn]) -> None:
+        for turn in turns:
+            self.roster.remove(turn)
+            self.intake.remove(turn)
+
+    def flood(self, node: Node, text: str = "") -> int:
+        """Send a message in a channel each until one is refused; return how many were not."""
+        before = len(self.turns)
+        while not self.ask(node, f"{node.id}-{len(self.turns)}", text=text):
+            pass
+        return len(self.turns) - before
+
+
+def nodes(count: int) -> list[Node]:
+    return [Node(f"node-{n}", "test") for n in range(count)]
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have room for some hundred messages."""
+    monkeypatch.setattr(intake, "MAX_SHARED", 100 * OWN_BYTES)
+
+
+async def test_a_full_channel_takes_no_more_and_another_one_does() -> None:
+    (node,) = nodes(1)
+    door = Door()
+    assert [door.ask(node, "full") for _ in range(MAX_WAITING + 1)] == [None] * 101
+    assert door.ask(node, "full") is ErrorCode.QUEUE_FULL
+    assert door.ask(node, "another") is None
+
+
+@pytest.mark.usefixtures("small")
+async def test_a_node_that_floods_leaves_room_for_others() -> None:
+    first, *others = nodes(20)
+    door = Door()
+    flood = door.flood(first)
+    assert flood < 100 * OWN_BYTES / intake.OVERHEAD
+    assert door.flood(others[0]) > flood / 3
+    for node in others[1:]:
+        assert door.flood(node) >= 1
+
+
+@pytest.mark.usefixtures("small")
+async def test_long_messages_take_more_room() -> None:
+    (node,) = nodes(1)
+    assert Door().flood(node, "x" * 100_000) < Door().flood(node) / 5
+
+
+@pytest.mark.usefixtures("small")
+async def test_messages_that_have_ended_make_room() -> None:
+    (node,) = nodes(1)
+    door = Door()
+    flood = door.flood(node)
+    door.end(door.turns)
+    assert door.flood(node) == flood
+
+
+async def test_a_message_that_is_refused_for_want_of_room_costs_no_token() -> None:
+    (node,) = nodes(1)
+    door = Door(Rates(node=Rate(60, at_once=MAX_WAITING + 2)))
+    for _ in range(MAX_WAITING + 10):
+        door.ask(node, "full")
+    assert door.ask(node, "another") is None
+    assert door.ask(node, "another") is ErrorCode.RATE_LIMITED
+
+
+async def test_rates_that_stay_the_same_go_on_counting() -> None:
+    (node,) = nodes(1)
+    door = Door(Rates(user=Rate(60, at_once=1)))
+    assert door.ask(node, "c") is None
+    door.intake.set_rates(None, Rate(60, at_once=1))
+    assert door.ask(node, "c") is ErrorCode.RATE_LIMITED
+    door.intake.set_rates(None, None)
+    assert door.ask(node, "c") is None
