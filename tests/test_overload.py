@@ -1,0 +1,192 @@
+"""Too much of something: the daemon says so, keeps what it promised, and serves the others."""
+
+import json
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import trio
+
+from clarad import outbox
+from clarad.events import EventType
+from clarad.intake import OWN_BYTES
+from clarad.nurseries import sessions
+from clarad.pool import Pool
+from clarad.rates import Rate
+from tests import peer
+from tests.conftest import Running, Start
+from tests.peer import Frame, Peer, message
+from tests.process import clarad, daemon, environment
+from tests.raw import RawPeer
+
+ANSWER = "x" * 500_000
+MESSAGES = 40
+"""Together more than a socket's buffers and a small outbox."""
+BACKLOG = 10_000
+
+
+# --- a slow adapter ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have outboxes that are soon full."""
+    monkeypatch.setattr(outbox, "MAX_BYTES", 4 * 1024 * 1024)
+
+
+async def overfill(running: Running, capabilities: list[str]) -> set[str]:
+    """Ask for long answers without reading any, until closed; return what was accepted."""
+    accepted: set[str] = set()
+    async with RawPeer.connected(running.host, running.port) as slow:
+        register = {"node_id": "slow", "platform": "test", "capabilities": capabilities}
+        await slow.send_text(json.dumps({"type": "register"} | register))
+        await slow.receive_text()
+        good = await running.node("good")
+        for n in range(MESSAGES):
+            await slow.send_text(
+                json.dumps({"type": "message"} | message(f"m-{n}", ANSWER, f"c-{n}"))
+            )
+        await good.ask("good")
+        assert (await good.outcome_of("good"))["full_text"] == "hello"
+        while (event := await anext(running.events)).type is not EventType.ADAPTER_DISCONNECTED:
+            if event.type is EventType.MESSAGE_RECEIVED and event.node_id == "slow":
+                assert event.request_id is not None
+                accepted.add(event.request_id)
+        assert event.data["code"] == 4008
+    return accepted
+
+
+async def answered(connection: Peer, expected: set[str]) -> None:
+    """Wait until all these messages are answered."""
+    while expected:
+        frame = await connection.receive()
+        if frame["type"] == "response_end":
+            assert frame["full_text"] == ANSWER
+            expected = expected - {frame["request_id"]}
+        if "seq" in frame:
+            await connection.send("ack", seq=frame["seq"])
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("capabilities", [[], ["resume", "streaming"]], ids=["plain", "resume"])
+async def test_a_slow_adapter_is_closed_and_given_what_it_missed(
+    running: Running, capabilities: list[str]
+) -> None:
+    accepted = await overfill(running, capabilities)
+    assert accepted
+    again = await running.connect()
+    await again.register("slow", capabilities)
+    await answered(again, accepted)
+
+
+# --- a flood -------------------------------------------------------------------------------------
+
+
+async def test_a_flood_of_one_node_is_refused_and_another_node_is_answered(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running.daemon.sessions.intake, "_room", Pool(1_000_000, OWN_BYTES))
+    flooder = await running.node("flooder", ["accepted"])
+    refusals: list[Frame] = []
+    for n in range(200):
+        await flooder.ask(f"m-{n}", "hold", f"c-{n}")
+    while len(refusals) < 100:
+        if (frame := await flooder.receive())["type"] == "error":
+            refusals.append(frame)
+    assert {(frame["code"], frame["recoverable"]) for frame in refusals} == {("queue_full", True)}
+    good = await running.node("good")
+    await good.ask("m", "hello")
+    assert (await good.outcome_of("m"))["full_text"] == "hello"
+    await flooder.send("cancel", request_id="m-0")
+    assert (await flooder.outcome_of("m-0"))["type"] == "cancelled"
+
+
+async def test_a_message_above_the_rate_is_refused_and_a_cancel_never(start: Start) -> None:
+    running = await start(rate_user=Rate(1, at_once=2))
+    node = await running.node()
+    for n in range(3):
+        await node.ask(f"m-{n}", "hold", f"c-{n}")
+    refused = await node.outcome_of("m-2")
+    assert (refused["code"], refused["recoverable"]) == ("rate_limited", True)
+    assert "send it again in 60 s" in refused["message"]
+    for n in range(2):
+        await node.send("cancel", request_id=f"m-{n}")
+        assert (await node.outcome_of(f"m-{n}"))["type"] == "cancelled"
+    assert await node.is_silent()
+    assert len(running.events_of(EventType.MESSAGE_RECEIVED)) == 2
+
+
+async def test_a_message_that_is_sent_again_while_it_lives_is_not_counted(start: Start) -> None:
+    running = await start(rate_node=Rate(1, at_once=1))
+    node = await running.node("n", ["accepted"])
+    for _ in range(3):
+        await node.ask("m", "hold")
+    accepted = [await node.expect(kind) for kind in ("accepted", "accepted", "accepted")]
+    assert [frame["duplicate"] for frame in accepted] == [False, True, True]
+
+
+async def test_of_very_many_sessions_the_one_that_was_idle_longest_ends(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_IDLE", 3)
+    node = await running.node()
+    await node.ask("busy", "hold", "busy")
+    for n, channel in enumerate(("c-0", "c-1", "c-2", "c-0", "c-3")):
+        await node.ask(f"m-{n}", "hello", channel)
+        await node.outcome_of(f"m-{n}")
+    ended = await running.event(EventType.SESSION_END)
+    assert (ended.channel_id, ended.data["reason"]) == ("c-1", "crowded_out")
+    await node.send("cancel", request_id="busy")
+    assert (await node.outcome_of("busy"))["type"] == "cancelled"
+
+
+# --- a backlog at the start ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """What a killed daemon has left: very many messages that wait."""
+    assert clarad("migrate", env=environment(tmp_path)).returncode == 0
+    now = datetime.now(UTC).replace(tzinfo=None).isoformat(" ")
+    rows = [
+        (channel, request_id, json.dumps({"type": "message"} | message(request_id, "x", channel)))
+        for n in range(BACKLOG)
+        for channel, request_id in [(f"c-{n % 1000}", f"m-{n}")]
+    ]
+    with sqlite3.connect(tmp_path / "clarad.db") as connection:
+        connection.executemany(
+            "INSERT INTO clarad_messages (platform, channel_id, request_id, node_id, user_id,"
+            " session_id, frame, received_at)"
+            f" VALUES ('test', ?, ?, 'old', 'test-u', 's', ?, '{now}')",
+            rows,
+        )
+    connection.close()
+    return tmp_path
+
+
+async def test_a_huge_backlog_is_worked_off_while_others_are_answered(
+    state: Path, nursery: trio.Nursery
+) -> None:
+    with daemon(state) as process:
+        new = await peer.connect(nursery, process.url)
+        await new.register("new")
+        await new.ask("m", "hello", "another")
+        assert (await new.outcome_of("m"))["full_text"] == "hello"
+        old = await peer.connect(nursery, process.url)
+        await old.register("old")
+        ended: list[str] = []
+        while len(ended) < BACKLOG:
+            if (frame := await old.receive())["type"] == "response_end":
+                ended.append(frame["request_id"])
+        assert set(ended) == {f"m-{n}" for n in range(BACKLOG)}
+        assert peak_memory(process.pid) < 300 * 1024
+        for connection in (new, old):
+            await connection.drop()
+
+
+def peak_memory(pid: int) -> int:
+    """Return the largest resident size that a process has had, in KiB (proc_pid_status(5))."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    (peak,) = (line.split()[1] for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(peak)
