@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from bench import cancel, connections, firing, hooks, idle, log, startup, turns
+from bench import cancel, connections, firing, hooks, idle, log, overload, startup, turns
 from bench.report import Figure, show_figures
 
 _BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -20,6 +20,7 @@ _BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "hooks": hooks.run,
     "idle": idle.run,
     "log": log.run,
+    "overload": overload.run,
 }
 _INTERRUPTED = 128 + signal.SIGINT
 
