@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
+from clarad.pool import Pool
 from clarad.protocol import numbered
 from clarad.store import MessageKey
 
@@ -20,6 +21,12 @@ MAX_FRAMES: Final = 1000
 MAX_BYTES: Final = 4 * 1024 * 1024
 """Frames and bytes that are kept for one node; what its connection has not been given is not
 counted."""
+
+MAX_SHARED: Final = 128 * 1024 * 1024
+"""Bytes that are kept for all nodes together; `clarad.pool` says how they share them."""
+
+OVERHEAD: Final = 256
+"""Bytes that a frame costs beside its own."""
 
 
 class Kept:
@@ -41,8 +48,9 @@ class Kept:
 class Window:
     """The last frames of one node, from the oldest that is still here."""
 
-    def __init__(self, last: int = 0) -> None:
-        """`last` is the highest number that may have been given out before."""
+    def __init__(self, pool: Pool, last: int = 0) -> None:
+        """`pool` is all nodes' together, `last` the highest number that may have been given out."""
+        self._pool = pool
         self.last = last
         self.first = last + 1
         """Of all below this only the store knows."""
@@ -61,7 +69,7 @@ class Window:
         kept.frame = numbered(frame, kept.seq)
         kept.settled = True
         if kept.here:
-            self._bytes += len(kept.frame)
+            self._hold(self._bytes + _size(kept))
 
     def withdraw(self, kept: Kept) -> None:
         """Leave a place empty: its number is never used."""
@@ -79,9 +87,7 @@ class Window:
 
     def trim(self, sent: int) -> None:
         """Drop the oldest frames up to this number until the window has its size again."""
-        while (len(self._frames) > MAX_FRAMES or self._bytes > MAX_BYTES) and (
-            self._frames and self._frames[0].seq <= sent
-        ):
+        while self._is_too_large() and self._frames and self._frames[0].seq <= sent:
             self.first = self._frames[0].seq + 1
             self._drop()
 
@@ -90,9 +96,29 @@ class Window:
         for kept in self._frames:
             kept.here = kept.key is not None
         self._frames = deque(kept for kept in self._frames if kept.here)
-        self._bytes = sum(len(kept.frame) for kept in self._frames)
+        self._hold(sum(map(_size, self._frames)))
+
+    def _is_too_large(self) -> bool:
+        return (
+            len(self._frames) > MAX_FRAMES
+            or self._bytes > MAX_BYTES
+            or not self._pool.has_room_for(self._bytes)
+        )
 
     def _drop(self) -> None:
         kept = self._frames.popleft()
         kept.here = False
-        self._bytes -= len(kept.frame)
+        self._hold(self._bytes - _size(kept))
+
+    def _hold(self, size: int) -> None:
+        self._pool.change(self._bytes, size)
+        self._bytes = size
+
+
+def shared() -> Pool:
+    """Return the room that the windows of all nodes are to share."""
+    return Pool(MAX_SHARED)
+
+
+def _size(kept: Kept) -> int:
+    return len(kept.frame) + OVERHEAD if kept.settled and kept.frame else 0

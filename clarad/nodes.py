@@ -13,7 +13,8 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from clarad.kept import Kept, Window
+from clarad.kept import Kept, Window, shared
+from clarad.pool import Pool
 from clarad.protocol import Capability, CloseCode, Error, ErrorCode, encode, numbered
 from clarad.store import KEPT_FOR, MessageKey, NodeSession
 
@@ -43,8 +44,8 @@ class Outlet(Protocol):
 class Node:
     """One adapter, by its platform and the id that it chose."""
 
-    def __init__(self, node_id: str, platform: str, last_seq: int = 0) -> None:
-        """`last_seq` is the highest number that its frames may have had so far."""
+    def __init__(self, node_id: str, platform: str, pool: Pool, last_seq: int = 0) -> None:
+        """`pool` is what all nodes' frames are kept in, `last_seq` the highest number so far."""
         self.id = node_id
         self.platform = platform
         self.session_id = ""
@@ -56,7 +57,7 @@ class Node:
         self.left_at = 0.0
         """When its last connection ended, by `time.monotonic`."""
         self.unregistered = False
-        self.window = Window(last_seq)
+        self.window = Window(pool, last_seq)
         self.caught_up = False
         """Whether the connection was given all that it had missed."""
         self.missed_more = False
@@ -225,6 +226,7 @@ class Nodes:
         )
         self._away: OrderedDict[tuple[str, str], Node] = OrderedDict()
         self._last_seq = 0
+        self._pool = shared()
 
     def restore(self, sessions: Iterable[NodeSession], last_seq: int) -> None:
         """Know the sessions that an earlier run of the daemon has left, the oldest first.
@@ -288,7 +290,7 @@ class Nodes:
     def forget(self, node: Node) -> None:
         """Keep nothing for a node that is gone for good."""
         node.unregistered = True
-        node.window.forget(node.window.last)
+        node.end_session()
         self._remember_numbers(node)
         self._nodes.pop((node.platform, node.id), None)
 
@@ -296,7 +298,9 @@ class Nodes:
         """Return the node of this id, a new one if there is none."""
         node = self._nodes.get((platform, node_id))
         if node is None:
-            node = self._nodes[platform, node_id] = Node(node_id, platform, self._last_seq)
+            node = self._nodes[platform, node_id] = Node(
+                node_id, platform, self._pool, self._last_seq
+            )
         return node
 
     def _keep(self, node: Node) -> None:
@@ -304,6 +308,7 @@ class Nodes:
         while len(self._away) > MAX_AWAY or _is_stale(next(iter(self._away.values()))):
             _, oldest = self._away.popitem(last=False)
             self._remember_numbers(oldest)
+            oldest.end_session()
 
     def _remember_numbers(self, node: Node) -> None:
         # Should it come back as new, its numbers have to go on above those in the store.

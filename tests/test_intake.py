@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import pytest
 
-from clarad import intake
+from clarad import intake, kept
 from clarad.intake import OWN_BYTES, Intake
 from clarad.lifecycle import State
 from clarad.nodes import Node
@@ -57,7 +57,7 @@ class Door:
 
 
 def nodes(count: int) -> list[Node]:
-    return [Node(f"node-{n}", "test") for n in range(count)]
+    return [Node(f"node-{n}", "test", kept.shared()) for n in range(count)]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clarad.kept import MAX_BYTES, MAX_FRAMES, Kept, Window
+from clarad.kept import MAX_BYTES, MAX_FRAMES, MAX_SHARED, OVERHEAD, Kept, Window, shared
 from clarad.protocol import Accepted, decode_outbound, encode, numbered
 from clarad.store import MessageKey
 
@@ -24,13 +24,13 @@ def test_a_numbered_frame_is_the_frame_with_its_number() -> None:
 
 
 def test_numbers_go_on_above_the_last() -> None:
-    window = Window(last=41)
+    window = Window(shared(), last=41)
     window.fill(window.reserve(None), FRAME)
     assert json.loads(next(window.after(0)).frame) == {"type": "pong", "seq": 42}
 
 
 def test_of_very_many_frames_the_oldest_that_were_sent_are_dropped() -> None:
-    window = Window()
+    window = Window(shared())
     for _ in range(MAX_FRAMES + 5):
         window.fill(window.reserve(None), FRAME)
     window.trim(sent=3)
@@ -41,15 +41,27 @@ def test_of_very_many_frames_the_oldest_that_were_sent_are_dropped() -> None:
 
 
 def test_of_very_long_frames_the_oldest_are_dropped() -> None:
-    window = Window()
+    window = Window(shared())
     for _ in range(3):
         window.fill(window.reserve(None), FRAME + b" " * (MAX_BYTES // 2))
     window.trim(sent=window.last)
     assert seqs(window) == [3]
 
 
+def test_of_very_many_nodes_each_keeps_less() -> None:
+    pool = shared()
+    windows = [Window(pool) for _ in range(50)]
+    for window in windows:
+        for _ in range(4):
+            window.fill(window.reserve(None), FRAME + b" " * (MAX_BYTES // 5))
+            window.trim(sent=window.last)
+    assert pool.used <= MAX_SHARED
+    assert len(seqs(windows[0])) == 4
+    assert seqs(windows[-1]) == []
+
+
 def test_a_new_session_has_the_terminal_frames_and_those_that_are_still_to_come() -> None:
-    window = Window()
+    window = Window(shared())
     for key in (None, KEY, None, KEY):
         window.fill(window.reserve(key), FRAME)
     window.reserve(KEY)
@@ -61,7 +73,8 @@ class Model:
     """The same, said in the simplest way."""
 
     def __init__(self) -> None:
-        self.window = Window()
+        self.pool = shared()
+        self.window = Window(self.pool)
         self.all: list[Kept] = []
         self.gone = 0
 
@@ -90,4 +103,5 @@ def test_all_that_was_not_forgotten_is_there_in_order(steps: list[tuple[str, int
     assert list(model.window.after(0)) == left
     assert [kept for kept in model.all if kept.here] == left
     assert model.window.first == model.gone + 1
-    assert model.window._bytes == sum(len(kept.frame) for kept in left)
+    filled = [kept.frame for kept in left if kept.settled]
+    assert model.pool.used == sum(len(frame) + OVERHEAD for frame in filled)

@@ -3,6 +3,7 @@
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
+from clarad import kept
 from clarad.lifecycle import State
 from clarad.nodes import Node
 from clarad.nurseries.session import Session
@@ -11,7 +12,7 @@ from clarad.roster import MAX_WAITING, Roster
 from clarad.turn import SessionKey, Turn
 from tests.in_trio import run_in_trio
 
-NODES = [Node("node-1", "test"), Node("node-2", "test")]
+NODES = [Node("node-1", "test", kept.shared()), Node("node-2", "test", kept.shared())]
 
 
 def turn(request_id: str, channel: str = "c", node: Node = NODES[0]) -> Turn:
