@@ -2,10 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+MINUTES ?= 30
+DATABASE ?= sqlite
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test test-systemd deb lint format bench bench-sandbox catalogue engines \
-    engines-stop lock clean
+    engines-stop soak lock clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -52,6 +54,9 @@ bench: $(INSTALLED) ## Measure, beside a bare server
 
 bench-sandbox: $(INSTALLED) ## Measure the sandboxes, on each engine that answers
 	$(BIN)/python -m bench.sandbox
+
+soak: $(INSTALLED) ## Run a daemon for MINUTES=30, with all that can go wrong (DATABASE=postgresql)
+	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE)
 
 catalogue: $(INSTALLED) ## Write systemd/clarad.catalog anew
 	$(BIN)/python -m clarad.systemd.catalogue > systemd/clarad.catalog

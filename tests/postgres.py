@@ -63,6 +63,10 @@ class Cluster:
     def start(self) -> None:
         """Make the cluster and wait until it takes connections."""
         self._run("initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-N", "-E", "UTF8")
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Start the server, and wait until it takes connections."""
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.directory),
@@ -75,9 +79,13 @@ class Cluster:
         log = self.directory / "log"
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", log, "-o", options)
 
+    def halt(self) -> None:
+        """Stop the server at once, whoever is connected; nothing that was committed is lost."""
+        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
+
     def stop(self) -> None:
         """Stop the server, whoever is connected, and delete everything."""
-        self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
+        self.halt()
         shutil.rmtree(self.directory)
 
     @contextmanager

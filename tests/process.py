@@ -35,6 +35,10 @@ os.execv(sys.executable, [sys.executable, *sys.argv[2:]])
 """Puts descriptors where sd_listen_fds(3) has them, and becomes another program."""
 
 
+LIFE = "TEST_LIFE"
+"""The variable by which the processes of each life of a daemon are known."""
+
+
 class HasDescriptor(Protocol):
     """A socket, or a file."""
 
@@ -162,3 +166,18 @@ class Marker:
                     if self.text.encode() in (entry / "cmdline").read_bytes():
                         found.append(int(entry.name))
         return found
+
+
+def lives_of(name: str) -> Iterator[tuple[int, str]]:
+    """Return the processes with `LIFE=name-NUMBER` in their environment.
+
+    Each is its number, and a line as `ps` would show it.
+    """
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):  # it has ended meanwhile
+                mark = f"{LIFE}={name}-".encode()
+                _, found, rest = (entry / "environ").read_bytes().partition(mark)
+                if found:
+                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    yield int(rest.partition(b"\0")[0]), f"{entry.name} {words}"

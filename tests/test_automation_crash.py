@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -20,13 +20,10 @@ from typing import Any, Final
 
 import pytest
 
-from tests.process import PATIENCE, Process
+from tests.process import LIFE, PATIENCE, Process, lives_of
 
 KILLS: Final = int(os.environ.get("CLARAD_KILLS", "24"))
 SEED: Final = os.environ.get("CLARAD_SEED")
-LIFE: Final = "TEST_LIFE"
-"""The variable by which the processes of each life of a daemon are known."""
-
 HOOKS: Final = """\
 hooks:
   - name: parallel
@@ -97,7 +94,7 @@ class Installation:
 
     def alive(self, *, before_life: int) -> list[str]:
         """Return the processes that earlier lives have left, as `ps` would show them."""
-        return [line for life, line in _processes_of(self.name) if life < before_life]
+        return [line for life, line in lives_of(self.name) if life < before_life]
 
     def rows(self, query: str) -> list[Any]:
         with closing(sqlite3.connect(self.directory / "state" / "clarad.db")) as database:
@@ -107,17 +104,6 @@ class Installation:
         """Return how often each run has written its line."""
         path = self.directory / name
         return Counter(path.read_text().split() if path.exists() else [])
-
-
-def _processes_of(name: str) -> Iterator[tuple[int, str]]:
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with suppress(OSError):  # it has ended meanwhile
-                mark = f"{LIFE}={name}-".encode()
-                _, found, rest = (entry / "environ").read_bytes().partition(mark)
-                if found:
-                    words = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-                    yield int(rest.partition(b"\0")[0]), f"{entry.name} {words}"
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

@@ -1,0 +1,49 @@
+"""Answers and memory over time."""
+
+from dataclasses import dataclass, field
+
+import trio
+
+from tests.soak.installation import Installation
+from tests.soak.ledger import Asked, Ledger
+from tests.soak.nodes import HANGS
+
+
+@dataclass
+class Span:
+    """A stretch of the soak: how long answers took, in seconds, and the daemon's memory, in KiB."""
+
+    began: float
+    seconds: float
+    answers: list[float] = field(default_factory=list)
+    rss: list[int] = field(default_factory=list)
+
+
+class Meter:
+    """Looks once in a while; answers count where they came."""
+
+    def __init__(self, seconds: float) -> None:
+        """`seconds` is the length of a stretch."""
+        self._seconds = seconds
+        self.spans: list[Span] = []
+
+    async def run(self, installation: Installation, ledger: Ledger) -> None:
+        """Measure until cancelled."""
+        start = trio.current_time()
+        try:
+            while True:
+                now = trio.current_time() - start
+                if now >= len(self.spans) * self._seconds:
+                    self.spans.append(Span(len(self.spans) * self._seconds, self._seconds))
+                if (rss := installation.rss()) is not None:
+                    self.spans[-1].rss.append(rss)
+                await trio.sleep(0.25)
+        finally:
+            for message in ledger.asked.values():
+                self._count(message, start)
+
+    def _count(self, message: Asked, start: float) -> None:
+        if message.ended_at is not None and message.content != HANGS:
+            at = int((message.ended_at - start) / self._seconds)
+            span = self.spans[min(at, len(self.spans) - 1)]
+            span.answers.append(message.ended_at - message.asked_at)

@@ -1,0 +1,218 @@
+"""Adapters with users: some resume, some are plain ones that only send again what has not ended."""
+
+import random
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection
+
+from clarad import protocol
+from clarad.adapters import Adapter, Outcome, open_adapter
+from tests.peer import connect
+from tests.soak.ledger import Asked, Ledger, is_refusal
+from tests.soak.line import Line
+
+CHANNELS: Final = 3
+
+PLATFORM: Final = "soak"
+
+HANGS: Final = "hang"
+
+LOST: Final = (OSError, HandshakeError, ConnectionClosed, trio.TooSlowError)
+
+MOST: Final = 10_000
+"""Frames that wait to be written on one connection."""
+
+
+class Users:
+    """Those who write through one node: a task a channel."""
+
+    def __init__(self, name: str, ledger: Ledger, chance: random.Random, pause: float) -> None:
+        """`pause` is the most between two bursts, in seconds."""
+        self.name = name
+        self.ledger = ledger
+        self.chance = chance
+        self._pause = pause
+        self.enough = trio.Event()
+
+    async def write(self, channel: int, node: "Resuming | Plain") -> None:
+        """Ask in bursts, wait for the answers, and cancel some, until it is enough."""
+        while not self.enough.is_set():
+            burst = [self._ask(channel) for _ in range(self.chance.choice((1, 1, 2, 4)))]
+            async with trio.open_nursery() as nursery:
+                for message in burst:
+                    node.ask(message)
+                    likely = 0.8 if message.content == HANGS else 0.1
+                    if self.chance.random() < likely:
+                        nursery.start_soon(self._cancel, node, message)
+                for message in burst:
+                    await message.over.wait()
+            with trio.move_on_after(self.chance.uniform(0, self._pause)):
+                await self.enough.wait()
+
+    def _ask(self, channel: int) -> Asked:
+        kinds = ("text", "text", "text", "parts", "slow", "big")
+        kind = HANGS if self.chance.random() < 0.03 else self.chance.choice(kinds)
+        return self.ledger.ask(self.name, channel, kind)
+
+    async def _cancel(self, node: "Resuming | Plain", message: Asked) -> None:
+        await trio.sleep(self.chance.uniform(0, 0.3))
+        message.cancelled = True
+        node.cancel(message)
+
+
+class Resuming:
+    """A node as `clarad.adapters` makes it."""
+
+    def __init__(self, users: Users, line: Line) -> None:
+        self._users = users
+        self._line = line
+        self._adapter: Adapter | None = None
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Live until the users have had enough."""
+        async with (
+            open_adapter(
+                self._line.url, node_id=self._users.name, platform=PLATFORM, on_stray=self._stray
+            ) as self._adapter,
+            trio.open_nursery() as self._nursery,
+        ):
+            for channel in range(CHANNELS):
+                self._nursery.start_soon(self._users.write, channel, self)
+
+    def ask(self, message: Asked) -> None:
+        assert self._nursery is not None
+        assert self._adapter is not None
+        # At once, so that the order of a burst is that of its channel.
+        answer = self._adapter.ask(_message(message))
+        self._nursery.start_soon(self._follow, message, answer.outcome)
+
+    def cancel(self, message: Asked) -> None:
+        assert self._adapter is not None
+        self._adapter.cancel(message.id, "changed their mind")
+
+    async def _follow(self, message: Asked, outcome_of: Callable[[], Any]) -> None:
+        assert self._adapter is not None
+        while is_refusal(outcome := await outcome_of()):
+            message.refusals += 1
+            await trio.sleep(0.5)
+            outcome_of = self._adapter.ask(_message(message)).outcome
+        message.end(outcome)
+
+    def _stray(self, outcome: Outcome) -> None:
+        self._users.ledger.broken.append(
+            f"{self._users.name} was answered what it knows: {outcome}"
+        )
+
+
+class Plain:
+    """A node without `resume`, which sends what has not ended on each new connection, and at times
+    twice: it may be told an end once on each, and always the same one.
+    """
+
+    def __init__(self, users: Users, line: Line) -> None:
+        self._users = users
+        self._line = line
+        self._waiting: dict[str, Asked] = {}
+        self._nursery: trio.Nursery | None = None
+        self._outgoing, unconnected = trio.open_memory_channel[protocol.Inbound](MOST)
+        unconnected.close()
+        self._ends: dict[str, Outcome] = {}
+
+    async def run(self) -> None:
+        """Live until the users have had enough."""
+        async with trio.open_nursery() as self._nursery:
+            async with trio.open_nursery() as writing:
+                self._nursery.start_soon(self._keep_connected)
+                for channel in range(CHANNELS):
+                    writing.start_soon(self._users.write, channel, self)
+            self._nursery.cancel_scope.cancel("enough")
+
+    def ask(self, message: Asked) -> None:
+        self._waiting[message.id] = message
+        twice = self._users.chance.random() < 0.1
+        self._users.ledger.faults["sent twice"] += twice
+        for _ in range(1 + twice):
+            self._send(_message(message))
+
+    def cancel(self, message: Asked) -> None:
+        if message.id in self._waiting:
+            self._send(protocol.Cancel(request_id=message.id))
+
+    async def _keep_connected(self) -> None:
+        while True:
+            try:
+                async with trio.open_nursery() as nursery:
+                    await self._talk(nursery)
+            except* LOST:
+                pass
+            await trio.sleep(self._users.chance.uniform(0.05, 0.3))
+
+    async def _talk(self, nursery: trio.Nursery) -> None:
+        with trio.fail_after(2):  # trio-websocket does not notice that it is cut in a handshake
+            peer = await connect(nursery, self._line.url)
+            register = protocol.Register(
+                node_id=self._users.name, platform=PLATFORM, capabilities=["accepted"]
+            )
+            await peer.send_text(protocol.encode(register).decode())
+            await peer.websocket.get_message()
+        self._outgoing, frames = trio.open_memory_channel[protocol.Inbound](MOST)
+        nursery.start_soon(self._write, peer.websocket, frames)
+        for message in self._waiting.values():
+            self._send(_message(message))
+        ended: set[str] = set()
+        while True:
+            try:
+                frame = protocol.decode_outbound(await peer.websocket.get_message())
+            except msgspec.ValidationError:
+                continue
+            self._take(frame, ended)
+
+    async def _write(
+        self, websocket: WebSocketConnection, frames: "trio.MemoryReceiveChannel[protocol.Inbound]"
+    ) -> None:
+        with frames, suppress(ConnectionClosed):
+            async for frame in frames:
+                await websocket.send_message(protocol.encode(frame).decode())
+
+    def _send(self, frame: protocol.Inbound) -> None:
+        with suppress(trio.BrokenResourceError):  # no connection: it is sent on the next
+            self._outgoing.send_nowait(frame)
+
+    def _take(self, frame: protocol.Outbound, ended: set[str]) -> None:
+        if not isinstance(frame, Outcome) or not isinstance(frame.request_id, str):
+            return
+        message = self._users.ledger.asked[frame.request_id]
+        if isinstance(frame, protocol.Error) and frame.code is protocol.ErrorCode.NOT_FOUND:
+            return
+        if is_refusal(frame):
+            message.refusals += 1
+            assert self._nursery is not None
+            self._nursery.start_soon(self._send_later, message)
+            return
+        if message.id in ended:
+            message.outcomes.append(frame)  # twice on one connection: the ledger complains
+        ended.add(message.id)
+        if self._ends.setdefault(message.id, frame) != frame:
+            text = f"{message.id} ended twice, and differently: {self._ends[message.id]}, {frame}"
+            self._users.ledger.broken.append(text)
+        if self._waiting.pop(message.id, None) is not None:
+            message.end(frame)
+
+    async def _send_later(self, message: Asked) -> None:
+        await trio.sleep(0.5)
+        if message.id in self._waiting:
+            self._send(_message(message))
+
+
+def _message(message: Asked) -> protocol.Message:
+    return protocol.Message(
+        id=message.id,
+        user=protocol.User(id="soak-u", platform_id="u"),
+        channel=protocol.Channel(id=message.channel),
+        content=message.content,
+    )

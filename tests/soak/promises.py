@@ -1,0 +1,126 @@
+"""What has to be so after all, whatever went wrong."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from datetime import timedelta
+from itertools import groupby, pairwise
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, select, text
+
+from clarad.store.models import HookRunRow, MessageRow, TaskRunRow
+from tests.soak.installation import INTERVALS
+from tests.soak.ledger import Ledger
+
+
+class Acts:
+    """What commands have really done: one byte a time in a file of each kind and id."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def times(self, kind: str, name: str) -> int:
+        """Return how often it was done."""
+        path = self._directory / f"{kind}-{name}"
+        return path.stat().st_size if path.exists() else 0
+
+    def moment(self, kind: str, name: str) -> int | None:
+        """Return when it was done last, in nanoseconds."""
+        path = self._directory / f"{kind}-{name}"
+        return path.stat().st_mtime_ns if path.exists() else None
+
+
+def broken(engine: Engine, ledger: Ledger, acts: Acts) -> Iterator[str]:
+    """Say in one line each which promises were not kept."""
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite":
+            said = connection.execute(text("PRAGMA integrity_check")).scalars().all()
+            if said != ["ok"]:
+                yield f"PRAGMA integrity_check: {said}"
+        messages = connection.execute(select(*MessageRow.__table__.columns)).all()
+        hooks = connection.execute(select(*HookRunRow.__table__.columns)).all()
+        tasks = connection.execute(select(*TaskRunRow.__table__.columns)).all()
+    yield from ledger.broken
+    yield from _messages(messages, ledger, acts)
+    yield from _order(messages, ledger, acts)
+    yield from _runs("hook", hooks, acts)
+    yield from _runs("task", [row for row in tasks if row.task != "hang"], acts)
+    yield from _hooks_once(hooks)
+    yield from _occurrences(tasks)
+
+
+def _messages(rows: Sequence[Any], ledger: Ledger, acts: Acts) -> Iterator[str]:
+    """Each was answered once, as it is written down, and was run once at the most."""
+    stored = {row.request_id: row for row in rows}
+    if len(stored) != len(rows):
+        yield f"{len(rows) - len(stored)} messages have more than one row"
+    for message in ledger.lost:
+        found = stored.get(message.id)
+        yield f"lost: {message.id}, {'no row' if found is None else f'stored as {found.outcome}'}"
+    for message in ledger.answered_twice:
+        yield f"answered twice: {message.outcomes}"
+    for message in ledger.asked.values():
+        row = stored.get(message.id)
+        if not message.outcomes:
+            continue
+        if row is None:
+            yield f"{message.id} was answered and has no row: {message.outcomes}"
+        elif row.outcome != message.outcome:
+            yield f"{message.id} is stored as {row.outcome}, and was told as {message.outcomes}"
+        elif message.outcome == "failed":
+            yield f"{message.id} failed, and nothing was wrong with it: {message.outcomes}"
+    for message in ledger.asked.values():
+        if acts.times("begun", message.id) > 1 or acts.times("ended", message.id) > 1:
+            yield f"{message.id} was run twice"
+    for request_id in stored.keys() - ledger.asked.keys():
+        yield f"{request_id} is in the store, and nobody asked it"
+
+
+def _order(rows: Sequence[Any], ledger: Ledger, acts: Acts) -> Iterator[str]:
+    """In each channel one ran after the other, in the order in which they were asked."""
+    in_order = sorted(rows, key=lambda row: (row.channel_id, row.id))
+    for channel, group in groupby(in_order, key=lambda row: row.channel_id):
+        members = [row.request_id for row in group]
+        asked = [
+            ledger.asked[member].number for member in members if not ledger.asked[member].refusals
+        ]
+        if asked != sorted(asked):
+            yield f"the messages of {channel} were not taken in the order in which they came"
+        ran = [member for member in members if acts.times("begun", member)]
+        for before, after in pairwise(ran):
+            begun = acts.moment("begun", before) or 0
+            ended = acts.moment("ended", before) or begun
+            if (acts.moment("begun", after) or 0) < max(begun, ended):
+                yield f"{after} was begun before {before} had ended"
+
+
+def _runs(kind: str, rows: Sequence[Any], acts: Acts) -> Iterator[str]:
+    """Each has one outcome, and has acted as often as that says."""
+    for row in rows:
+        acted = acts.times(kind, row.run_id)
+        if row.ended_at is None:
+            yield f"{kind} run {row.run_id} has not ended"
+        elif acted > row.attempts:
+            yield f"{kind} run {row.run_id} acted {acted} times in {row.attempts} attempts"
+        elif row.outcome == "ran" and not acted:
+            yield f"{kind} run {row.run_id} is said to have run, and has not"
+        elif row.outcome in ("failed", "timed_out"):
+            yield f"{kind} run {row.run_id} ended as {row.outcome}: {row.reason}"
+
+
+def _hooks_once(rows: Sequence[Any]) -> Iterator[str]:
+    events = Counter((row.hook, json.loads(row.event)["request_id"]) for row in rows)
+    for (hook, request_id), times in events.items():
+        if times > 1:
+            yield f"hook {hook} has {times} runs for {request_id}"
+
+
+def _occurrences(rows: Sequence[Any]) -> Iterator[str]:
+    """Each occurrence from the first to the last has one row."""
+    for task, interval in INTERVALS.items():
+        times = sorted(row.nominal_at for row in rows if row.task == task)
+        for before, after in pairwise(times):
+            if after - before != timedelta(seconds=interval):
+                yield f"task {task} has nothing between {before} and {after}"

@@ -1,0 +1,69 @@
+"""A short soak; `make soak MINUTES=30` is a long one. `CLARAD_SEED` repeats the moments of another."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from clarad.adapters import adapter
+from tests import postgres
+from tests.postgres import BACKENDS, Cluster
+from tests.soak.soak import Plan, soak
+
+SEED: Final = os.environ.get("CLARAD_SEED")
+
+
+def short(seconds: float, *kinds: str) -> Plan:
+    seed = SEED or secrets.token_hex(4)
+    print(f"CLARAD_SEED={seed}")
+    return Plan(
+        seconds=seconds,
+        seed=seed,
+        resuming=2,
+        plain=1,
+        between_faults=0.5,
+        between_bursts=0.5,
+        kinds=kinds,
+    )
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connect again sooner than people need."""
+    monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.05)
+    monkeypatch.setattr(adapter, "LONGEST_PAUSE", 0.5)
+
+
+def test_whatever_goes_wrong_no_promise_is_broken(tmp_path: Path) -> None:
+    report = soak(short(8), tmp_path)
+    report.show()
+    assert report.broken == []
+    assert report.ledger.asked
+
+
+def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_accepted(tmp_path: Path) -> None:
+    report = soak(short(3, "disk full"), tmp_path)
+    assert report.broken == []
+    assert sum(message.refusals for message in report.ledger.asked.values())
+
+
+if "postgresql" in BACKENDS:
+
+    @pytest.fixture
+    def cluster() -> Iterator[Cluster]:
+        """A cluster that no other test feels stopping."""
+        assert postgres.BINARIES is not None
+        own = Cluster(postgres.BINARIES)
+        own.start()
+        yield own
+        own.stop()
+
+    def test_a_postgresql_that_is_stopped_for_a_while_costs_nothing_that_was_accepted(
+        tmp_path: Path, cluster: Cluster
+    ) -> None:
+        report = soak(short(4, "database stopped"), tmp_path, cluster)
+        assert report.broken == []
+        assert report.ledger.faults["database stopped"]
