@@ -1,4 +1,4 @@
-"""A short soak; `make soak MINUTES=30` is a long one. `CLARAD_SEED` repeats the moments of another."""
+"""A short soak: `make soak` is a long one. `CLARAD_SEED` repeats the moments of an earlier one."""
 
 import os
 import secrets
