@@ -16,7 +16,7 @@ from typing import Any, Final
 import trio
 
 from clarad import intake, protocol
-from clarad.endings import Endings
+from clarad.endings import STORE_RETRY, Endings
 from clarad.events import Bus, EventType
 from clarad.intake import Intake
 from clarad.lifecycle import Signal, State
@@ -293,12 +293,23 @@ class Sessions:
 
     async def _answer(self, turn: Turn) -> None:
         if not turn.begun:
-            await self._store.begin(turn.key)
+            await self._begin(turn)
         if turn.begin(self.message_timeout):
             message, session = turn.message, turn.session
             request = Request(message, turn.node.id, turn.key.platform, session.id)
             await self._responder.respond(request, turn)
             turn.decide(Signal.COMPLETED)
+
+    async def _begin(self, turn: Turn) -> None:
+        """Have it written down that the message begins; it waits while the store fails."""
+        while True:
+            try:
+                return await self._store.begin(turn.key)
+            except StoreError as error:
+                about = catalogue.STORE_FAILED.about(**turn.fields())
+                text = "message %r waits, the store failed: %s"
+                log.error(text, turn.message.id, error, extra=about)
+            await trio.sleep(STORE_RETRY)
 
     def _fail(self, turn: Turn, error: BaseException) -> None:
         wanted = _find(error, ResponderError)

@@ -74,10 +74,22 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise StoreError(f"cannot make the directory {path.parent}: {error.strerror}") from None
+    _require_writable(path)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _require_writable(path: Path) -> None:
+    """Say by name what SQLite would call "unable to open database file"."""
+    # The directory too: the log lies in it (sqlite.org/wal.html, "Read-Only Databases").
+    for place in (path, path.parent):
+        if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
+            raise StoreError(
+                f"cannot write to {place}; make it the daemon's own, or set DATABASE_URL to a "
+                "database that it may write"
+            )
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

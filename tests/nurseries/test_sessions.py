@@ -1,5 +1,7 @@
 """A message's life on the wire: docs/protocol.md, section 4."""
 
+import sqlite3
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ import trio
 import trio.testing
 
 from clarad.events import EventType
+from clarad.nurseries import sessions
 from clarad.roster import MAX_WAITING
 from tests.conftest import Running, Start
 
@@ -225,6 +228,35 @@ async def test_a_crash_tells_the_log_and_not_the_user(
     assert "/etc/passwd" in caplog.text
     await peer.ask("m2", "hello")
     assert (await peer.outcome_of("m2"))["type"] == "response_end"
+
+
+async def test_a_message_whose_turn_comes_while_the_store_fails_waits_and_is_answered(
+    running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sessions, "STORE_RETRY", 0.01)
+    peer = await running.node()
+    await peer.ask("m1", "hold")
+    await running.responder.begun["m1"].wait()
+    await peer.ask("m2", "hello")
+    await peer.ask("m3", "hello")
+    path = running.settings.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(
+            "CREATE TRIGGER full BEFORE UPDATE OF begun_at ON clarad_messages"
+            " BEGIN SELECT RAISE(ABORT, 'the disk is full'); END"
+        )
+        running.responder.release["m1"].set()
+        with trio.fail_after(10):
+            while "message 'm2' waits, the store failed: the disk is full" not in caplog.text:
+                await trio.sleep(0.01)
+            await peer.send("cancel", request_id="m2")
+            while "message 'm3' waits" not in caplog.text:
+                await trio.sleep(0.01)
+        assert running.responder.ran == ["m1"]
+        database.execute("DROP TRIGGER full")
+    outcomes = await peer.outcomes_of("m1", "m2", "m3")
+    assert types(outcomes) == ["response_end", "cancelled", "response_end"]
+    assert running.responder.ran == ["m1", "m3"]
 
 
 async def test_an_answer_without_end_is_cut_off(running: Running) -> None:

@@ -1,0 +1,88 @@
+"""A daemon whose disk is full, or that may not write its database; tests/soak has it under load."""
+
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+import pytest
+import trio
+
+from tests.peer import connect
+from tests.process import PATIENCE, Process, clarad, daemon, environment
+
+BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Has root bound by the modes of files, as everybody else is."""
+
+
+@contextmanager
+def no_room(process: Process) -> Iterator[None]:
+    """Let the daemon's files not grow within the block."""
+    before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, before[1]))
+    yield
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
+
+
+async def test_on_a_full_disk_a_message_is_refused_and_may_be_sent_again(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with daemon(tmp_path) as process:
+        peer = await connect(nursery, process.url)
+        await peer.register()
+        with no_room(process):
+            await peer.ask("m1", "hello")
+            outcome = await peer.outcome_of("m1")
+            assert (outcome["code"], outcome["recoverable"]) == ("processing_error", True)
+        await peer.ask("m1", "hello")
+        assert (await peer.outcome_of("m1"))["full_text"] == "hello"
+        await peer.drop()
+        assert "Traceback" not in process.log
+
+
+async def test_an_answer_that_finds_the_disk_full_waits_for_room(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    gate = tmp_path / "gate"
+    command = f"printf begun; while [ ! -e {gate} ]; do sleep 0.01; done; printf ' ended'"
+    responder = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": command}
+    with daemon(tmp_path / "state", **responder) as process:
+        peer = await connect(nursery, process.url)
+        await peer.register()
+        await peer.ask("m1")
+        while (await peer.receive())["type"] != "response_chunk":
+            pass
+        with no_room(process):
+            gate.touch()
+            await trio.to_thread.run_sync(process.wait_for_log, "the answer to 'm1' waits")
+        assert (await peer.outcome_of("m1"))["full_text"] == "begun ended"
+        await peer.drop()
+
+
+@pytest.mark.parametrize("which", ["file", "directory"])
+def test_a_database_that_may_not_be_written_is_one_line_that_names_it(
+    tmp_path: Path, which: str
+) -> None:
+    database = tmp_path / "database" / "clarad.db"
+    database.parent.mkdir()
+    env = environment(tmp_path / "state", DATABASE_URL=f"sqlite:///{database}")
+    assert clarad("migrate", env=env).returncode == 0
+    place = {"file": database, "directory": database.parent}[which]
+    place.chmod(0o555)
+    done = subprocess.run(
+        [*(BOUND_BY_MODES if os.geteuid() == 0 else ()), sys.executable, "-m", "clarad", "run"],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    place.chmod(0o755)
+    line, *more = done.stderr.splitlines()
+    assert (done.returncode, done.stdout, more) == (74, "", [])
+    assert line.startswith(f"clarad: cannot write to {place};")
