@@ -7,11 +7,10 @@ from typing import Any, Final
 
 import msgspec
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection
+from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from clarad import protocol
 from clarad.adapters import Adapter, Outcome, open_adapter
-from tests.peer import connect
 from tests.soak.ledger import Asked, Ledger, is_refusal
 from tests.soak.line import Line
 
@@ -146,28 +145,30 @@ class Plain:
     async def _keep_connected(self) -> None:
         while True:
             try:
-                async with trio.open_nursery() as nursery:
-                    await self._talk(nursery)
+                # Not connect_websocket, which leaves its socket open if it is cut in the handshake.
+                stream = await trio.open_tcp_stream("127.0.0.1", self._line.port)
+                async with stream, trio.open_nursery() as nursery:
+                    await self._talk(nursery, stream)
             except* LOST:
                 pass
             await trio.sleep(self._users.chance.uniform(0.05, 0.3))
 
-    async def _talk(self, nursery: trio.Nursery) -> None:
+    async def _talk(self, nursery: trio.Nursery, stream: trio.SocketStream) -> None:
         with trio.fail_after(2):  # trio-websocket does not notice that it is cut in a handshake
-            peer = await connect(nursery, self._line.url)
+            websocket = await wrap_client_stream(nursery, stream, "localhost", "/")
             register = protocol.Register(
                 node_id=self._users.name, platform=PLATFORM, capabilities=["accepted"]
             )
-            await peer.send_text(protocol.encode(register).decode())
-            await peer.websocket.get_message()
+            await websocket.send_message(protocol.encode(register).decode())
+            await websocket.get_message()
         self._outgoing, frames = trio.open_memory_channel[protocol.Inbound](MOST)
-        nursery.start_soon(self._write, peer.websocket, frames)
+        nursery.start_soon(self._write, websocket, frames)
         for message in self._waiting.values():
             self._send(_message(message))
         ended: set[str] = set()
         while True:
             try:
-                frame = protocol.decode_outbound(await peer.websocket.get_message())
+                frame = protocol.decode_outbound(await websocket.get_message())
             except msgspec.ValidationError:
                 continue
             self._take(frame, ended)
