@@ -3,7 +3,6 @@
 import argparse
 import logging
 import secrets
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -37,8 +36,6 @@ def main() -> int:
         if cluster is not None:
             cluster.stop()
     report.show()
-    if not report.broken:
-        shutil.rmtree(directory)
     return bool(report.broken)
 
 

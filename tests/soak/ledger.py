@@ -44,6 +44,12 @@ class Asked:
             case _:
                 return "failed"
 
+    @property
+    def took(self) -> float:
+        """Seconds from the first time that it was asked to its end."""
+        assert self.ended_at is not None
+        return self.ended_at - self.asked_at
+
     def end(self, outcome: Outcome) -> None:
         """Take note of a terminal frame, which has to be the only one."""
         self.outcomes.append(outcome)

@@ -46,4 +46,4 @@ class Meter:
         if message.ended_at is not None and message.content != HANGS:
             at = int((message.ended_at - start) / self._seconds)
             span = self.spans[min(at, len(self.spans) - 1)]
-            span.answers.append(message.ended_at - message.asked_at)
+            span.answers.append(message.took)

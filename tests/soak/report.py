@@ -40,6 +40,9 @@ class Report:
         show("Faults", ["kind", "times"], [[kind, f"{times}"] for kind, times in faults])
         head = ["from, s", "answers", "p50, ms", "p99, ms", "memory, MiB", "at most"]
         show("Over time", head, [_row(span) for span in spans])
+        if answered := [message for message in asked if message.ended_at is not None]:
+            slowest = max(answered, key=lambda message: message.took)
+            print(f"\nThe slowest was {slowest.id} ({slowest.content}) with {slowest.took:.1f} s")
         for problem in self.broken[:MOST_SHOWN]:
             print(f"BROKEN: {problem}")
         if len(self.broken) > MOST_SHOWN:
