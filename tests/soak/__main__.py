@@ -3,6 +3,7 @@
 import argparse
 import logging
 import secrets
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -13,6 +14,7 @@ from tests.soak.soak import Plan, soak
 
 def main() -> int:
     """Soak a daemon, and return 1 if a promise was broken."""
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--seed", default=None, help="repeats the moments of an earlier one")

@@ -1,5 +1,6 @@
 """The installation that is soaked: its hooks, tasks and responder, and a daemon with many lives."""
 
+import os
 import secrets
 import signal
 import sys
@@ -155,10 +156,10 @@ class Installation:
         self._look_for_leftovers(self.lives + 1)
 
     def clean_up(self) -> None:
-        """Kill the daemon, if it runs still. What its commands have left is a finding."""
-        if self._process is not None and self._process.poll() is None:
+        """Kill what is left of a soak that did not come to its end."""
+        for _, line in lives_of(self._name):
             with suppress(ProcessLookupError):
-                self._process.kill()
+                os.kill(int(line.partition(" ")[0]), signal.SIGKILL)
 
     def rss(self) -> int | None:
         """Return the daemon's resident set size in KiB, `None` while there is none."""
