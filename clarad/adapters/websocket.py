@@ -23,7 +23,7 @@ from wsproto.events import (
     Request,
     TextMessage,
 )
-from wsproto.utilities import ProtocolError
+from wsproto.utilities import LocalProtocolError, ProtocolError
 
 from clarad.adapters.errors import GatewayError
 
@@ -133,7 +133,7 @@ class WebSocket:
                 raise Lost(f"the connection to {self._url} was lost") from None
 
     async def _answer_close(self, event: CloseConnection) -> None:
-        with suppress(Lost, ProtocolError):  # it is gone, or this is the answer to ours
+        with suppress(Lost):  # it is gone, or this is the answer to ours
             await self._write(event.response())
         why = event.reason or event.code
         raise Lost(f"{self._url} closed the connection: {why}", event.code)
@@ -142,7 +142,7 @@ class WebSocket:
         async with self._lock:  # a pong may come between
             try:
                 await self._stream.send(b"".join(map(self._protocol.send, events)))
-            except _GONE:
+            except (*_GONE, LocalProtocolError):  # or the gateway has closed it
                 raise Lost(f"the connection to {self._url} was lost") from None
 
 
