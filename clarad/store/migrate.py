@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sqlalchemy import Connection, Engine, String, column, inspect, select, table
+from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table
 
 from clarad.store.engine import StoreError, errors_in_one_line
 
@@ -23,6 +23,9 @@ HEAD: Final = "0004"
 
 MIGRATION_BUDGET: Final = 3600.0
 """Seconds that systemd is asked for at most while a migration goes on."""
+
+_MIGRATING: Final = int.from_bytes(b"clarad")
+"""The advisory lock of whoever migrates; the same for all programs in a database."""
 
 
 class Revision(NamedTuple):
@@ -104,30 +107,35 @@ def require_head(engine: Engine, *, migrate: bool) -> str | None:
             f"the database is at revision {at or 'none'}, this version needs {HEAD}: "
             "run `clarad migrate`, or leave out CLARA_AUTO_MIGRATE=0"
         )
-    upgrade(engine)
-    return at or "empty"
+    return (at or "empty") if upgrade(engine) else None
 
 
 def upgrade(engine: Engine, to: str = "head") -> list[Revision]:
-    """Apply what is pending, each migration in a transaction of its own; return what it was."""
+    """Apply what is pending, each migration in a transaction of its own; return what it was.
+
+    Who else migrates the same PostgreSQL database is waited for: of several daemons that start at
+    once one migrates, and the others find that nothing is pending.
+    """
     from alembic import command
 
-    before = {revision.id for revision in history(engine) if revision.state == "applied"}
-    with _alembic(engine) as config:
-        command.upgrade(config, to)
-    return [r for r in history(engine) if r.state == "applied" and r.id not in before]
+    with _alone(engine):
+        before = {revision.id for revision in history(engine) if revision.state == "applied"}
+        with _alembic(engine) as config:
+            command.upgrade(config, to)
+        return [r for r in history(engine) if r.state == "applied" and r.id not in before]
 
 
 def rollback(engine: Engine, steps: int = 1) -> list[Revision]:
     """Take back the last `steps` migrations, with the data in their tables; return them."""
     from alembic import command
 
-    applied = [revision for revision in history(engine) if revision.state == "applied"]
-    if steps > len(applied):
-        raise StoreError(f"there are only {len(applied)} migrations to roll back, not {steps}")
-    with _alembic(engine) as config:
-        command.downgrade(config, f"-{steps}")
-    return applied[-steps:][::-1]
+    with _alone(engine):
+        applied = [revision for revision in history(engine) if revision.state == "applied"]
+        if steps > len(applied):
+            raise StoreError(f"there are only {len(applied)} migrations to roll back, not {steps}")
+        with _alembic(engine) as config:
+            command.downgrade(config, f"-{steps}")
+        return applied[-steps:][::-1]
 
 
 def create(engine: Engine, title: str) -> Path:
@@ -185,6 +193,23 @@ def _directory() -> Path:
 
 def _is_checkout() -> bool:
     return (_directory().parent / "pyproject.toml").is_file()
+
+
+@contextmanager
+def _alone(engine: Engine) -> Iterator[None]:
+    """Migrate nothing within the block while somebody else does."""
+    if engine.dialect.name != "postgresql":
+        yield  # a state directory, and the database in it, has one daemon
+        return
+    with errors_in_one_line(), engine.connect() as connection:
+        # A lock of the session, outside of transactions: Alembic has several. It is gone when the
+        # block is left, however that happens.
+        connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+        connection.execute(select(func.pg_advisory_lock(_MIGRATING)))
+        try:
+            yield
+        finally:
+            connection.execute(select(func.pg_advisory_unlock(_MIGRATING)))
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,16 @@ def test_the_start_migrates_an_empty_database(engine: Engine, outside: Outside) 
 def test_the_start_changes_nothing_in_a_database_that_is_up_to_date(engine: Engine) -> None:
     migrate.upgrade(engine)
     assert migrate.require_head(engine, migrate=True) is None
+
+
+@pytest.mark.parametrize("url", [b for b in BACKENDS if b == "postgresql"], indirect=True)
+def test_of_daemons_that_start_at_once_one_migrates_and_the_others_wait(
+    url: str, connect: Callable[[str], Engine]
+) -> None:
+    engines = [connect(url) for _ in range(4)]
+    with ThreadPoolExecutor() as threads:
+        starting = [threads.submit(migrate.require_head, one, migrate=True) for one in engines]
+    assert sorted(str(start.result()) for start in starting) == ["None", "None", "None", "empty"]
 
 
 def test_a_database_that_is_up_to_date_needs_no_permission_to_migrate(engine: Engine) -> None:
