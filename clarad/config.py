@@ -53,6 +53,7 @@ class Settings:
     message_timeout: float = 300
     drain_timeout: float = 30
     auto_migrate: bool = True
+    lease: float = 30
     log_level: str = "INFO"
     log_format: str = "auto"
     hooks_dir: Path = Path("hooks")
@@ -162,6 +163,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         message_timeout=read("CLARA_MESSAGE_TIMEOUT", Settings.message_timeout, _seconds),
         drain_timeout=read("CLARA_DRAIN_TIMEOUT", Settings.drain_timeout, _seconds_or_zero),
         auto_migrate=read("CLARA_AUTO_MIGRATE", Settings.auto_migrate, _switch),
+        lease=read("CLARA_LEASE", Settings.lease, _seconds),
         log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),
         log_format=read("CLARA_LOG_FORMAT", Settings.log_format, _log_format),
         hooks_dir=read("CLARA_HOOKS_DIR", Settings.hooks_dir, _path),

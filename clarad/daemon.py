@@ -1,22 +1,18 @@
 """The composition root: builds the parts, hands them to each other, runs the tree, and ends it."""
 
-import faulthandler
 import gc
-import logging
 import os
-import signal
+import socket
 import ssl
-import sys
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, closing, suppress
+from collections.abc import Collection
+from contextlib import ExitStack, closing
 from functools import partial
-from pathlib import Path
 from typing import Final
 
 import trio
 from sqlalchemy import Engine
 
-from clarad import __version__, address, instance, log, outbox, responders, shell
+from clarad import __version__, address, instance, log, outbox
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.budgets import CANCEL_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
@@ -28,33 +24,33 @@ from clarad.nodes import Nodes
 from clarad.nurseries.connection import Connection
 from clarad.nurseries.gateway import LINGER
 from clarad.nurseries.hooks import Hooks
+from clarad.nurseries.lease import Lease
 from clarad.nurseries.sandboxes import Sandboxes
-from clarad.nurseries.scheduler import Scheduler
+from clarad.nurseries.scheduler import Scheduler, wall_clock
 from clarad.nurseries.session import Session
 from clarad.nurseries.sessions import Sessions
 from clarad.nurseries.supervisor import Supervisor, open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
 from clarad.operations import Operations
-from clarad.operator import Refused
 from clarad.rates import Rates
 from clarad.redelivery import Redelivery
 from clarad.responders import Responder
 from clarad.sender import CLOSE_TIMEOUT
 from clarad.store import (
     HookRuns,
+    LeaseLost,
+    Life,
     Messages,
     Missed,
     NodeSessions,
+    Notice,
     TaskRuns,
     Tasks,
+    TasksChanged,
     Tokens,
     Writer,
-    open_engine,
 )
-from clarad.store.migrate import MIGRATION_BUDGET, require_head
-from clarad.systemd import catalogue
 from clarad.systemd.endpoint import KeptEndpoint
-from clarad.systemd.extension import extending
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
 from clarad.systemd.handover import Handover
 from clarad.systemd.notify import Notifier
@@ -62,102 +58,9 @@ from clarad.systemd.status import Counts, Status
 from clarad.systemd.watchdog import Part, Watchdog
 from clarad.turn import SessionKey
 
-logger = logging.getLogger(__name__)
-
 STORE_PATIENCE: Final = 60.0
 """Seconds that one transaction may take before the store counts as stuck: a disk may be slow, and a
 database out of reach for a while."""
-
-
-def run(
-    settings: Settings,
-    defined: Definitions,
-    overlay: Overlay,
-    handed: Handover = NOTHING_HANDED,
-) -> None:
-    """Run the daemon until it is told to stop; a reload reads `overlay` again.
-
-    `handed` is what systemd has handed over.
-
-    Raises:
-        instance.AlreadyRunning: the state directory is another daemon's.
-        StoreError: the database cannot be used.
-        CannotListen: the address cannot be bound.
-        Exception: a part of the daemon keeps failing.
-    """
-    if handed.watchdog is not None:
-        faulthandler.enable()  # a loop that is stuck cannot log its stacks when SIGABRT comes
-    with instance.only_one(settings.state_dir):
-        engine = open_engine(settings.database_url)
-        try:
-            with (
-                closing(Notifier(handed.notify_socket)) as notifier,
-                extending(notifier, MIGRATION_BUDGET, "migrating the database"),
-            ):
-                before = require_head(engine, migrate=settings.auto_migrate)
-            if before is not None:
-                about = catalogue.MIGRATED.about(revision=before)
-                logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
-            trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
-        finally:
-            engine.dispose()
-
-
-async def _run_until_signal(
-    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine, handed: Handover
-) -> None:
-    await _end_leftovers(settings.state_dir)
-    sandboxes = None
-    if settings.sandbox.mode != "off":
-        sandboxes = Sandboxes(settings.sandbox, instance.label(settings.state_dir))
-    responder = responders.make(settings, sandboxes)
-    daemon = Daemon(settings, engine, responder, defined, sandboxes, overlay, handed)
-    with (
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
-        trio.open_signal_receiver(signal.SIGHUP) as hangups,
-    ):
-        async with trio.open_nursery() as nursery:
-            host, port = await nursery.start(daemon.run)
-            where = address.Address(host, port, tls=settings.gateway_tls_cert is not None)
-            nursery.start_soon(_reload_at_signal, hangups, daemon)
-            logger.log(
-                log.NOTICE,
-                "listening on %s; now type in another terminal: %s chat",
-                url := address.url(*where),
-                _how_called(),
-                extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
-            )
-            number = await anext(signals)
-            daemon.request_stop()
-            name = signal.Signals(number).name
-            stopping = catalogue.DAEMON_STOPPING.about(signal=name)
-            logger.log(log.NOTICE, "%s: stopping", name, extra=stopping)
-            nursery.start_soon(_hurry_at_signal, signals, daemon)
-            await daemon.stopped.wait()
-            nursery.cancel_scope.cancel("stopped")
-    logger.log(log.NOTICE, "stopped", extra=catalogue.DAEMON_STOPPED.about())
-
-
-async def _end_leftovers(state_dir: Path) -> None:
-    """End what a killed daemon has left running: its runs are down as interrupted from here on."""
-    ours = instance.identify(state_dir)
-    shell.belong_to(ours)
-    if ended := await shell.end_leftovers(ours):
-        about = catalogue.LEFTOVERS_ENDED.about(processes=ended)
-        logger.warning("ended %d processes that the last daemon had left", ended, extra=about)
-
-
-async def _hurry_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
-    await anext(signals)
-    about = catalogue.DAEMON_STOPPING.about()
-    logger.warning("second signal: stopping at once", extra=about)
-    daemon.stop_at_once()
-
-
-async def _reload_at_signal(signals: AsyncIterator[int], daemon: "Daemon") -> None:
-    async for _ in signals:
-        with suppress(Refused):  # the log has it
-            await daemon.operations.reload()
 
 
 class Daemon:
@@ -179,7 +82,8 @@ class Daemon:
         self._sandboxes = sandboxes
         self.bus = Bus()
         self.nodes = Nodes()
-        self.writer = Writer(engine)
+        self._life = Life() if engine.dialect.name == "postgresql" else None
+        self.writer = Writer(engine, self._life)
         self._messages = Messages(self.writer)
         self._node_sessions = NodeSessions(self.writer)
         self.sessions = Sessions(
@@ -196,7 +100,11 @@ class Daemon:
         states, task_runs = Tasks(self.writer), TaskRuns(self.writer)
         self._task_runner = TaskRunner(task_runs, states, self.bus.publish, self._given_up)
         self._scheduler = Scheduler(
-            defined.tasks, runner=self._task_runner, runs=task_runs, states=states
+            defined.tasks,
+            runner=self._task_runner,
+            runs=task_runs,
+            states=states,
+            now=wall_clock if self._life is None else self._life.now,
         )
         self._watched_within = handed.watchdog
         self._at_end = ExitStack()
@@ -228,8 +136,11 @@ class Daemon:
             operations=self.operations,
             outboxes=outboxes,
         )
+        self._lease = None if self._life is None else self._make_lease(engine, self._life)
         self._stop_requested = trio.Event()
         self._drain = trio.CancelScope()
+        self._living = trio.CancelScope()
+        self._supervisor: Supervisor | None = None
         self.stopped = trio.Event()
 
     async def run(
@@ -239,25 +150,41 @@ class Daemon:
 
         `started` with the address, when connections are taken. Cancelling ends everything without
         draining; what is stored stays stored.
+
+        Raises:
+            LeaseLost: others have taken over, or may have; all that went on here has ended.
         """
         with (
             self._at_end,
             self.bus.attach(self._hooks),
             self.bus.attach(log.event_log()),
         ):
-            async with open_supervisor() as supervisor:
+            async with open_supervisor() as self._supervisor:
                 if self._notifier.is_heard:
                     self._at_end.enter_context(self.bus.attach(self._status))
-                    await supervisor.start("status", self._status.run)
+                    await self._supervisor.start("status", self._status.run)
                 try:
-                    task_status.started(await self._start(supervisor))
-                    self._status.ready()
-                    await self._stop_requested.wait()
-                    await self._stop(supervisor)
+                    with self._living:
+                        task_status.started(await self._start(self._supervisor))
+                        self._status.ready()
+                        await self._stop_requested.wait()
+                        await self._stop(self._supervisor)
                 finally:
                     self._status.stopping(stop_budget(self._settings))  # also of what has failed
                     self._give_up()
+        if self._life is not None and self._life.is_lost:
+            raise LeaseLost("this daemon has lost its lease on the database")
         self.stopped.set()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._stop_requested.is_set()
+
+    @property
+    def in_force(self) -> tuple[Settings, Definitions]:
+        """What the daemon works by, as it was last reloaded."""
+        return self._settings, Definitions(self._hooks.current, self._scheduler.tasks)
 
     def request_stop(self) -> None:
         """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
@@ -266,6 +193,35 @@ class Daemon:
         self.sessions.refuse()
         self._scheduler.stop_firing()
         self._stop_requested.set()
+
+    def _make_lease(self, engine: Engine, life: Life) -> Lease:
+        from clarad.store.members import Members  # needs psycopg
+
+        name = instance.identify(self._settings.state_dir)
+        return Lease(
+            Members(engine, life, instance=name, lease=self._settings.lease),
+            inherit=(self._hooks.inherit, self._recover, self._scheduler.inherit),
+            looked=self._scheduler.looked,
+            heard=self._hear,
+            tasks=lambda: self._scheduler.digest,
+            lose=self._end_life,
+        )
+
+    def _hear(self, notice: Notice | None) -> None:
+        """Take what another daemon has said; `None` if something may have been missed."""
+        if notice is None or isinstance(notice, TasksChanged):
+            self._scheduler.look_again()
+
+    def _end_life(self) -> None:
+        """End all that goes on, side by side and at once; nothing more is written."""
+        address.withdraw(self._settings.state_dir)
+        self._give_up()
+        self.writer.cut()
+        self._gateways.stop_listening()
+        self._gateways.close_all()
+        assert self._supervisor is not None
+        self._supervisor.cancel("scheduler", "task runs", "sessions", "hooks")
+        self._living.cancel("the lease is lost")
 
     def _make_session(self, key: SessionKey) -> Session:
         return Session(key, timeout=self._settings.session_timeout)
@@ -290,6 +246,8 @@ class Daemon:
 
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
         await supervisor.start("store", self.writer.run)
+        if self._lease is not None:
+            await supervisor.start("lease", self._lease.run)
         await supervisor.start("hooks", self._hooks.run)
         if self._sandboxes is not None:
             await supervisor.start("sandboxes", self._sandboxes.run)
@@ -300,6 +258,8 @@ class Daemon:
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
         control = await self._gateways.start_control(supervisor)
+        if self._lease is not None:
+            self._lease.go_on(f"{socket.gethostname()}:{port}")
         if self._watched_within is not None:
             await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
         _leave_alone_what_stays()
@@ -317,10 +277,13 @@ class Daemon:
         )
         return host, port
 
-    async def _recover(self) -> None:
-        """Go on with what was left, before anything new can overtake it; a page at a time."""
+    async def _recover(self, lives: Collection[int] | None = None) -> None:
+        """Go on with what was left, here or by these lives, a page at a time.
+
+        At the start it is done before anything new can overtake it.
+        """
         after = 0
-        while page := await self._messages.unfinished(after):
+        while page := await self._messages.unfinished(after, lives):
             self.sessions.recover(page)
             after = page[-1].number
 
@@ -394,11 +357,3 @@ def _leave_alone_what_stays() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-
-
-def _how_called() -> str:
-    program = sys.argv[0]
-    if program.endswith("__main__.py"):
-        return f"{Path(sys.executable).name} -m clarad"
-    here = os.path.relpath(program)
-    return program if program == Path(program).name or here.startswith("..") else here

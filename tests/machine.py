@@ -120,6 +120,9 @@ class Disk:
     While `held` it commits nothing but what `commit` tells it to; it fails what it `refuses`.
     """
 
+    life = None
+    owner = None
+
     def __init__(self) -> None:
         self._engine = create_engine("sqlite://", poolclass=StaticPool)
         Base.metadata.create_all(self._engine)

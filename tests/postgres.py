@@ -41,6 +41,9 @@ if BINARIES is None and os.environ.get("CLARAD_REQUIRE_POSTGRES") == "1":
 BACKENDS: Final = ("sqlite",) if BINARIES is None else ("sqlite", "postgresql")
 """What the tests of the store are generated for."""
 
+SHARED: Final = BACKENDS[1:]
+"""Those that several daemons can share."""
+
 
 class Cluster:
     """A PostgreSQL server with its data; `postgres` is its superuser, without a password."""

@@ -14,6 +14,10 @@ class Accounts:
     def __init__(self) -> None:
         self._tasks: dict[str, _Account] = {}
 
+    def __contains__(self, task: str) -> bool:
+        """Whether rows of a task are on their way."""
+        return task in self._tasks
+
     def open(self, task: str, nominal_at: datetime) -> None:
         """Note that an occurrence's row is to be written."""
         self._tasks.setdefault(task, _Account()).open(nominal_at)

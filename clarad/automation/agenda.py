@@ -99,6 +99,9 @@ class Agenda:
     def __iter__(self) -> Iterator[Entry]:
         return iter(self._entries.values())
 
+    def __len__(self) -> int:
+        return len(self._entries)
+
     def find(self, name: str) -> Entry | None:
         """Return the entry of a task."""
         return self._entries.get(name)

@@ -38,6 +38,11 @@ def identity(task: Task) -> str:
             return f"{task.delay or 0:.15g} s after each start"
 
 
+def is_from_start(task: Task) -> bool:
+    """Whether the task runs once in each start of the daemon."""
+    return task.type == "one_shot" and task.run_at is None
+
+
 def anchor(task: Task, now: datetime) -> datetime:
     """Return what the occurrences of a task are counted from that is new at `now`."""
     return now + timedelta(seconds=task.delay or 0)

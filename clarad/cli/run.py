@@ -63,11 +63,11 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
         _set_up_log(error.settings)
         return _refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *error.problems)
     _set_up_log(settings)
-    from clarad import daemon
+    from clarad import service
     from clarad.automation import definitions
     from clarad.instance import AlreadyRunning
     from clarad.listeners import CannotListen
-    from clarad.store import StoreError
+    from clarad.store import LeaseLost, StoreError
     from clarad.tls import TlsError
     from sandbox import EngineError
 
@@ -85,12 +85,13 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     reasons: dict[type[BaseException], tuple[Exit, Entry]] = {
         AlreadyRunning: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
         StoreError: (Exit.STORE, catalogue.STORE_UNUSABLE),
+        LeaseLost: (Exit.STORE, catalogue.LEASE_LOST),
         CannotListen: (Exit.CANNOT_LISTEN, catalogue.CANNOT_LISTEN),
         EngineError: (Exit.NO_SANDBOX, catalogue.NO_SANDBOX),
         TlsError: (Exit.CONFIG, catalogue.CONFIG_REFUSED),
     }
     try:
-        daemon.run(settings, defined, overlay, handed)
+        service.run(settings, defined, overlay, handed)
     except Exception as error:
         cause = innermost(error)
         if type(cause) in reasons:

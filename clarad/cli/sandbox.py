@@ -121,12 +121,10 @@ def _prune_alone(settings: config.Settings) -> int:
     """Remove what the last daemon has left; held off while another one starts, or stops."""
     if not (settings.state_dir / instance.FILE_NAME).exists():
         return 0  # no daemon has ever run here
-    from clarad.instance import AlreadyRunning, only_one
-
     try:
-        with only_one(settings.state_dir):
+        with instance.only_one(settings.state_dir):
             return _with_engine(_remove_all, settings)
-    except AlreadyRunning as error:
+    except instance.AlreadyRunning as error:
         raise Unusable(str(error)) from None
 
 

@@ -7,7 +7,7 @@ tried once, so that one that waits for another attempt holds nobody up.
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from itertools import count, groupby
 from pathlib import Path
@@ -115,6 +115,19 @@ class Hooks:
             capacity = MAX_PARALLEL if hook.overlap == "parallel" else 1
             self._lane_of.setdefault(hook.name, Lane(capacity)).capacity = capacity
         self._lanes.look()
+
+    @property
+    def current(self) -> Sequence[Hook]:
+        """The hooks that are in force."""
+        return list(self._hooks.values())
+
+    async def inherit(self, lives: Collection[int]) -> None:
+        """Go on with what these lives of daemons have left.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
+        self._recover(await self._store.unfinished(SMALL_EVENT, lives))
 
     async def drained(self) -> None:
         """Wait until nothing runs or waits, but for runs that wait for another attempt."""

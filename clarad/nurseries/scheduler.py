@@ -4,23 +4,29 @@ It sleeps in steps and looks at the wall clock again after each: a clock that is
 that slept, is found out within a step. Which occurrences there are depends on the schedule alone,
 and each has one row in the store, unique by task and nominal time: so nothing that happens to the
 clock or the daemon makes one run twice.
+
+Of daemons that share a database each has some of the tasks. One at a time has a task, with all of
+its runs: so what is said here of the runs before, and how long they wait, holds for all daemons.
+(Rejected: every daemon tries to insert every occurrence, and the first one runs it. Then a run may
+go on where the next is not decided on.)
 """
 
 import difflib
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, Protocol
+from typing import Final
 
 import trio
 
 from clarad.automation import schedule
 from clarad.automation.agenda import INSTANT, MAX_LISTED, Agenda, Decision, Entry
 from clarad.automation.job import Job
-from clarad.automation.lines import Lines
+from clarad.automation.runner import Runner
 from clarad.automation.schedule import Occurrence
+from clarad.automation.states import digest, fair_share, new_state, turned_back
 from clarad.automation.task import Task
-from clarad.store import StoredTaskRun, StoreError, TaskRuns, Tasks, TaskState
+from clarad.store import Look, StoredTaskRun, StoreError, TaskRuns, Tasks, TaskState
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -34,7 +40,6 @@ MAX_QUEUED: Final = 100
 CHUNK: Final = 200
 """Occurrences that are decided on at one go, before others may do something."""
 
-_LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _STEP_BACK: Final = timedelta(seconds=1)
 
 
@@ -47,37 +52,8 @@ def wall_clock() -> datetime:
     return datetime.now(UTC)
 
 
-class Runner(Protocol):
-    """Who carries runs out; `clarad.nurseries.task_runs.TaskRunner`."""
-
-    lines: Lines
-
-    @property
-    def tries(self) -> int:
-        """How often the store has been asked to take what was decided."""
-
-    def start(
-        self,
-        task: Task,
-        occurrence: Occurrence,
-        *,
-        origin: str = "schedule",
-        caused_by: Sequence[str] = (),
-        displaces: bool = False,
-    ) -> Job:
-        """Have a task run, behind the runs of it that go on or wait, or in place of them."""
-
-    async def skip(self, task: Task, occurrence: Occurrence, reason: str) -> None:
-        """Write down that an occurrence does not run, and why."""
-
-    def recover(
-        self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
-    ) -> None:
-        """Go on with what an earlier run of the daemon left."""
-
-
 class Scheduler:
-    """Runs tasks. `now` is the wall clock."""
+    """Runs tasks. `now` is the wall clock, or the database's for daemons that share one."""
 
     def __init__(
         self,
@@ -100,6 +76,9 @@ class Scheduler:
         self._wake = trio.Event()
         # What is remembered of the tasks is read, changed and written, with others in between.
         self._changing = trio.Lock()
+        self._daemons = 1
+        self._to_share = trio.Event()
+        self._to_enroll = self._is_unsure = False
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Start tasks when they are due, until cancelled; those that run, run on.
@@ -110,7 +89,15 @@ class Scheduler:
         async with self._changing:
             await self._set_up()
         task_status.started()
-        await self._fire()
+        async with trio.open_nursery() as nursery:
+            if self._states.are_shared:
+                nursery.start_soon(self._share)
+            await self._fire()
+
+    @property
+    def tasks(self) -> Sequence[Task]:
+        """The tasks that are in force."""
+        return self._tasks
 
     def stop_firing(self) -> None:
         """Start nothing more; what comes due is missed, and the next start accounts for it."""
@@ -140,26 +127,40 @@ class Scheduler:
     async def _set_up(self) -> None:
         """Take the tasks up where the last run of the daemon left them."""
         now = self._now()
-        known = await self._states.load()
-        known |= (changed := _turned_back(known, now))
+        await self._states.inherit()
+        await self._claim(now, enroll=True)
+        known = await self._known(now, is_start=True)
         before, self._agenda = self._agenda, Agenda(min(self._started_at, now))
         for task in self._tasks:
+            if (state := known.get(task.name)) is not None:
+                self._agenda.put(self._entry(task, state, before.find(task.name)))
+        self._recover(await self._runs.unfinished())
+
+    async def _known(self, now: datetime, *, is_start: bool = False) -> dict[str, TaskState]:
+        """Return what is remembered of the tasks that are ours, as it is to be from here on."""
+        known = await self._states.load()
+        known |= (changed := turned_back(known, now))
+        for task in self._tasks:
             state = known.get(task.name)
+            if state is None and self._states.are_shared:
+                continue  # another daemon has it
             if state is None or state.schedule != schedule.identity(task):
-                state = changed[task.name] = _new_state(task, now, state)
-            self._agenda.put(self._entry(task, state, before.find(task.name)))
+                known[task.name] = changed[task.name] = new_state(task, now, state)
         names = {task.name for task in self._tasks}
         gone = [name for name in known if name not in names]
-        await self._states.save(
-            {name: state for name, state in changed.items() if name in names}, forget=gone
-        )
-        unfinished = await self._runs.unfinished()
+        saved = {name: state for name, state in changed.items() if name in names}
+        await self._states.save(saved, forget=gone if is_start else ())
+        if gone and not is_start:  # inherited: some other daemon may know it
+            await self._states.release(gone)
+        return known
+
+    def _recover(self, unfinished: Iterable[StoredTaskRun]) -> None:
         self._runner.recover(unfinished, {task.name: task for task in self._tasks}.get)
 
     def _entry(self, task: Task, state: TaskState, before: Entry | None) -> Entry:
         """Take up a task; `before` is its entry if the scheduler failed, and is started again."""
         anchor, cursor = state.anchor_at, state.accounted_until
-        if task.type == "one_shot" and task.run_at is None:
+        if schedule.is_from_start(task):
             # With a delay it counts from the daemon's start, or from the reload that brought it.
             cursor = self._started_at - INSTANT
             anchor = before.anchor if before else schedule.anchor(task, self._started_at)
@@ -177,16 +178,19 @@ class Scheduler:
     async def _replace(self, tasks: Sequence[Task]) -> None:
         now = self._now()
         known = await self._states.load()
+        mine = tasks
+        if self._states.are_shared:
+            mine = [task for task in tasks if self._agenda.find(task.name) is not None]
         fresh = {
-            task.name: _new_state(task, now, known.get(task.name))
-            for task in tasks
+            task.name: new_state(task, now, known.get(task.name))
+            for task in mine
             if not self._is_scheduled_as(task)
         }
         names = {task.name for task in tasks}
         gone = [entry.task.name for entry in self._agenda if entry.task.name not in names]
         await self._states.save(fresh, forget=gone)
         self._tasks = list(tasks)
-        for task in tasks:
+        for task in mine:
             entry = self._agenda.find(task.name)
             if task.name in fresh or entry is None:
                 entry = Entry(
@@ -201,6 +205,8 @@ class Scheduler:
         for name in gone:
             self._agenda.remove(name)
             self._runner.lines.cancel(name, "the task was removed", only_waiting=True)
+        self._to_enroll = True
+        self._to_share.set()
         self._wake.set()
 
     def _is_scheduled_as(self, task: Task) -> bool:
@@ -213,8 +219,10 @@ class Scheduler:
         """Run a task now, whatever its schedule says.
 
         Raises:
-            UnknownTask: there is no such task, or it runs already and is not to overlap.
+            UnknownTask: there is no such task here, or it runs already and is not to overlap.
         """
+        if self._is_elsewhere(name):
+            raise UnknownTask(f"another daemon has the task {name!r} now; ask that one")
         entry = self._find(name)
         first = self._runner.lines.first(name)
         if first is not None and entry.task.overlap == "skip":
@@ -236,9 +244,10 @@ class Scheduler:
             StoreError: it cannot be written down; nothing has changed.
         """
         async with self._changing:
-            entry = self._find(name)
+            entry = None if self._is_elsewhere(name) else self._find(name)
             await self._states.pause(name, self._now() if on else None)
-            entry.is_paused = on
+            if entry is not None:
+                entry.is_paused = on
 
     def _find(self, name: str) -> Entry:
         entry = self._agenda.find(name)
@@ -247,6 +256,88 @@ class Scheduler:
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UnknownTask(f"there is no task {name!r}{hint}")
         return entry
+
+    # --- what daemons share ----------------------------------------------------------------------
+
+    @property
+    def digest(self) -> str:
+        """Which tasks this daemon knows; the same for daemons that know the same."""
+        return digest(self._tasks)
+
+    def looked(self, look: Look) -> None:
+        """Take note of how many daemons there are, and share the tasks out accordingly."""
+        self._daemons = 1 + look.alike
+        self._to_share.set()
+
+    def look_again(self) -> None:
+        """Another daemon may have changed something: read what is remembered of our tasks."""
+        self._is_unsure = True
+        self._to_share.set()
+
+    async def inherit(self, lives: Collection[int]) -> None:
+        """Go on with the tasks that these lives of daemons had, and with their runs.
+
+        Raises:
+            StoreError: they cannot be read; nothing has changed here.
+        """
+        async with self._changing:
+            await self._states.inherit(lives)
+            known = await self._known(self._now())
+            # Its runs before a task: what becomes of an occurrence depends on them.
+            self._recover(await self._runs.unfinished(lives))
+            self._take_up(known)
+
+    def _is_elsewhere(self, name: str) -> bool:
+        is_known = any(task.name == name for task in self._tasks)
+        return self._states.are_shared and is_known and self._agenda.find(name) is None
+
+    async def _share(self) -> None:
+        while self._is_firing:
+            self._to_share = trio.Event()
+            try:
+                async with self._changing:
+                    await self._share_out()
+            except StoreError as error:
+                self._is_unsure = True
+                about = catalogue.STORE_FAILED.about()
+                log.warning("the tasks are not shared out: %s", error, extra=about)
+            await self._to_share.wait()
+
+    async def _share_out(self) -> None:
+        """Take tasks that nobody has, up to a fair share; give up what is too much and idle."""
+        claimed = await self._claim(self._now(), enroll=self._to_enroll)
+        self._to_enroll = False
+        if claimed or self._is_unsure:
+            self._take_up(await self._known(self._now()))
+            self._is_unsure = False
+        surplus = len(self._agenda) - fair_share(len(self._tasks), self._daemons)
+        names = [e.task.name for e in self._agenda if not schedule.is_from_start(e.task)]
+        idle = [name for name in names if self._runner.is_idle(name)]
+        if given := idle[: max(0, surplus)]:
+            for name in given:  # first: none of them may begin meanwhile
+                self._agenda.remove(name)
+            await self._states.release(given)
+
+    async def _claim(self, now: datetime, *, enroll: bool) -> bool:
+        if not self._states.are_shared:
+            return False
+        fresh = {task.name: new_state(task, now, None) for task in self._tasks if enroll}
+        most = fair_share(len(self._tasks), self._daemons) - len(self._agenda)
+        return await self._states.claim([task.name for task in self._tasks], most, fresh)
+
+    def _take_up(self, known: Mapping[str, TaskState]) -> None:
+        """Run tasks that have become ours, from where they are accounted for."""
+        for task in self._tasks:
+            state, entry = known.get(task.name), self._agenda.find(task.name)
+            if state is None:
+                continue
+            if entry is None:
+                entry = self._entry(task, state, None)
+                if schedule.is_from_start(task):
+                    entry.go_on_after(self._now())  # the start is past
+                self._agenda.put(entry)
+            entry.is_paused = state.paused_at is not None
+        self._wake.set()
 
     # --- the clock -------------------------------------------------------------------------------
 
@@ -284,7 +375,7 @@ class Scheduler:
             if n % CHUNK == 0:
                 await trio.lowlevel.checkpoint()
         try:
-            await self._states.save(_turned_back(await self._states.load(), now))
+            await self._states.save(turned_back(await self._states.load(), now))
         except StoreError as error:
             about = catalogue.STORE_FAILED.about()
             log.error("that the clock was set back is not stored: %s", error, extra=about)
@@ -310,30 +401,3 @@ class Scheduler:
         displaces = task.overlap == "cancel" and not makes_up
         self._runner.start(task, decision.occurrence, displaces=displaces)
         return None
-
-
-def _turned_back(known: dict[str, TaskState], now: datetime) -> dict[str, TaskState]:
-    """Return new states for the tasks that are accounted for beyond `now`.
-
-    A clock that was ahead must not silence a task until that time has come again, and what comes
-    due until then while nobody is there is to be found.
-    """
-    until = now - INSTANT
-    return {
-        name: state._replace(accounted_until=until)
-        for name, state in known.items()
-        if state.accounted_until > until
-    }
-
-
-def _new_state(task: Task, now: datetime, known: TaskState | None) -> TaskState:
-    """Return the state of a task that is new, or whose schedule is; a pause outlasts that.
-
-    What was to run at a time that is past is made up for, as if it had been missed.
-    """
-    return TaskState(
-        schedule.identity(task),
-        schedule.anchor(task, now),
-        _LONG_AGO if task.run_at is not None else now - INSTANT,
-        None if known is None else known.paused_at,
-    )

@@ -68,6 +68,12 @@ class Supervisor:
         child.scope.cancel("stopping")
         await child.ended.wait()
 
+    def cancel(self, *names: str) -> None:
+        """Cancel children at once, whatever is built upon them; those that are not there, not."""
+        for name in names:
+            if name in self._children:
+                self._children[name].scope.cancel("cancelled")
+
     async def stop_all(self) -> None:
         """Stop the children in reverse order."""
         for name in reversed(self._children):

@@ -98,6 +98,10 @@ class TaskRunner:
             level = logging.WARNING if reason.startswith(MISSED) else logging.INFO
             log.log(level, "task %s of %s skipped: %s", task.name, at, reason, extra=about)
 
+    def is_idle(self, task: str) -> bool:
+        """Whether nothing of a task goes on, waits, or is on its way to the store."""
+        return not self.lines.length(task) and task not in self._accounts
+
     def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
     ) -> None:

@@ -1,11 +1,12 @@
 """Opens the database: SQLite with the settings that keep what was committed, or PostgreSQL."""
 
 import os
+import socket
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
@@ -13,6 +14,18 @@ from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 BUSY_TIMEOUT = 5.0
 """How long to wait for another process that holds SQLite's write lock, in seconds."""
+
+STANDSTILL: Final = 5
+"""Seconds until PostgreSQL ends a transaction that nothing is done in."""
+
+_PATIENCE: Final = {
+    "connect_timeout": 10,
+    # Of a network that has gone nobody says so: libpq's settings, in seconds and milliseconds.
+    "keepalives_idle": 10,
+    "keepalives_interval": 5,
+    "keepalives_count": 2,
+    "tcp_user_timeout": 20_000,
+}
 
 
 class StoreError(Exception):
@@ -33,12 +46,13 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
         raise StoreError("DATABASE_URL cannot be read; write dialect://user@host/name") from None
     if parsed.get_backend_name() == "sqlite":
         return _open_sqlite(parsed, read_only=read_only)
-    try:
-        return create_engine(parsed, pool_size=1, max_overflow=1, pool_pre_ping=True)
-    except ImportError:
-        raise StoreError(
-            "PostgreSQL needs the driver psycopg; install clarad with its extra: clarad[postgres]"
-        ) from None
+    return _open_postgresql(parsed)
+
+
+def reach(engine: Engine) -> None:
+    """Connect, and no more; raises `StoreError` if the database cannot be reached. Blocks."""
+    with errors_in_one_line(), engine.connect():
+        pass
 
 
 def one_line(error: BaseException) -> str:
@@ -60,6 +74,36 @@ def errors_in_one_line() -> Iterator[None]:
         yield
     except SQLAlchemyError as error:
         raise StoreError(one_line(error)) from error
+
+
+def cut(driver: Any) -> None:
+    """Cut a connection to PostgreSQL: whoever waits for its answer, in a thread, gets an error."""
+    with (
+        suppress(OSError, driver.Error),  # it is closed already
+        socket.socket(fileno=os.dup(driver.fileno())) as connection,
+    ):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _open_postgresql(url: URL) -> Engine:
+    wanted = {name: value for name, value in _PATIENCE.items() if name not in url.query}
+    try:
+        engine = create_engine(
+            url, pool_size=1, max_overflow=1, pool_pre_ping=True, connect_args=wanted
+        )
+    except ImportError:
+        raise StoreError(
+            "PostgreSQL needs the driver psycopg; install clarad with its extra: clarad[postgres]"
+        ) from None
+    event.listen(engine, "connect", _set_up_postgresql)
+    return engine
+
+
+def _set_up_postgresql(connection: Any, _record: Any) -> None:
+    # A daemon that stands still in the middle of a transaction, with its machine or its network,
+    # must not hold up those who are to take its work over.
+    connection.execute(f"SET idle_in_transaction_session_timeout = '{STANDSTILL}s'")
+    connection.commit()
 
 
 def _open_sqlite(url: URL, *, read_only: bool) -> Engine:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, case, func, insert, select
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.life import owned
 from clarad.store.models import HookRunRow
 from clarad.store.runs import Ending, Runs, new_row
 from clarad.store.writer import Writer
@@ -49,7 +50,9 @@ class HookRuns(Runs):
 
         `begun` if its first attempt starts at once, `ending` if it is not to start at all.
         """
-        values = new_row(run_id, caused_by, due_at, begun=begun, ending=ending) | {
+        owner = self._writer.owner
+        common = new_row(run_id, caused_by, due_at, begun=begun, ending=ending, owner=owner)
+        values = common | {
             "hook": hook,
             "event_id": event_id,
             "event_type": event_type,
@@ -83,13 +86,18 @@ class HookRuns(Runs):
         with errors_in_one_line():
             return await self._writer.call(read)
 
-    async def unfinished(self, largest_event: int) -> list[StoredHookRun]:
+    async def unfinished(
+        self, largest_event: int, of: Collection[int] | None = None
+    ) -> list[StoredHookRun]:
         """Return the runs that have not ended, in the order in which they came.
 
-        Events of more than `largest_event` characters are left out.
+        They are all that this daemon has to see to, or those that only these lives had. Events of
+        more than `largest_event` characters are left out.
         """
         small = case((func.length(HookRunRow.event) <= largest_event, HookRunRow.event))
-        statement = _hook_runs(small).where(HookRunRow.ended_at.is_(None)).order_by(HookRunRow.id)
+        mine = owned(HookRunRow.owner, self._writer.life, of)
+        statement = _hook_runs(small).where(HookRunRow.ended_at.is_(None), mine)
+        statement = statement.order_by(HookRunRow.id)
 
         def read(connection: Connection) -> list[StoredHookRun]:
             return [_stored(row) for row in connection.execute(statement)]
@@ -108,7 +116,8 @@ def write_replay(connection: Connection, run_id: str, hooks: Collection[str]) ->
         return None
     anew = f"hook-{secrets.token_hex(8)}"
     now = datetime.now(UTC)
-    row = new_row(anew, found.caused_by.split(), now, begun=False, ending=None) | {
+    caused_by = found.caused_by.split()
+    row = new_row(anew, caused_by, now, begun=False, ending=None, owner=None) | {
         "hook": found.hook,
         "event_id": found.event_id,
         "event_type": found.event_type,

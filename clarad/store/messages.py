@@ -1,7 +1,7 @@
 """What the store knows of messages. Nothing is answered before it is on the disk."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -9,6 +9,7 @@ from sqlalchemy import Connection, bindparam, case, insert, select, update
 from sqlalchemy.exc import IntegrityError
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.life import owned
 from clarad.store.models import MessageRow
 from clarad.store.writer import Writer
 
@@ -132,6 +133,7 @@ class Messages:
             "frame": frame,
             "received_at": now,
             "begun_at": now if begun else None,
+            "owner": self._writer.owner,
         }
 
         def answer(error: Exception | None) -> None:
@@ -201,16 +203,20 @@ class Messages:
         with errors_in_one_line():
             return await self._writer.call(find)
 
-    async def unfinished(self, after: int = 0) -> Sequence[Unfinished]:
+    async def unfinished(
+        self, after: int = 0, of: Collection[int] | None = None
+    ) -> Sequence[Unfinished]:
         """Return the next of what was accepted and has not ended, in the order in which it came.
 
-        `after` is the number of the last one before; there are no more if none comes.
+        It is all that this daemon has to see to, or what only these lives had. `after` is the
+        number of the last one before; there are no more if none comes.
         """
+        statement = _UNFINISHED.where(owned(MessageRow.owner, self._writer.life, of))
 
         def find(connection: Connection) -> list[Unfinished]:
             found: list[Unfinished] = []
             characters = 0
-            with connection.execute(_UNFINISHED, {"after": after}) as rows:
+            with connection.execute(statement, {"after": after}) as rows:
                 for number, *key, node_id, frame, begun_at in rows:
                     characters += len(frame)
                     if found and characters > PAGE_CHARACTERS:

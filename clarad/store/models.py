@@ -108,6 +108,8 @@ class MessageRow(Base):
     """The number of the terminal frame among all frames of its node, if that has them numbered."""
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the terminal frame was written to a connection or acked, or nobody wanted it more."""
+    owner: Mapped[int | None] = mapped_column(BigInteger)
+    """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
 
 
 class NodeRow(Base):
@@ -150,6 +152,8 @@ class RunColumns:
     stdout_cut: Mapped[int | None] = mapped_column(BigInteger)
     """Bytes of standard output before those kept."""
     stderr_cut: Mapped[int | None] = mapped_column(BigInteger)
+    owner: Mapped[int | None] = mapped_column(BigInteger)
+    """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
 
 
 class HookRunRow(RunColumns, Base):
@@ -191,6 +195,8 @@ class TaskRow(Base):
     accounted_until: Mapped[datetime] = mapped_column(UtcDateTime)
     """All occurrences up to here have their rows."""
     paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
+    owner: Mapped[int | None] = mapped_column(BigInteger)
+    """The life of a daemon that runs it; of all that share a database, one at a time."""
 
 
 class TokenRow(Base):
@@ -221,3 +227,25 @@ class NodeOwnerRow(Base):
         _BIG_ID, ForeignKey("clarad_tokens.id", ondelete="CASCADE")
     )
     registered_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class DaemonRow(Base):
+    """A life of a daemon on a PostgreSQL database that several may share.
+
+    It begins when the daemon joins the others and ends when it loses its lease, so its number is an
+    epoch: no daemon has the same one twice. Without its row, or with an heir, it writes nothing.
+    """
+
+    __tablename__ = "clarad_daemons"
+
+    id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
+    instance: Mapped[str] = mapped_column(String(64))
+    """The installation: of its lives only the newest can be alive."""
+    address: Mapped[str] = mapped_column(String(255))
+    """Where its adapters connect, for people."""
+    tasks: Mapped[str] = mapped_column(String(64))
+    """Which tasks it knows: the same for two daemons that can run the same ones."""
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """Until when it lives without a renewal, by the clock of the database."""
+    heir: Mapped[int | None] = mapped_column(BigInteger)
+    """Who has taken its unfinished work over; the rows of that keep their owner."""

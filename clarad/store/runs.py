@@ -89,6 +89,7 @@ def new_row(
     *,
     begun: bool,
     ending: Ending | None,
+    owner: int | None,
 ) -> dict[str, Any]:
     """Return the columns of a new run that hooks and tasks have in common."""
     now = datetime.now(UTC)
@@ -100,6 +101,7 @@ def new_row(
         "attempts": int(begun),
         "begun_at": now if begun else None,
         "ended_at": None if ending is None else now,
+        "owner": owner,
         **columns,
     }
 

@@ -1,6 +1,6 @@
 """What the store knows of the runs of tasks: a row for each task and nominal time, and not two."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -8,6 +8,7 @@ from sqlalchemy import Connection, select, update
 from sqlalchemy.exc import IntegrityError
 
 from clarad.store.engine import as_store_error, errors_in_one_line
+from clarad.store.life import owned
 from clarad.store.models import TaskRunRow
 from clarad.store.runs import MISSED, Ending, Outcome, Runs, new_row
 from clarad.store.writer import Writer
@@ -48,7 +49,9 @@ class TaskRuns(Runs):
         occurrence that is down as missed, because the clock had run ahead, may still be run: then
         its row becomes this run's.
         """
-        values = new_row(run_id, caused_by, due_at, begun=begun, ending=ending) | {
+        owner = self._writer.owner
+        common = new_row(run_id, caused_by, due_at, begun=begun, ending=ending, owner=owner)
+        values = common | {
             "task": task,
             "nominal_at": nominal_at,
             "origin": origin,
@@ -94,8 +97,11 @@ class TaskRuns(Runs):
         with errors_in_one_line():
             return await self._writer.call(write)
 
-    async def unfinished(self) -> list[StoredTaskRun]:
-        """Return the runs that have not ended, in the order in which they came."""
+    async def unfinished(self, of: Collection[int] | None = None) -> list[StoredTaskRun]:
+        """Return the runs that have not ended, in the order in which they came.
+
+        They are all that this daemon has to see to, or those that only these lives had.
+        """
         statement = (
             select(
                 TaskRunRow.run_id,
@@ -106,6 +112,7 @@ class TaskRuns(Runs):
                 TaskRunRow.begun_at,
             )
             .where(TaskRunRow.ended_at.is_(None))
+            .where(owned(TaskRunRow.owner, self._writer.life, of))
             .order_by(TaskRunRow.id)
         )
 

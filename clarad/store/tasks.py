@@ -1,13 +1,25 @@
 """What the store remembers of tasks between starts of the daemon."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, delete, insert, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    delete,
+    insert,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.life import owned
 from clarad.store.models import TaskRow
+from clarad.store.notices import TasksChanged, notify
 from clarad.store.writer import Writer
 
 
@@ -21,6 +33,8 @@ class TaskState(NamedTuple):
 
 
 _PUT: Final = insert(TaskRow.__table__)  # type: ignore[arg-type]
+# Only PostgreSQL is shared.
+_ENROLL: Final = postgresql.insert(TaskRow.__table__).on_conflict_do_nothing()  # type: ignore[arg-type]
 _ACCOUNT: Final = (
     update(TaskRow.__table__)  # type: ignore[arg-type]
     .where(TaskRow.name == bindparam("this_task"))
@@ -35,14 +49,70 @@ class Tasks:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether other daemons may have some of them."""
+        return self._writer.life is not None
+
     async def load(self) -> dict[str, TaskState]:
-        """Return what is remembered of every task."""
+        """Return what is remembered of every task that this daemon has."""
+        is_mine = TaskRow.owner == self._writer.owner if self.are_shared else true()
+
+        def load(connection: Connection) -> dict[str, TaskState]:
+            return read_task_states(connection, is_mine)
+
         with errors_in_one_line():
-            return await self._writer.call(read_task_states)
+            return await self._writer.call(load)
+
+    async def claim(self, names: Sequence[str], most: int, fresh: Mapping[str, TaskState]) -> bool:
+        """Take tasks of these names that no daemon has, at most so many; whether there were any.
+
+        What is not known yet of those in `fresh` is written down first.
+        """
+        new = [{"name": name, **state._asdict()} for name, state in fresh.items()]
+
+        def claim(connection: Connection) -> bool:
+            if new:
+                connection.execute(_ENROLL, new)
+            if most <= 0:
+                return False
+            free = select(TaskRow.name).where(TaskRow.owner.is_(None), TaskRow.name.in_(names))
+            free = free.order_by(TaskRow.name).limit(most).with_for_update(skip_locked=True)
+            mine = update(TaskRow).where(TaskRow.name.in_(free)).values(owner=self._writer.owner)
+            return connection.execute(mine).rowcount > 0
+
+        with errors_in_one_line():
+            return await self._writer.call(claim)
+
+    async def inherit(self, lives: Collection[int] | None = None) -> None:
+        """Take the tasks of these lives, or of all whose work this daemon has taken over."""
+        life = self._writer.life
+        if life is None:
+            return
+        theirs = owned(TaskRow.owner, life, lives)
+        mine = update(TaskRow).where(theirs).values(owner=self._writer.owner)
+
+        def inherit(connection: Connection) -> None:
+            connection.execute(mine)
+
+        with errors_in_one_line():
+            await self._writer.call(inherit)
+
+    async def release(self, names: Sequence[str]) -> None:
+        """Let other daemons have these tasks."""
+
+        def release(connection: Connection) -> None:
+            is_mine = (TaskRow.owner == self._writer.owner) & TaskRow.name.in_(names)
+            connection.execute(update(TaskRow).where(is_mine).values(owner=None))
+            notify(connection, TasksChanged())
+
+        with errors_in_one_line():
+            await self._writer.call(release)
 
     async def save(self, states: dict[str, TaskState], *, forget: Sequence[str] = ()) -> None:
         """Write the states of these tasks, and forget others, in one transaction."""
-        rows = [{"name": name, **state._asdict()} for name, state in states.items()]
+        owner = self._writer.owner
+        rows = [{"name": name, "owner": owner, **state._asdict()} for name, state in states.items()]
 
         def write(connection: Connection) -> None:
             for names in _portions([*states, *forget]):
@@ -68,15 +138,21 @@ class Tasks:
 
         def write(connection: Connection) -> None:
             write_pause(connection, task, at)
+            if self.are_shared:
+                notify(connection, TasksChanged())
 
         with errors_in_one_line():
             await self._writer.call(write)
 
 
-def read_task_states(connection: Connection) -> dict[str, TaskState]:
-    """Return what is remembered of every task."""
+def read_task_states(
+    connection: Connection, which: ColumnElement[bool] | None = None
+) -> dict[str, TaskState]:
+    """Return what is remembered of every task, or of some."""
     columns = (TaskRow.schedule, TaskRow.anchor_at, TaskRow.accounted_until, TaskRow.paused_at)
-    rows = connection.execute(select(TaskRow.name, *columns))
+    rows = connection.execute(
+        select(TaskRow.name, *columns).where(true() if which is None else which)
+    )
     return {row[0]: TaskState(*row[1:]) for row in rows}
 
 

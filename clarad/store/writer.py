@@ -20,7 +20,8 @@ from typing import Any, Final, TypeVar
 import trio
 from sqlalchemy import Connection, Engine, Executable
 
-from clarad.store.engine import StoreError
+from clarad.store.engine import StoreError, cut
+from clarad.store.life import Life
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -104,10 +105,16 @@ class Job:
 
 
 class Writer:
-    """Hands jobs to the thread. `run` is the thread's place in the tree of scopes."""
+    """Hands jobs to the thread. `run` is the thread's place in the tree of scopes.
 
-    def __init__(self, engine: Engine) -> None:
+    `life` is the daemon's, if others may write the same tables: what it does not own it does not
+    write.
+    """
+
+    def __init__(self, engine: Engine, life: Life | None = None) -> None:
+        self.life = life
         self._engine = engine
+        self._driver: Any = None
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limiter = trio.CapacityLimiter(1)
         self._serving = False
@@ -159,6 +166,11 @@ class Writer:
             with trio.move_on_after(LOOK):
                 await answered.wait()
 
+    def cut(self) -> None:
+        """Have what is under way fail at once, if the database does not answer it."""
+        if self._driver is not None:
+            cut(self._driver)
+
     def _hand_in(self, job: Job) -> Job:
         self._hand_in_later()
         return self._put(job)
@@ -175,6 +187,11 @@ class Writer:
             job.error = StoreError("the store is not running")
             job.finish()
         return job
+
+    @property
+    def owner(self) -> int | None:
+        """Whose rows are written: the number of the daemon's life."""
+        return None if self.life is None else self.life.id
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve jobs until cancelled; then commit what is queued, and return.
@@ -247,6 +264,9 @@ class Writer:
         """Run and commit all jobs; what fails is noted in the job."""
         try:
             with connection.begin():
+                if self.life is not None:
+                    self._driver = connection.connection.driver_connection
+                    self.life.fence(connection)
                 _run_grouped(connection, batch)
         except Exception as error:
             if len(batch) == 1:

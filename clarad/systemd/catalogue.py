@@ -51,6 +51,14 @@ DAEMON_STOPPED: Final = Entry(
     "The daemon has stopped",
     "Everything that was under way is in the store. The next start goes on with it.",
 )
+LEASE_LOST: Final = Entry(
+    "d2e5b160f01dfa0d1b78864497c1d909",
+    "The daemon has lost its lease on the database",
+    "Several daemons may share a PostgreSQL database. This one did not renew its lease in time, "
+    "because its machine stood still or the database could not be reached. It has ended all that "
+    "went on, and begins anew as soon as the database answers. What it had begun ends as "
+    "interrupted. If this happens often, look at the network, or raise CLARA_LEASE.",
+)
 DAEMON_FAILED: Final = Entry(
     "b65d91efa3b843e08eec6bcb32e34f31",
     "The daemon failed",

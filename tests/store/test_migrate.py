@@ -20,7 +20,7 @@ from sqlalchemy import Engine
 
 from clarad.store import StoreError, migrate
 from clarad.store.models import Base
-from tests.postgres import BACKENDS
+from tests.postgres import BACKENDS, SHARED
 from tests.store.conftest import Outside
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def test_the_start_changes_nothing_in_a_database_that_is_up_to_date(engine: Engi
     assert migrate.require_head(engine, migrate=True) is None
 
 
-@pytest.mark.parametrize("url", [b for b in BACKENDS if b == "postgresql"], indirect=True)
+@pytest.mark.parametrize("url", SHARED, indirect=True)
 def test_of_daemons_that_start_at_once_one_migrates_and_the_others_wait(
     url: str, connect: Callable[[str], Engine]
 ) -> None:

@@ -1,0 +1,180 @@
+"""The process: one life of the daemon after another, until a signal ends it."""
+
+import faulthandler
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Final
+
+import trio
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from clarad import __version__, address, instance, log, responders, shell
+from clarad.automation.definitions import Definitions
+from clarad.config import Settings
+from clarad.daemon import Daemon
+from clarad.envfile import Overlay
+from clarad.nurseries.sandboxes import Sandboxes
+from clarad.operator import Refused
+from clarad.store import LeaseLost, StoreError, open_engine, reach
+from clarad.store.migrate import MIGRATION_BUDGET, require_head
+from clarad.systemd import catalogue
+from clarad.systemd.extension import extending
+from clarad.systemd.handover import NOTHING, Handover
+from clarad.systemd.notify import Notifier
+
+logger = logging.getLogger(__name__)
+
+REACH_AGAIN: Final = 1.0
+"""Seconds between looks for a database that could not be reached."""
+
+
+def run(
+    settings: Settings,
+    defined: Definitions,
+    overlay: Overlay,
+    handed: Handover = NOTHING,
+) -> None:
+    """Run the daemon until it is told to stop; a reload reads `overlay` again.
+
+    `handed` is what systemd has handed over.
+
+    Raises:
+        instance.AlreadyRunning: the state directory is another daemon's.
+        StoreError: the database cannot be used.
+        CannotListen: the address cannot be bound.
+        Exception: a part of the daemon keeps failing.
+    """
+    if handed.watchdog is not None:
+        faulthandler.enable()  # a loop that is stuck cannot log its stacks when SIGABRT comes
+    with instance.only_one(settings.state_dir):
+        engine = open_engine(settings.database_url)
+        try:
+            with (
+                closing(Notifier(handed.notify_socket)) as notifier,
+                extending(notifier, MIGRATION_BUDGET, "migrating the database"),
+            ):
+                before = require_head(engine, migrate=settings.auto_migrate)
+            if before is not None:
+                about = catalogue.MIGRATED.about(revision=before)
+                logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
+            trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
+        finally:
+            engine.dispose()
+
+
+async def _run_until_signal(
+    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine, handed: Handover
+) -> None:
+    await _end_leftovers(settings.state_dir)
+    with (
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+        trio.open_signal_receiver(signal.SIGHUP) as hangups,
+    ):
+        # Where systemd has started this process it starts the next: what it keeps for us it hands
+        # over to a process.
+        is_first, going_on = True, True
+        while going_on:
+            daemon = _build(settings, defined, overlay, engine, handed)
+            going_on = False
+            try:
+                await _live(daemon, signals, hangups)
+            except* (StoreError, SQLAlchemyError) as failures:
+                # A first life that finds no database has nothing to go back to.
+                if handed != NOTHING or (is_first and failures.split(LeaseLost)[1] is not None):
+                    raise
+                settings, defined = daemon.in_force
+                going_on = not daemon.is_stopping and await _reached(engine, signals)
+            is_first = False
+    logger.log(log.NOTICE, "stopped", extra=catalogue.DAEMON_STOPPED.about())
+
+
+def _build(
+    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine, handed: Handover
+) -> Daemon:
+    sandboxes = None
+    if settings.sandbox.mode != "off":
+        sandboxes = Sandboxes(settings.sandbox, instance.label(settings.state_dir))
+    responder = responders.make(settings, sandboxes)
+    return Daemon(settings, engine, responder, defined, sandboxes, overlay, handed)
+
+
+async def _live(daemon: Daemon, signals: AsyncIterator[int], hangups: AsyncIterator[int]) -> None:
+    """Run the daemon until a signal stops it, or it loses its lease."""
+    async with trio.open_nursery() as nursery:
+        host, port = await nursery.start(daemon.run)
+        where = address.Address(host, port, tls=daemon.in_force[0].gateway_tls_cert is not None)
+        nursery.start_soon(_reload_at_signal, hangups, daemon)
+        logger.log(
+            log.NOTICE,
+            "listening on %s; now type in another terminal: %s chat",
+            url := address.url(*where),
+            _how_called(),
+            extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
+        )
+        number = await anext(signals)
+        daemon.request_stop()
+        name = signal.Signals(number).name
+        stopping = catalogue.DAEMON_STOPPING.about(signal=name)
+        logger.log(log.NOTICE, "%s: stopping", name, extra=stopping)
+        nursery.start_soon(_hurry_at_signal, signals, daemon)
+        await daemon.stopped.wait()
+        nursery.cancel_scope.cancel("stopped")
+
+
+async def _reached(engine: Engine, signals: AsyncIterator[int]) -> bool:
+    """Wait until the database answers; `False` if a signal comes first."""
+    about = catalogue.LEASE_LOST.about()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+        logger.warning("beginning a new life, as soon as the database answers", extra=about)
+        while True:
+            try:
+                await trio.to_thread.run_sync(reach, engine)
+            except StoreError as error:
+                logger.warning("the database does not answer yet: %s", error, extra=about)
+                await trio.sleep(REACH_AGAIN)
+            else:
+                nursery.cancel_scope.cancel("reached")
+                return True
+    return False
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel("a signal")
+
+
+async def _end_leftovers(state_dir: Path) -> None:
+    """End what a killed daemon has left running: its runs are down as interrupted from here on."""
+    ours = instance.identify(state_dir)
+    shell.belong_to(ours)
+    if ended := await shell.end_leftovers(ours):
+        about = catalogue.LEFTOVERS_ENDED.about(processes=ended)
+        logger.warning("ended %d processes that the last daemon had left", ended, extra=about)
+
+
+async def _hurry_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:
+    await anext(signals)
+    about = catalogue.DAEMON_STOPPING.about()
+    logger.warning("second signal: stopping at once", extra=about)
+    daemon.stop_at_once()
+
+
+async def _reload_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:
+    async for _ in signals:
+        with suppress(Refused):  # the log has it
+            await daemon.operations.reload()
+
+
+def _how_called() -> str:
+    program = sys.argv[0]
+    if program.endswith("__main__.py"):
+        return f"{Path(sys.executable).name} -m clarad"
+    here = os.path.relpath(program)
+    return program if program == Path(program).name or here.startswith("..") else here

@@ -1,0 +1,84 @@
+"""The life of a daemon on a PostgreSQL database that it may share: what is its own, and how long.
+
+Rejected: an owner and an epoch on each row, compared by each statement. The fence is one look at
+the daemon's own row in each transaction, which locks it against a takeover until the commit:
+whatever the transaction writes is behind it, and none of it can be forgotten.
+"""
+
+import time
+from collections.abc import Collection
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, NamedTuple
+
+from sqlalchemy import ColumnElement, Connection, bindparam, select, true
+
+from clarad.store.engine import StoreError
+from clarad.store.models import DaemonRow
+
+_FENCE: Final = (
+    select(DaemonRow.id)
+    .where(DaemonRow.id == bindparam("me"))
+    .where(DaemonRow.heir.is_(None))
+    # Renewals go on beside it; a takeover, which locks FOR UPDATE, does not.
+    .with_for_update(read=True, key_share=True)
+)
+
+
+class LeaseLost(StoreError):  # noqa: N818 - it is what has happened
+    """The daemon has lost its lease: its work is, or may be, another's by now."""
+
+
+class Look(NamedTuple):
+    """What a renewal has found."""
+
+    inherited: frozenset[int]
+    """The lives that this daemon is the heir of, and that have work left."""
+    others: int
+    """How many other daemons live."""
+    alike: int
+    """How many of them know the same tasks."""
+
+
+class Life:
+    """One life; it has a number from when it has joined the others."""
+
+    def __init__(self) -> None:
+        self.id: int | None = None
+        self.owners: frozenset[int] = frozenset()
+        """Whose rows it sees to: its own, and those of the lives that it has taken over."""
+        self.is_lost = False
+        self._told_at: tuple[datetime, float] | None = None
+
+    def fence(self, connection: Connection) -> None:
+        """Have this transaction fail unless the work is this life's, and stays so until its end.
+
+        Raises:
+            LeaseLost: it is not.
+        """
+        if self.id is None:
+            return
+        is_gone = self.is_lost or connection.scalar(_FENCE, {"me": self.id}) is None
+        if is_gone:
+            raise LeaseLost("this daemon has lost its lease on the database")
+
+    def tell_time(self, now: datetime) -> None:
+        """Take the time from the database."""
+        self._told_at = now, time.monotonic()
+
+    def now(self) -> datetime:
+        """Return the time as the database has it, so that all its daemons have the same."""
+        if self._told_at is None:
+            return datetime.now(UTC)
+        told, at = self._told_at
+        return told + timedelta(seconds=time.monotonic() - at)
+
+
+def owned(owner: Any, life: Life | None, by: Collection[int] | None = None) -> ColumnElement[bool]:
+    """Whether rows are this daemon's to see to; or only those that these lives had.
+
+    Without a life all are: nobody else uses the database.
+    """
+    if life is None:
+        return true()
+    condition: ColumnElement[bool] = owner.in_(life.owners if by is None else by)
+    return condition

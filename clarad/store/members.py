@@ -1,0 +1,192 @@
+"""The daemons that share a PostgreSQL database: who lives, and who takes over from whom.
+
+A daemon's row says until when it lives, by the database's clock, and it renews that well before.
+Whoever finds a row that has expired makes itself its heir, in one transaction; from then on the
+dead one can write nothing (`clarad.store.life`), and the heir sees to its work. The rows of that
+keep their owner: an heir that fails half way reads them again, and who inherits from the heir
+inherits them too.
+
+A connection of its own, which nothing of the store's writer can hold up, and which listens for what
+the other daemons have to say.
+"""
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any, Final
+
+import psycopg
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from clarad.store.engine import StoreError, cut, one_line
+from clarad.store.life import LeaseLost, Life, Look
+from clarad.store.notices import CHANNEL, MembersChanged, Notice, decode, encode
+
+_JOIN: Final = """
+INSERT INTO clarad_daemons (instance, address, tasks, expires_at)
+VALUES (%(instance)s, '', '', clock_timestamp() + %(lease)s) RETURNING id, clock_timestamp()
+"""
+_CLAIM: Final = """
+WITH messages AS (
+    UPDATE clarad_messages SET owner = %(me)s WHERE owner IS NULL AND ended_at IS NULL
+), hook_runs AS (
+    UPDATE clarad_hook_runs SET owner = %(me)s WHERE owner IS NULL AND ended_at IS NULL
+)
+UPDATE clarad_task_runs SET owner = %(me)s WHERE owner IS NULL AND ended_at IS NULL
+"""
+_RENEW: Final = """
+UPDATE clarad_daemons
+SET expires_at = clock_timestamp() + %(lease)s, address = %(address)s, tasks = %(tasks)s
+WHERE id = %(me)s AND heir IS NULL RETURNING clock_timestamp()
+"""
+# One that is in the middle of a transaction is left for the next look. Earlier lives of the same
+# installation are over, however long their leases last: it has one daemon at a time.
+_TAKE_OVER: Final = """
+WITH dead AS (
+    SELECT id FROM clarad_daemons
+    WHERE heir IS NULL AND id <> %(me)s
+    AND (expires_at <= clock_timestamp() OR instance = %(instance)s AND id < %(me)s)
+    FOR UPDATE SKIP LOCKED
+)
+UPDATE clarad_daemons AS daemon SET heir = %(me)s FROM dead
+WHERE daemon.id = dead.id OR daemon.heir = dead.id
+"""
+_SEEN_TO: Final = """
+DELETE FROM clarad_daemons WHERE heir = %(me)s AND id = ANY(%(seen_to)s) AND id NOT IN (
+    SELECT owner FROM clarad_messages WHERE ended_at IS NULL AND owner IS NOT NULL
+    UNION SELECT owner FROM clarad_hook_runs WHERE ended_at IS NULL AND owner IS NOT NULL
+    UNION SELECT owner FROM clarad_task_runs WHERE ended_at IS NULL AND owner IS NOT NULL
+    UNION SELECT owner FROM clarad_tasks WHERE owner IS NOT NULL
+)
+"""
+_INHERITED: Final = "SELECT id FROM clarad_daemons WHERE heir = %(me)s ORDER BY id"
+_OTHERS: Final = """
+SELECT count(*), count(*) FILTER (WHERE tasks = %(tasks)s) FROM clarad_daemons
+WHERE heir IS NULL AND id <> %(me)s AND expires_at > clock_timestamp()
+"""
+_LEAVE: Final = "UPDATE clarad_daemons SET expires_at = clock_timestamp() WHERE id = %(me)s"
+
+
+class Members:
+    """The table `clarad_daemons`. Each method blocks, and is called in a thread, one at a time.
+
+    All of them raise `StoreError` if the database fails; then `connect` is to be called again.
+    """
+
+    def __init__(self, engine: Engine, life: Life, *, instance: str, lease: float) -> None:
+        """`instance` is the installation's name; `lease` in seconds."""
+        self.life = life
+        self.lease = lease
+        self._engine = engine
+        self._given: dict[str, Any] = {"instance": instance, "lease": timedelta(seconds=lease)}
+        self._connection: psycopg.Connection | None = None
+        self._said: list[bytes] = []
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection, as far as anybody knows."""
+        return self._connection is not None and not self._connection.closed
+
+    def connect(self) -> None:
+        """Connect, and listen from now on; what was said before is lost."""
+        self.close()
+        try:
+            pooled = self._engine.raw_connection()
+        except (SQLAlchemyError, psycopg.Error) as error:
+            raise StoreError(one_line(error)) from error
+        connection: Any = pooled.driver_connection
+        pooled.detach()
+        self._connection = connection
+        connection.autocommit = True
+        connection.add_notify_handler(lambda notify: self._said.append(notify.payload.encode()))
+        self._execute(f"LISTEN {CHANNEL}")
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def cut(self) -> None:
+        """Have whatever waits for the database fail; the one method that never blocks."""
+        if self._connection is not None:
+            cut(self._connection)
+
+    def join(self) -> None:
+        """Begin a life: from here on its rows are its own, and those that had no owner."""
+        with self._transaction():
+            ((me, now),) = self._execute(_JOIN)
+            self._execute(_CLAIM, me=me)
+            self._execute("SELECT pg_notify(%(channel)s, %(said)s)", said=encode(MembersChanged()))
+        self.life.id = me
+        self.life.tell_time(now)
+
+    def look(self, *, address: str, tasks: str, seen_to: Collection[int]) -> Look:
+        """Renew the lease, and take over from whoever has not renewed his.
+
+        `tasks` says which tasks this daemon knows; `seen_to` are lives whose unfinished work is in
+        hand, so that they can be forgotten once it has ended.
+
+        Raises:
+            LeaseLost: another daemon has taken over from this one.
+        """
+        given = {"address": address[:255], "tasks": tasks, "seen_to": list(seen_to)}
+        with self._transaction():
+            # First, and with a lock until the commit: nobody takes over from who is taking over.
+            renewed = self._execute(_RENEW, **given)
+            if not renewed:
+                raise LeaseLost("another daemon has taken over from this one")
+            self._execute(_TAKE_OVER)
+            self._execute(_SEEN_TO, **given)
+            inherited = frozenset(row[0] for row in self._execute(_INHERITED))
+            ((others, alike),) = self._execute(_OTHERS, **given)
+        self.life.tell_time(renewed[0][0])
+        return Look(inherited, others, alike)
+
+    def leave(self) -> None:
+        """End this life: what it has not finished is another's at once, if there is another."""
+        with self._transaction():
+            self._execute(_LEAVE)
+            self._execute("SELECT pg_notify(%(channel)s, %(said)s)", said=encode(MembersChanged()))
+
+    # --- what others say -------------------------------------------------------------------------
+
+    def fileno(self) -> int:
+        """Return the socket: when it is readable, somebody may have said something."""
+        assert self._connection is not None
+        return self._connection.fileno()
+
+    def heard(self) -> list[Notice]:
+        """Return what was said since; the one method that is called outside of the thread."""
+        assert self._connection is not None
+        try:
+            self._connection.pgconn.consume_input()
+            while (notify := self._connection.pgconn.notifies()) is not None:
+                self._said.append(notify.extra)
+        except psycopg.Error as error:
+            self.close()
+            raise StoreError(one_line(error)) from error
+        said, self._said = self._said, []
+        return [notice for one in said if (notice := decode(one)) is not None]
+
+    def _execute(self, statement: str, **parameters: Any) -> list[Any]:
+        assert self._connection is not None
+        given = self._given | {"me": self.life.id, "channel": CHANNEL} | parameters
+        try:
+            cursor = self._connection.execute(statement, given)
+            return [] if cursor.description is None else cursor.fetchall()
+        except psycopg.Error as error:
+            self.close()
+            raise StoreError(one_line(error)) from error
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        if self._connection is None:
+            raise StoreError("the connection to the database is lost")
+        try:
+            with self._connection.transaction():
+                yield
+        except psycopg.Error as error:
+            self.close()
+            raise StoreError(one_line(error)) from error

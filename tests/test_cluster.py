@@ -1,0 +1,241 @@
+"""Several daemons on one PostgreSQL, as processes: what one leaves, another goes on with."""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+import trio.lowlevel
+
+from tests.peer import Peer, connect
+from tests.postgres import SHARED, database
+from tests.process import PATIENCE, Marker, Process, clarad, daemon
+from tests.store.conftest import Outside
+
+LEASE = "2"
+"""Seconds: long enough for a busy machine, and short enough for a test."""
+
+UNTIL_GATE = "echo started; while [ ! -e {} ]; do sleep 0.01; done; echo done"
+
+
+@pytest.fixture(params=SHARED)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database that daemons can share."""
+    with database(request.param, tmp_path, request.config) as url:
+        yield url
+
+
+@pytest.fixture
+def outside(url: str) -> Outside:
+    """Another program that uses the database."""
+    return Outside(url)
+
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def start(url: str, tmp_path: Path) -> Iterator[Start]:
+    """Start daemons on the database, each on a machine of its own as far as it can know."""
+    numbers = count(1)
+    (tmp_path / "tasks").mkdir()
+    with ExitStack() as stack:
+
+        def start_one(**settings: str) -> Process:
+            usual = {"DATABASE_URL": url, "CLARA_LEASE": LEASE}
+            usual |= {"CLARA_HOOKS_DIR": str(tmp_path), "CLARA_SCHEDULER_DIR": str(tmp_path)}
+            state_dir = tmp_path / f"state-{next(numbers)}"
+            return stack.enter_context(daemon(state_dir, **usual | settings))
+
+        yield start_one
+
+
+async def until(outside: Outside, query: str, wanted: list[tuple[Any, ...]]) -> None:
+    """Wait until the query finds this."""
+    with trio.move_on_after(PATIENCE):
+        while await trio.to_thread.run_sync(outside.rows, query) != wanted:
+            await trio.sleep(0.02)
+        return
+    assert outside.rows(query) == wanted
+
+
+async def node(nursery: trio.Nursery, process: Process, node_id: str = "node-1") -> Peer:
+    peer = await connect(nursery, process.url)
+    peer.patience = PATIENCE
+    await peer.register(node_id, ("streaming", "accepted"))
+    return peer
+
+
+async def start_message(peer: Peer, request_id: str) -> None:
+    await peer.ask(request_id)
+    while (await peer.receive())["type"] != "response_chunk":
+        pass
+
+
+OUTCOMES = "SELECT request_id, outcome FROM clarad_messages ORDER BY id"
+
+
+async def test_what_a_killed_daemon_has_left_is_gone_on_with_by_another(
+    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    gate = tmp_path / "gate"
+    responder = {
+        "CLARA_RESPONDER": "command",
+        "CLARA_RESPONDER_COMMAND": UNTIL_GATE.format(gate),
+    }
+    killed, _ = start(**responder), start(**responder)
+    peer = await node(nursery, killed)
+    await start_message(peer, "begun")
+    await peer.ask("waiting")
+    while (await peer.receive())["type"] != "status":
+        pass
+    killed.kill()
+    gate.touch()
+    await until(outside, OUTCOMES, [("begun", "interrupted"), ("waiting", "completed")])
+    await peer.drop()
+
+
+async def test_a_daemon_that_is_started_again_does_not_wait_for_its_own_lease(
+    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    responder = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": "echo; sleep 1000"}
+    killed = start(CLARA_LEASE="100000", **responder)
+    peer = await node(nursery, killed)
+    await start_message(peer, "begun")
+    killed.kill()
+    with daemon(killed.state_dir, **_settings(killed)):
+        await until(outside, OUTCOMES, [("begun", "interrupted")])
+    await peer.drop()
+
+
+async def test_a_daemon_that_stood_still_for_too_long_ends_its_work_and_begins_anew(
+    start: Start, outside: Outside, marker: Marker, nursery: trio.Nursery
+) -> None:
+    stopped = start(
+        CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND=f"echo started; sleep {marker.text}"
+    )
+    peer = await node(nursery, stopped)
+    await start_message(peer, "m1")
+    other = start()
+    stopped.signal(signal.SIGSTOP)
+    await trio.to_thread.run_sync(other.wait_for_log, "taking over")
+    await until(outside, OUTCOMES, [("m1", "interrupted")])
+    stopped.signal(signal.SIGCONT)
+    await trio.to_thread.run_sync(stopped.wait_for_log, "the lease is lost")
+    assert await peer.close_code() == 1001
+    await peer.drop()
+    await trio.to_thread.run_sync(stopped.wait_for_log, "beginning a new life")
+    assert marker.alive == []
+    with trio.fail_after(PATIENCE):
+        while stopped.log.count("listening on") < 2:
+            await trio.sleep(0.02)
+    peer = await node(nursery, stopped, "node-2")
+    await start_message(peer, "m2")
+    await peer.drop()
+    assert "Traceback" not in stopped.log
+
+
+async def test_a_daemon_that_is_told_to_stop_hands_over_what_waits(
+    start: Start, outside: Outside, tmp_path: Path
+) -> None:
+    (tmp_path / "hooks.yaml").write_text(
+        "hooks:\n  - {name: h, event: gateway:startup, retries: 5, command: test -e go}\n"
+    )
+    stopping = start(CLARA_LEASE="100000")
+    await until(outside, "SELECT count(*) > 0 FROM clarad_hook_runs WHERE attempts > 0", [(True,)])
+    other = start(CLARA_LEASE="100000")
+    (tmp_path / "go").touch()
+    stopping.signal(signal.SIGTERM)
+    assert await trio.to_thread.run_sync(stopping.wait) == 0
+    await until(outside, "SELECT count(*) FROM clarad_hook_runs WHERE ended_at IS NULL", [(0,)])
+    assert "Traceback" not in other.log
+
+
+async def test_one_daemon_has_no_need_to_end_its_work_while_the_database_is_away(
+    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    gate = tmp_path / "gate"
+    alone = start(CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND=UNTIL_GATE.format(gate))
+    peer = await node(nursery, alone)
+    await start_message(peer, "m1")
+    cut = (
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    for _ in range(3):
+        outside.rows(cut)
+        await trio.lowlevel.checkpoint()
+    gate.touch()
+    assert (await peer.outcome_of("m1"))["full_text"] == "started\ndone\n"
+    await peer.drop()
+
+
+# --- tasks ---------------------------------------------------------------------------------------
+
+SHARES = "SELECT count(*) FROM clarad_tasks GROUP BY owner ORDER BY 1"
+
+
+def write_tasks(directory: Path, *names: str) -> None:
+    entries = [f"  - {{name: {name}, interval: 0.1, command: 'true'}}\n" for name in names]
+    (directory / "scheduler.yaml").write_text("tasks:\n" + "".join(entries))
+
+
+async def test_daemons_share_the_tasks_and_one_takes_those_of_who_dies(
+    start: Start, outside: Outside, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path, "a", "b", "c", "d")
+    first = start()
+    await until(outside, SHARES, [(4,)])
+    start()
+    await until(outside, SHARES, [(2,), (2,)])
+    first.kill()
+    await until(outside, SHARES, [(4,)])
+
+
+async def test_daemons_that_know_other_tasks_leave_each_other_s_alone(
+    start: Start, outside: Outside, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path, "a", "b")
+    start()
+    (tmp_path / "other").mkdir()
+    write_tasks(tmp_path / "other", "c")
+    start(CLARA_SCHEDULER_DIR=str(tmp_path / "other"))
+    await until(outside, SHARES, [(1,), (2,)])
+    tasks = "SELECT count(DISTINCT task) FROM clarad_task_runs WHERE outcome = 'ran'"
+    await until(outside, tasks, [(3,)])
+
+
+async def test_a_task_is_paused_from_whichever_daemon(
+    start: Start, outside: Outside, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path, "t")
+    start()
+    await until(outside, SHARES, [(1,)])
+    other = start()
+    assert clarad("tasks", "pause", "t", env=other.environment).returncode == 0
+    paused = "SELECT count(*) > 2 FROM clarad_task_runs WHERE reason = 'paused'"
+    await until(outside, paused, [(True,)])
+    assert clarad("tasks", "resume", "t", env=other.environment).returncode == 0
+    await until(outside, "SELECT paused_at FROM clarad_tasks", [(None,)])
+
+
+async def test_a_task_is_run_by_hand_where_it_is(
+    start: Start, outside: Outside, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path, "t")
+    having = start()
+    await until(outside, SHARES, [(1,)])
+    other = start()
+    refused = clarad("tasks", "run", "t", env=other.environment)
+    assert refused.returncode == 1
+    assert "another daemon has the task 't' now" in refused.stderr
+    assert clarad("tasks", "run", "t", env=having.environment).returncode == 0
+
+
+def _settings(process: Process) -> dict[str, str]:
+    names = ("DATABASE_URL", "CLARA_HOOKS_DIR", "CLARA_SCHEDULER_DIR")
+    return {name: process.environment[name] for name in names}
