@@ -42,8 +42,12 @@ from clarad.store import (
     Life,
     Messages,
     Missed,
+    NodeCame,
+    NodeOwed,
     NodeSessions,
     Notice,
+    SharedMessages,
+    SharedNodeSessions,
     TaskRuns,
     Tasks,
     TasksChanged,
@@ -84,8 +88,9 @@ class Daemon:
         self.nodes = Nodes()
         self._life = Life() if engine.dialect.name == "postgresql" else None
         self.writer = Writer(engine, self._life)
-        self._messages = Messages(self.writer)
-        self._node_sessions = NodeSessions(self.writer)
+        shared = self._life is not None
+        self._messages = (SharedMessages if shared else Messages)(self.writer)
+        self._node_sessions = (SharedNodeSessions if shared else NodeSessions)(self.writer)
         self.sessions = Sessions(
             make_session=self._make_session,
             message_timeout=settings.message_timeout,
@@ -200,17 +205,34 @@ class Daemon:
         name = instance.identify(self._settings.state_dir)
         return Lease(
             Members(engine, life, instance=name, lease=self._settings.lease),
-            inherit=(self._hooks.inherit, self._recover, self._scheduler.inherit),
+            inherit=(self._hooks.inherit, self._inherit_messages, self._scheduler.inherit),
             looked=self._scheduler.looked,
             heard=self._hear,
             tasks=lambda: self._scheduler.digest,
             lose=self._end_life,
         )
 
+    async def _inherit_messages(self, lives: Collection[int]) -> None:
+        if isinstance(self._node_sessions, SharedNodeSessions):
+            await self._node_sessions.inherit(lives)
+        await self._recover(lives)
+
     def _hear(self, notice: Notice | None) -> None:
         """Take what another daemon has said; `None` if something may have been missed."""
-        if notice is None or isinstance(notice, TasksChanged):
-            self._scheduler.look_again()
+        match notice:
+            case None:
+                self._scheduler.look_again()
+                self.nodes.look_for_more()
+            case TasksChanged():
+                self._scheduler.look_again()
+            case NodeOwed():
+                node = self.nodes.known(notice.node_id, notice.platform)
+                if node is not None and node.outlet is not None:
+                    node.outlet.look_for_more()
+            case NodeCame():
+                self.nodes.go(notice.node_id, notice.platform, notice.after_seq)
+            case _:
+                self.sessions.hear(notice)
 
     def _end_life(self) -> None:
         """End all that goes on, side by side and at once; nothing more is written."""

@@ -59,6 +59,8 @@ class Endings:
             terminal=terminal.decode(),
             seq=None if place is None else place.seq,
             wanted=not turn.node.unregistered,
+            node_id=turn.node.id,
+            is_here=turn.node.outlet is not None,
             then=partial(self._written, turn, terminal, place, stopped_in),
         )
 

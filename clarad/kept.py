@@ -57,6 +57,12 @@ class Window:
         self._frames: deque[Kept] = deque()
         self._bytes = 0
 
+    def restart(self, last: int) -> None:
+        """Keep nothing, and number what comes from after `last` on."""
+        self.forget(self.last)
+        self.last = last
+        self.first = last + 1
+
     def reserve(self, key: MessageKey | None) -> Kept:
         """Give the next number to a frame that is still to come."""
         self.last += 1

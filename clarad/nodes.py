@@ -37,6 +37,9 @@ class Outlet(Protocol):
     def end(self, code: CloseCode, reason: str) -> None:
         """Close after what is queued."""
 
+    def look_for_more(self) -> None:
+        """Read what another daemon has stored for the node."""
+
     def replace(self) -> None:
         """Close with 4000: the node has another connection, which gets what is queued."""
 
@@ -57,6 +60,8 @@ class Node:
         self.left_at = 0.0
         """When its last connection ended, by `time.monotonic`."""
         self.unregistered = False
+        self.after_seq = 0
+        """The number after which this daemon numbers its frames, if others may have had it."""
         self.window = Window(pool, last_seq)
         self.caught_up = False
         """Whether the connection was given all that it had missed."""
@@ -85,6 +90,24 @@ class Node:
         self.caught_up = False
         self.left_at = time.monotonic()
         self.window.trim(self.window.last)
+
+    def come(self, session: NodeSession, after_seq: int) -> None:
+        """Go on where another daemon, or an earlier life of this one, has left off."""
+        self.session_id = session.session_id
+        self.resumes = bool(session.session_id)
+        self.left_at = time.monotonic() - session.away
+        self.after_seq = after_seq
+        self.window.restart(after_seq)
+        self._unsent.clear()
+        self._sent = 0
+
+    def go(self) -> None:
+        """Be with another daemon, which finds the frames from here on in the store."""
+        if self.outlet is not None:
+            self.outlet.replace()
+        self.disconnect()
+        self.resumes = False
+        self.after_seq = 0
 
     def resume(self, last_seq: int) -> int:
         """Go on with the session after what has arrived; return the number from which to go on."""
@@ -164,14 +187,14 @@ class Node:
         if self.outlet is not None:
             self.outlet.send(terminal)
             self.outlet.when_written(written)
-            self._remember(key)
+            self.remember(key)
 
     def give_numbered(self, key: MessageKey, terminal: bytes, seq: int) -> None:
         """Send a terminal frame whose number is below all that is kept here."""
         if self.outlet is not None:
             self.outlet.send(numbered(terminal, seq))
             self._sent = seq
-            self._remember(key)
+            self.remember(key)
 
     def repeat(self, key: MessageKey, terminal: bytes) -> None:
         """Send a terminal frame once more, that had arrived or was another node's."""
@@ -179,7 +202,7 @@ class Node:
             self._queue(self.window.reserve(key), terminal)
         elif self.outlet is not None:
             self.outlet.send(terminal)
-            self._remember(key)
+            self.remember(key)
 
     def ack(self, seq: int) -> int:
         """Forget what has arrived; return up to where, which is nothing that was never sent."""
@@ -208,10 +231,11 @@ class Node:
             if kept.frame:
                 self.outlet.send(kept.frame)
                 if kept.key is not None:
-                    self._remember(kept.key)
+                    self.remember(kept.key)
         self.window.trim(self._sent)
 
-    def _remember(self, key: MessageKey) -> None:
+    def remember(self, key: MessageKey) -> None:
+        """Note that this message's terminal frame is given to the connection."""
         self._had[key] = None
         if len(self._had) > REMEMBERED:
             self._had.popitem(last=False)
@@ -277,6 +301,23 @@ class Nodes:
             return node, node.resume(last_seq or 0)
         node.begin()
         return node, None
+
+    def known(self, node_id: str, platform: str) -> Node | None:
+        """Return the node of this id, if there is one."""
+        return self._nodes.get((platform, node_id))
+
+    def go(self, node_id: str, platform: str, after_seq: int) -> None:
+        """Let a node go that has registered with another daemon."""
+        node = self.known(node_id, platform)
+        if node is not None and 0 < node.after_seq < after_seq:
+            self._away.pop((platform, node_id), None)
+            node.go()
+
+    def look_for_more(self) -> None:
+        """Have each node that is connected given what others have stored for it."""
+        for node in list(self._nodes.values()):
+            if node.outlet is not None:
+                node.outlet.look_for_more()
 
     def disconnect(self, node: Node, outlet: Outlet) -> bool:
         """Forget the connection, unless the node has another one by now; say whether it was so."""

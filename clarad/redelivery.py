@@ -7,8 +7,17 @@ from typing import Final
 
 import trio
 
-from clarad.nodes import Node, Outlet
-from clarad.store import Messages, Missed, MissedFrame, NodeSessions, StoreError
+from clarad.nodes import Node, Nodes, Outlet
+from clarad.store import (
+    MessageKey,
+    Messages,
+    Missed,
+    MissedFrame,
+    NodeSessions,
+    SharedNodeSessions,
+    StoreError,
+)
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -26,6 +35,30 @@ class Redelivery:
         self._messages = messages
         self._missed = missed
         self._sessions = sessions
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a node may have been with another daemon."""
+        return self._sessions.is_shared
+
+    async def take(
+        self, nodes: Nodes, node_id: str, platform: str, *, resumes: bool
+    ) -> Node | None:
+        """Have a node that registers, whichever daemon has had it.
+
+        Returns the node, to be held until it is connected: nobody else does.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        if not isinstance(self._sessions, SharedNodeSessions):
+            return None
+        node = nodes.find(node_id, platform)
+        is_known = node.after_seq > 0
+        taken = await self._sessions.take(platform, node_id, resumes=resumes, is_known=is_known)
+        if taken is not None:
+            node.come(*taken)
+        return node
 
     def connected(self, node: Node, arrived: int | None) -> None:
         """Note who has registered; `arrived` is the last frame's number in a resumed session."""
@@ -73,6 +106,43 @@ class Redelivery:
                 node.catch_up()
                 return
 
+    async def look_for_more(self, node: Node, outlet: Outlet) -> None:
+        """Give a connection what other daemons have stored for its node meanwhile."""
+        node.missed_more = True  # for one that is still being caught up
+        while node.outlet is outlet and node.caught_up:
+            before = node.after_seq + 1 if node.resumes else EVERY
+            try:
+                page = await self._missed.page(node.platform, node.id, after=0, before=before)
+            except StoreError as error:
+                about = catalogue.STORE_FAILED.about(node_id=node.id)
+                log.error("what %r has missed cannot be read: %s", node.id, error, extra=about)
+                await trio.sleep(STORE_RETRY)
+                continue
+            page = [missed for missed in page if not node.has_had(missed.key)]
+            if not page or node.outlet is not outlet:
+                return
+            for key, terminal, _ in page:
+                if node.resumes:
+                    self._number(node, key, terminal.encode())
+                else:
+                    node.give(key, terminal.encode(), partial(self._messages.delivered, key))
+
+    def _number(self, node: Node, key: MessageKey, terminal: bytes) -> None:
+        """Give a frame its number here, and then to the node."""
+        place = node.reserve(key)
+        node.remember(key)
+        if place is None:
+            return
+
+        def numbered(error: StoreError | None) -> None:
+            if error is None:
+                node.deliver(key, terminal, place, partial(self._messages.delivered, key))
+            else:  # it is found again when the node comes again
+                log.error("an answer for %r waits, the store failed: %s", node.id, error)
+                node.withdraw(place)
+
+        self._missed.number(key, place.seq, numbered)
+
     async def _give(
         self, node: Node, outlet: Outlet, page: Sequence[MissedFrame], after: int
     ) -> int:
@@ -81,6 +151,8 @@ class Redelivery:
             if node.resumes and seq is not None:
                 node.give_numbered(key, terminal.encode(), seq)
                 after = seq
+            elif node.resumes and self.is_shared:
+                self._number(node, key, terminal.encode())
             else:
                 node.give(key, terminal.encode(), partial(self._messages.delivered, key))
         written = trio.Event()

@@ -39,7 +39,7 @@ class Repeats:
             why = "The answer could not be read; send the message again later."
             node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
             return
-        if stored is None or stored.terminal is None:
+        if stored is None:
             return
         if turn.came_on is not node.outlet:
             return  # on its new connection the node sends it again, if it still has to
@@ -48,6 +48,8 @@ class Repeats:
             _refuse_reuse(node, request_id)
             return
         tell_duplicate(node, request_id)
+        if stored.terminal is None:
+            return  # it lives, with another daemon; its terminal frame finds the node
         # What is owed to the node was given to its connection, or is about to be.
         if stored.owed_to != node.id and not node.has_had(turn.key):
             node.repeat(turn.key, stored.terminal.encode())

@@ -87,6 +87,7 @@ class Turn:
         self.scope = trio.CancelScope()
         self.has_task = False
         self.begun = False  # in the store
+        self.ahead = 0  # with other daemons too, when it was accepted
         self.resent_by: list[Node] = []
         self.stopped = protocol.Stopped()
         self.received_at = self.decided_at = trio.current_time()

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -174,13 +174,172 @@ async def test_one_daemon_has_no_need_to_end_its_work_while_the_database_is_away
     await peer.drop()
 
 
+# --- messages ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Path:
+    """What answers wait for; a file to be made."""
+    return tmp_path / "gate"
+
+
+@pytest.fixture
+def two(start: Start, gate: Path) -> tuple[Process, Process]:
+    """Two daemons whose answers wait for the gate."""
+    settings = {
+        "CLARA_RESPONDER": "command",
+        "CLARA_RESPONDER_COMMAND": UNTIL_GATE.format(gate),
+    }
+    return start(**settings), start(**settings)
+
+
+async def test_messages_of_a_channel_run_one_at_a_time_with_whichever_daemon(
+    two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
+) -> None:
+    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    await start_message(here, "m1")
+    await there.ask("m2")
+    await there.expect("accepted")
+    assert (await there.expect("status"))["queue_length"] == 1
+    await here.ask("m3")
+    assert await there.is_silent()
+    await trio.Path(gate).touch()
+    for peer, request_id in ((here, "m1"), (there, "m2"), (here, "m3")):
+        assert (await peer.outcome_of(request_id))["full_text"] == "started\ndone\n"
+    rows = outside.rows("SELECT begun_at, ended_at FROM clarad_messages ORDER BY id")
+    assert all(begun >= ended for (_, ended), (begun, _) in pairwise(rows))
+    for peer in (here, there):
+        await peer.drop()
+
+
+async def test_different_channels_run_side_by_side_with_whichever_daemon(
+    two: tuple[Process, Process], gate: Path, nursery: trio.Nursery
+) -> None:
+    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    await start_message(here, "m1")
+    await there.ask("m2", channel="another")
+    while (await there.receive())["type"] != "response_chunk":
+        pass
+    for peer in (here, there):
+        await peer.drop()
+
+
+async def test_a_message_that_is_sent_to_another_daemon_again_is_not_run_again(
+    two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
+) -> None:
+    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    await start_message(here, "m1")
+    await there.ask("m1")
+    assert (await there.expect("accepted"))["duplicate"] is True
+    await trio.Path(gate).touch()
+    await here.outcome_of("m1")
+    assert await there.is_silent()
+    assert outside.rows(OUTCOMES) == [("m1", "completed")]
+    for peer in (here, there):
+        await peer.drop()
+
+
+async def test_a_message_is_cancelled_from_whichever_daemon(
+    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
+) -> None:
+    here = await node(nursery, two[0])
+    await start_message(here, "m1")
+    there = await node(nursery, two[1])
+    await there.send("cancel", request_id="never")
+    assert (await there.expect("error"))["code"] == "not_found"
+    await there.send("cancel", request_id="m1")
+    await until(outside, OUTCOMES, [("m1", "cancelled")])
+    for peer in (here, there):
+        await peer.drop()
+
+
+async def test_a_node_that_registers_with_another_daemon_leaves_the_first(
+    two: tuple[Process, Process], nursery: trio.Nursery
+) -> None:
+    here = await node(nursery, two[0])
+    there = await node(nursery, two[1])
+    assert await here.close_code() == 4000
+    assert await there.is_silent()
+    back = await node(nursery, two[0])
+    assert await there.close_code() == 4000
+    for peer in (here, there, back):
+        await peer.drop()
+
+
+@pytest.mark.parametrize("capability", ["accepted", "resume"])
+@pytest.mark.parametrize("when", ["before it comes", "after it came"])
+async def test_an_answer_finds_its_node_with_whichever_daemon(
+    two: tuple[Process, Process],
+    gate: Path,
+    outside: Outside,
+    nursery: trio.Nursery,
+    capability: str,
+    when: str,
+) -> None:
+    here, there = [await connect(nursery, daemon.url) for daemon in two]
+    session = (await here.register("node-1", ("streaming", capability)))["session_id"]
+    await start_message(here, "m1")
+    await here.drop()
+    if when == "before it comes":
+        await trio.Path(gate).touch()
+        await until(outside, OUTCOMES, [("m1", "completed")])
+    await there.register("node-1", ("streaming", capability), session_id=session, last_seq=0)
+    await trio.Path(gate).touch()
+    assert (await there.outcome_of("m1"))["full_text"] == "started\ndone\n"
+    assert await there.is_silent()
+    await there.drop()
+
+
+async def test_a_node_resumes_with_another_daemon_and_its_numbers_go_up(
+    two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
+) -> None:
+    await trio.Path(gate).touch()
+    last, session, owed = 0, "", ""
+    for n, process in enumerate((*two, *two)):
+        peer = await connect(nursery, process.url)
+        about = {"session_id": session, "last_seq": last}
+        registered = await peer.register("node-1", ("resume",), **about)
+        assert registered["resumed"] is (n > 0)
+        session = registered["session_id"]
+        if owed:
+            frame = await peer.outcome_of(owed)
+            assert frame["seq"] > last
+            last = frame["seq"]
+        await peer.ask(f"got-{n}", channel=f"got-{n}")
+        frame = await peer.outcome_of(f"got-{n}")
+        assert frame["seq"] > last
+        last = frame["seq"]
+        owed = f"owed-{n}"
+        await peer.send("ack", seq=last)
+        await peer.ask(owed, channel=owed)
+        await until(outside, f"SELECT 1 FROM clarad_messages WHERE request_id = '{owed}'", [(1,)])
+        await peer.drop()
+    assert len(outside.rows(OUTCOMES)) == 8
+
+
+async def test_a_channel_is_full_when_all_daemons_together_have_filled_it(
+    two: tuple[Process, Process], nursery: trio.Nursery
+) -> None:
+    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    await start_message(here, "m0")
+    for n in range(1, 101):
+        await here.ask(f"m{n}")
+        await here.expect("accepted")
+        await here.expect("status")
+    await there.ask("one too many")
+    assert (await there.expect("error"))["code"] == "queue_full"
+    for peer in (here, there):
+        await peer.drop()
+
+
 # --- tasks ---------------------------------------------------------------------------------------
 
 SHARES = "SELECT count(*) FROM clarad_tasks GROUP BY owner ORDER BY 1"
 
 
-def write_tasks(directory: Path, *names: str) -> None:
-    entries = [f"  - {{name: {name}, interval: 0.1, command: 'true'}}\n" for name in names]
+def write_tasks(directory: Path, *names: str, interval: float = 0.1) -> None:
+    about = f"interval: {interval}, command: 'true'"
+    entries = [f"  - {{name: {name}, {about}}}\n" for name in names]
     (directory / "scheduler.yaml").write_text("tasks:\n" + "".join(entries))
 
 
@@ -226,7 +385,7 @@ async def test_a_task_is_paused_from_whichever_daemon(
 async def test_a_task_is_run_by_hand_where_it_is(
     start: Start, outside: Outside, tmp_path: Path
 ) -> None:
-    write_tasks(tmp_path, "t")
+    write_tasks(tmp_path, "t", interval=1000)
     having = start()
     await until(outside, SHARES, [(1,)])
     other = start()

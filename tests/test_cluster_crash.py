@@ -3,26 +3,33 @@
 `CLARAD_FAULTS=200` makes it a long one; `CLARAD_SEED` has another order of them.
 """
 
+import itertools
 import os
 import random
+import secrets
 import signal
+import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
+import trio
+from trio_websocket import ConnectionClosed, HandshakeError
 
+from clarad import address
 from tests.network import Network
+from tests.peer import TERMINAL, Frame, Peer, connect
 from tests.postgres import SHARED, database
 from tests.process import PATIENCE, Process
 from tests.store.conftest import Outside
 
-FAULTS: Final = int(os.environ.get("CLARAD_FAULTS", "6"))
+FAULTS: Final = int(os.environ.get("CLARAD_FAULTS", "4"))
 SEED: Final = os.environ.get("CLARAD_SEED", "7")
 LEASE: Final = 2.0
 
@@ -50,22 +57,37 @@ tasks:
 INTERVALS: Final = {"every": 0.25, "some": 0.2, "newest": 0.3, "again": 0.5}
 
 
+CHANNELS: Final = ("a", "b", "c")
+ANSWER: Final = 'echo "$CLARA_REQUEST_ID" >> messages.log; sleep 0.05; echo "$CLARA_CONTENT"'
+
+LOST: Final = (
+    ConnectionClosed,
+    HandshakeError,
+    OSError,
+    trio.TooSlowError,
+    trio.ClosedResourceError,
+)
+"""What a connection to a daemon in trouble ends with."""
+
+
 class Machine:
     """A machine with a daemon on it, and a network of its own to the database."""
 
     def __init__(self, directory: Path, name: str, url: str) -> None:
         self._directory = directory
-        self._state_dir = directory / name
+        self.state_dir = directory / name
         self.network = Network(url)
         self.process = self._start()
 
     def _start(self) -> Process:
         return Process(
-            self._state_dir,
+            self.state_dir,
             DATABASE_URL=self.network.url,
             CLARA_LEASE=str(LEASE),
             CLARA_HOOKS_DIR=str(self._directory),
             CLARA_SCHEDULER_DIR=str(self._directory),
+            CLARA_RESPONDER="command",
+            CLARA_RESPONDER_COMMAND=f"cd {self._directory}; {ANSWER}",
         )
 
     def be_killed(self, chance: random.Random) -> None:
@@ -86,6 +108,99 @@ class Machine:
     def end(self) -> None:
         self.process.kill()
         self.network.close()
+
+
+class Load:
+    """Adapters that connect to whichever daemon they find, and send again what was not answered."""
+
+    def __init__(self, machines: list[Machine]) -> None:
+        self._machines = machines
+        self._chance = random.Random(SEED)
+        self.is_over = threading.Event()
+        self.waiting: set[str] = set()
+        self.answers: defaultdict[str, set[str]] = defaultdict(set)
+        self._thread = threading.Thread(target=trio.run, args=(self._run,))
+        self._thread.start()
+
+    def end(self) -> None:
+        """Send no more, and wait for the answers that are owed."""
+        self.is_over.set()
+        self._thread.join(PATIENCE * 2)
+        assert not self.waiting, (len(self.waiting), sorted(self.waiting)[:5])
+
+    async def _run(self) -> None:
+        with trio.move_on_after(PATIENCE * 4):
+            async with trio.open_nursery() as nursery:
+                for n, capability in enumerate(("accepted", "accepted", "resume")):
+                    nursery.start_soon(self._be_adapter, f"node-{n}", capability)
+
+    async def _be_adapter(self, node_id: str, capability: str) -> None:
+        asked: dict[str, str] = {}
+        about: dict[str, Any] = {"session_id": "", "last_seq": 0}
+        while asked or not self.is_over.is_set():
+            found = address.find(self._chance.choice(self._machines).state_dir)
+            if found is not None:
+                try:
+                    async with trio.open_nursery() as nursery:
+                        peer = await connect(nursery, address.url(*found))
+                        try:
+                            await self._talk(peer, (node_id, capability), about, asked)
+                        finally:
+                            await peer.drop()
+                except* LOST:
+                    pass  # and on to another daemon
+            await trio.sleep(0.1)
+
+    async def _talk(
+        self,
+        peer: Peer,
+        who: tuple[str, str],
+        about: dict[str, Any],
+        asked: dict[str, str],
+    ) -> None:
+        node_id, capability = who
+        whole = {"node_id": node_id, "platform": "test", "capabilities": [capability]}
+        await peer.send("register", **whole | about)
+        registered = await peer.receive()
+        if registered["type"] != "registered":
+            raise ConnectionError(registered)
+        if not registered["resumed"]:
+            about["last_seq"] = 0
+        about["session_id"] = registered["session_id"]
+        for request_id, channel in asked.items():
+            await peer.ask(request_id, channel=channel)
+        for n in itertools.count() if not self.is_over.is_set() else range(50):
+            if not self.is_over.is_set():
+                request_id = f"{node_id}-{secrets.token_hex(4)}"
+                asked[request_id] = self._chance.choice(CHANNELS)
+                self.waiting.add(request_id)
+                await peer.ask(request_id, channel=asked[request_id])
+            elif not asked:
+                return
+            with trio.move_on_after(0.4):
+                while True:
+                    await self._take(peer, await peer.receive(), about, asked)
+            if n % 10 == 9:
+                return  # and to another daemon
+
+    async def _take(
+        self, peer: Peer, frame: Frame, about: dict[str, Any], asked: dict[str, str]
+    ) -> None:
+        if "seq" in frame:
+            if frame["seq"] <= about["last_seq"]:
+                return
+            about["last_seq"] = frame["seq"]
+            await peer.send("ack", seq=frame["seq"])
+        request_id = frame.get("request_id")
+        code = str(frame.get("code", frame["type"]))
+        if frame["type"] in TERMINAL and code not in REFUSALS and request_id is not None:
+            self.answers[request_id].add(code)
+            self.waiting.discard(request_id)
+            asked.pop(request_id, None)
+
+
+REFUSALS: Final = ("processing_error", "shutting_down", "queue_full")
+"""Codes that say that a message was not taken, and is to be sent again."""
 
 
 @contextmanager
@@ -129,6 +244,25 @@ def check_tasks(outside: Outside, directory: Path) -> None:
                 assert log[run_id] >= 1
 
 
+def check_messages(outside: Outside, directory: Path, load: Load) -> None:
+    rows = outside.rows(
+        "SELECT channel_id, request_id, outcome, begun_at, ended_at FROM clarad_messages"
+        " ORDER BY channel_id, begun_at"
+    )
+    assert rows
+    assert {request_id for _, request_id, *_ in rows} == load.answers.keys()
+    assert all(len(codes) == 1 for codes in load.answers.values()), load.answers
+    log = Counter((directory / "messages.log").read_text().split())
+    for _, request_id, outcome, *_ in rows:
+        assert log[request_id] <= 1
+        if outcome == "completed":
+            assert log[request_id] == 1
+            assert load.answers[request_id] == {"response_end"}
+    for earlier, later in pairwise(row for row in rows if row[3] is not None):
+        if earlier[0] == later[0]:
+            assert earlier[4] <= later[3], (earlier, later)
+
+
 @pytest.mark.parametrize("backend", SHARED)
 def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
     backend: str, tmp_path: Path, pytestconfig: pytest.Config
@@ -136,13 +270,14 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
     chance = random.Random(SEED)
     (tmp_path / "scheduler.yaml").write_text(TASKS)
     with database(backend, tmp_path, pytestconfig) as url, four_machines(tmp_path, url) as machines:
-        outside = Outside(url)
+        outside, load = Outside(url), Load(machines)
         for _ in range(FAULTS):
             machine = chance.choice(machines)
             fault = chance.choice([machine.be_killed, machine.stand_still, machine.be_cut_off])
             print(fault.__name__, machines.index(machine))
             fault(chance)
             time.sleep(chance.uniform(0, LEASE))
+        load.end()
         unfinished = "SELECT run_id FROM clarad_task_runs WHERE ended_at IS NULL"
         (tmp_path / "scheduler.yaml").write_text("tasks: []\n")
         for machine in machines:
@@ -154,3 +289,4 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
             assert machine.process.wait() == 0, machine.process.log
             assert "Traceback" not in machine.process.log, machine.process.log
         check_tasks(outside, tmp_path)
+        check_messages(outside, tmp_path, load)

@@ -30,6 +30,9 @@ class FakeConnection:
     def when_written(self, then: Callable[[], None]) -> None:
         self.to_be_written.append(then)
 
+    def look_for_more(self) -> None:
+        pass
+
     def replace(self) -> None:
         self.end(CloseCode.REPLACED, "replaced")
 

@@ -15,9 +15,10 @@ from clarad.admission import Admission
 from clarad.events import Bus, EventType
 from clarad.nodes import Node, Nodes
 from clarad.pool import Pool
-from clarad.protocol import MAX_FRAME_BYTES, CloseCode, ErrorCode
+from clarad.protocol import MAX_FRAME_BYTES, Capability, CloseCode, ErrorCode
 from clarad.redelivery import Redelivery
 from clarad.sender import Sender
+from clarad.store import StoreError
 from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
@@ -86,6 +87,11 @@ class Connection:
     def when_written(self, then: Callable[[], None]) -> None:
         """Call `then` once all that is queued is written; never, if the connection is lost."""
         self._sender.when_written(then)
+
+    def look_for_more(self) -> None:
+        """Read what another daemon has stored for the node."""
+        if self.node is not None and self._nursery is not None:
+            self._nursery.start_soon(self._redelivery.look_for_more, self.node, self)
 
     def replace(self) -> None:
         """Close with 4000: the node has another connection, which gets what is queued."""
@@ -217,7 +223,27 @@ class Connection:
                 self.end(CloseCode.REFUSED, "authentication failed")
             return
         if self._sender.closing is None:
+            await self._come(frame)
+
+    async def _come(self, frame: protocol.Register) -> None:
+        """Register a node that another daemon may have had."""
+        resumes = Capability.RESUME in frame.capabilities
+        try:
+            held = await self._redelivery.take(
+                self._nodes, frame.node_id, frame.platform, resumes=resumes
+            )
+        except StoreError as error:
+            about = catalogue.STORE_FAILED.about(node_id=frame.node_id)
+            log.error("node %r cannot register: %s", frame.node_id, error, extra=about)
+            why = "The store failed; connect again later."
+            self._reply(
+                protocol.Error(code=ErrorCode.PROCESSING_ERROR, message=why, recoverable=True)
+            )
+            self.end(CloseCode.TOO_MANY_CONNECTIONS, "try again later")
+            return
+        if self._sender.closing is None:
             self._connect(frame)
+            assert held is None or held is self.node
 
     def _connect(self, frame: protocol.Register) -> None:
         node, arrived = self._nodes.connect(

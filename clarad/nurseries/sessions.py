@@ -16,6 +16,7 @@ from typing import Any, Final
 import trio
 
 from clarad import intake, protocol
+from clarad.elsewhere import Elsewhere
 from clarad.endings import STORE_RETRY, Endings
 from clarad.events import Bus, EventType
 from clarad.intake import Intake
@@ -25,8 +26,19 @@ from clarad.protocol import ErrorCode
 from clarad.rates import Rates
 from clarad.repeats import Repeats, tell_duplicate
 from clarad.responders import NoSandboxError, Request, Responder, ResponderError
-from clarad.roster import Roster
-from clarad.store import MessageKey, Messages, StoreError, Unfinished
+from clarad.roster import MAX_WAITING, Roster
+from clarad.store import (
+    CancelAsked,
+    ChannelFull,
+    ChannelMoved,
+    MessageKey,
+    Messages,
+    NodeGone,
+    Notice,
+    SharedMessages,
+    StoreError,
+    Unfinished,
+)
 from clarad.systemd import catalogue
 from clarad.turn import Session, SessionKey, Turn
 
@@ -63,6 +75,8 @@ class Sessions:
         self._roster = Roster()
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
+        shared = store if isinstance(store, SharedMessages) else None
+        self._elsewhere = None if shared is None else Elsewhere(shared, self._start_soon)
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
@@ -130,7 +144,11 @@ class Sessions:
         reason = cancel.reason or "requested"
         turns = self._roster.of_request(node, cancel.request_id)
         cancelled = [self._cancel(turn, reason, node.id) for turn in turns]
-        if not any(cancelled):
+        if any(cancelled):
+            return
+        if self._elsewhere is not None:
+            self._elsewhere.cancel(node, cancel)
+        else:
             why = "No message with this id is waiting or running."
             node.send_error(cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
 
@@ -167,8 +185,20 @@ class Sessions:
                     "The daemon was stopped while it worked on this message; send it anew.",
                 )
                 self._endings.settle(turn)
-            elif self._roster.is_first(turn):
-                self._start(turn)
+            elif self._elsewhere is not None or self._roster.is_first(turn):
+                self._start(turn)  # among those of other daemons it may have its turn before ours
+
+    def hear(self, notice: Notice) -> None:
+        """Take what another daemon has said."""
+        match notice:
+            case ChannelMoved() if self._elsewhere is not None:
+                self._elsewhere.channel_moved(notice.platform, notice.channel_id)
+            case CancelAsked():
+                node = self._nodes.find(notice.node_id, notice.platform)
+                for turn in self._roster.of_request(node, notice.request_id):
+                    self._cancel(turn, notice.reason, node.id)
+            case NodeGone():
+                self.abandon(self._nodes.find(notice.node_id, notice.platform))
 
     # --- a message's way -------------------------------------------------------------------------
 
@@ -184,6 +214,8 @@ class Sessions:
             frame=text,
             begun=turn.begun,
             then=partial(self._stored, turn),
+            queued=partial(_queue, turn),
+            most=MAX_WAITING,
         )
 
     def _enter(
@@ -246,6 +278,11 @@ class Sessions:
             turn.life.apply(Signal.DROPPED)
             self._leave(turn)
             request_id = turn.message.id
+            if isinstance(result, ChannelFull):
+                turn.node.send_error(
+                    request_id, ErrorCode.QUEUE_FULL, str(result), recoverable=True
+                )
+                return
             text = "message %r is not accepted, the store failed: %s"
             about = catalogue.STORE_FAILED.about(**turn.fields())
             log.error(text, request_id, result, extra=about)
@@ -272,6 +309,8 @@ class Sessions:
             self._start(turn)
 
     def _start(self, turn: Turn) -> None:
+        if turn.has_task:
+            return
         turn.has_task = True
         turn.session.start_soon(partial(self._live, turn))
 
@@ -304,7 +343,11 @@ class Sessions:
         """Have it written down that the message begins; it waits while the store fails."""
         while True:
             try:
-                return await self._store.begin(turn.key)
+                if self._elsewhere is not None:
+                    await self._elsewhere.begin(turn.key)
+                else:
+                    await self._store.begin(turn.key)
+                return
             except StoreError as error:
                 about = catalogue.STORE_FAILED.about(**turn.fields())
                 text = "message %r waits, the store failed: %s"
@@ -346,6 +389,8 @@ class Sessions:
         following = self._roster.remove(turn)
         self.intake.remove(turn)
         self._leave_session(turn.session)
+        if self._elsewhere is not None:
+            self._elsewhere.channel_moved(*turn.key[:2])
         if following is not None and following.life.state is State.WAITING:
             self._go_on(following)
         if not self._roster:
@@ -370,7 +415,7 @@ class Sessions:
             node.send(protocol.Accepted(request_id=request_id, duplicate=False))
         for again in turn.resent_by:
             tell_duplicate(again, request_id)
-        if not turn.life.decided and (place := self._roster.place(turn)):
+        if not turn.life.decided and (place := max(self._roster.place(turn), turn.ahead)):
             node.send(
                 protocol.Status(
                     active_requests=1,
@@ -393,6 +438,10 @@ class Sessions:
             caused_by=session.caused_by,
             data=data,
         )
+
+
+def _queue(turn: Turn, ahead: int) -> None:
+    turn.begun, turn.ahead = False, ahead
 
 
 def _find(error: BaseException, kind: type[ResponderError]) -> ResponderError | None:

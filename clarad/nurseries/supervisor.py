@@ -69,10 +69,11 @@ class Supervisor:
         await child.ended.wait()
 
     def cancel(self, *names: str) -> None:
-        """Cancel children at once, whatever is built upon them; those that are not there, not."""
+        """Cancel children that are ready at once, whatever is built upon them."""
         for name in names:
-            if name in self._children:
-                self._children[name].scope.cancel("cancelled")
+            child = self._children.get(name)
+            if child is not None and child.is_ready:
+                child.scope.cancel("cancelled")
 
     async def stop_all(self) -> None:
         """Stop the children in reverse order."""

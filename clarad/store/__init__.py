@@ -6,8 +6,19 @@ from clarad.store.life import LeaseLost, Life, Look
 from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
-from clarad.store.notices import MembersChanged, Notice, TasksChanged
+from clarad.store.notices import (
+    CancelAsked,
+    ChannelMoved,
+    MembersChanged,
+    NodeCame,
+    NodeGone,
+    NodeOwed,
+    Notice,
+    TasksChanged,
+)
 from clarad.store.runs import MISSED, Ending, Outcome
+from clarad.store.shared_messages import ChannelFull, SharedMessages
+from clarad.store.shared_nodes import SharedNodeSessions
 from clarad.store.task_runs import StoredTaskRun, TaskRuns
 from clarad.store.tasks import Tasks, TaskState
 from clarad.store.tokens import Claim, Tokens
@@ -16,6 +27,9 @@ from clarad.store.writer import Writer
 __all__ = [
     "KEPT_FOR",
     "MISSED",
+    "CancelAsked",
+    "ChannelFull",
+    "ChannelMoved",
     "Claim",
     "Ending",
     "HookRuns",
@@ -27,10 +41,15 @@ __all__ = [
     "Messages",
     "Missed",
     "MissedFrame",
+    "NodeCame",
+    "NodeGone",
+    "NodeOwed",
     "NodeSession",
     "NodeSessions",
     "Notice",
     "Outcome",
+    "SharedMessages",
+    "SharedNodeSessions",
     "StoreError",
     "Stored",
     "StoredHookRun",

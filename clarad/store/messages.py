@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, case, insert, select, update
 from sqlalchemy.exc import IntegrityError
@@ -56,18 +56,18 @@ class Unfinished(NamedTuple):
 
 
 _ROW: Final = MessageRow.__table__
-_THIS: Final = (
+THIS: Final = (
     (MessageRow.platform == bindparam("key_platform"))
     & (MessageRow.channel_id == bindparam("key_channel_id"))
     & (MessageRow.request_id == bindparam("key_request_id"))
 )
 _INSERT: Final = insert(_ROW)  # type: ignore[arg-type]
 _BEGIN: Final = (
-    update(_ROW).where(_THIS).values(begun_at=bindparam("begun_at"))  # type: ignore[arg-type]
+    update(_ROW).where(THIS).values(begun_at=bindparam("begun_at"))  # type: ignore[arg-type]
 )
-_END: Final = (
+END: Final = (
     update(_ROW)  # type: ignore[arg-type]
-    .where(_THIS)
+    .where(THIS)
     .values(
         ended_at=bindparam("ended_at"),
         outcome=bindparam("outcome"),
@@ -78,7 +78,7 @@ _END: Final = (
     )
 )
 _DELIVERED: Final = (
-    update(_ROW).where(_THIS).values(delivered_at=bindparam("delivered_at"))  # type: ignore[arg-type]
+    update(_ROW).where(THIS).values(delivered_at=bindparam("delivered_at"))  # type: ignore[arg-type]
 )
 _UNFINISHED: Final = (
     select(
@@ -110,31 +110,18 @@ class Messages:
         self,
         key: MessageKey,
         *,
-        node_id: str,
-        user_id: str,
-        session_id: str,
-        frame: str,
         begun: bool,
         then: Callable[[bool | StoreError], None],
+        queued: Callable[[int], None] | None = None,
+        most: int | None = None,
+        **about: str,
     ) -> None:
         """Have a new message written, after those before it; `begun` if it starts at once.
 
-        `then` is called with whether it is new, once it is on the disk: with `False` if the store
-        has it already, and then nothing is changed.
+        `about` are the columns `node_id`, `user_id`, `session_id` and `frame`. `then` is called
+        with whether it is new, once it is on the disk: with `False` if the store has it already,
+        and then nothing is changed. `queued` and `most` are about messages of other daemons.
         """
-        now = datetime.now(UTC)
-        row = {
-            "platform": key.platform,
-            "channel_id": key.channel_id,
-            "request_id": key.request_id,
-            "node_id": node_id,
-            "user_id": user_id,
-            "session_id": session_id,
-            "frame": frame,
-            "received_at": now,
-            "begun_at": now if begun else None,
-            "owner": self._writer.owner,
-        }
 
         def answer(error: Exception | None) -> None:
             if error is None:
@@ -142,13 +129,20 @@ class Messages:
             else:
                 then(not isinstance(error, IntegrityError) and as_store_error(error))
 
-        self._writer.execute(_INSERT, row, answer)
+        self._writer.execute(_INSERT, self.row(key, begun=begun, **about), answer)
 
-    async def begin(self, key: MessageKey) -> None:
-        """Note that work on the message begins now."""
+    def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
+        """Return the columns of a new message."""
+        now = datetime.now(UTC)
+        times = {"received_at": now, "begun_at": now if begun else None}
+        return {**key._asdict(), **about, **times, "owner": self._writer.owner}
+
+    async def begin(self, key: MessageKey) -> bool:
+        """Note that work on the message begins now; that it is its turn the caller knows."""
         begun = {"begun_at": datetime.now(UTC)}
         with errors_in_one_line():
-            await self._writer.execute(_BEGIN, _this(key) | begun).wait()
+            await self._writer.execute(_BEGIN, this_message(key) | begun).wait()
+        return True
 
     def end(
         self,
@@ -159,12 +153,14 @@ class Messages:
         terminal: str,
         seq: int | None,
         wanted: bool,
+        node_id: str | None = None,
+        is_here: bool = True,
         then: Callable[[StoreError | None], None],
     ) -> None:
         """Have it written how the message ended, with its terminal frame; then call `then`.
 
         `seq` is the number of that frame, if it has one; a frame that is `wanted` is kept for its
-        node until it is delivered.
+        node until it is delivered. If that is not connected here, other daemons are told.
         """
         now = datetime.now(UTC)
         values = {
@@ -180,7 +176,17 @@ class Messages:
         def answer(error: Exception | None) -> None:
             then(None if error is None else as_store_error(error))
 
-        self._writer.execute(_END, _this(key) | values, answer)
+        self._write_end(key, values, node_id if wanted else None, is_here, answer)
+
+    def _write_end(
+        self,
+        key: MessageKey,
+        values: dict[str, Any],
+        _owed_to: str | None,
+        _is_here: bool,
+        then: Callable[[Exception | None], None],
+    ) -> None:
+        self._writer.execute(END, this_message(key) | values, then)
 
     def delivered(self, key: MessageKey) -> None:
         """Note that the terminal frame was written to a connection of its node.
@@ -188,16 +194,16 @@ class Messages:
         It is noted within a second. A kill before that has the node get it once more.
         """
         now = {"delivered_at": datetime.now(UTC)}
-        self._writer.execute_later(_DELIVERED, _this(key) | now, log_failure)
+        self._writer.execute_later(_DELIVERED, this_message(key) | now, log_failure)
 
     async def find(self, key: MessageKey) -> Stored | None:
         """Return what is there of a message, `None` if nothing is."""
         owed = MessageRow.delivered_at.is_(None) & (MessageRow.ended_at > kept_since())
         owed_to = case((owed, MessageRow.node_id))
-        statement = select(MessageRow.frame, MessageRow.terminal, owed_to).where(_THIS)
+        statement = select(MessageRow.frame, MessageRow.terminal, owed_to).where(THIS)
 
         def find(connection: Connection) -> Stored | None:
-            row = connection.execute(statement, _this(key)).one_or_none()
+            row = connection.execute(statement, this_message(key)).one_or_none()
             return None if row is None else Stored(*row)
 
         with errors_in_one_line():
@@ -240,7 +246,8 @@ def log_failure(error: Exception | None) -> None:
         log.warning("what has arrived cannot be noted, the store failed: %s", as_store_error(error))
 
 
-def _this(key: MessageKey) -> dict[str, str]:
+def this_message(key: MessageKey) -> dict[str, Any]:
+    """Return what names a message in a statement."""
     return {
         "key_platform": key.platform,
         "key_channel_id": key.channel_id,

@@ -1,13 +1,13 @@
 """The terminal frames that nodes have not been given, or have not acked."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, or_, select, update
 
-from clarad.store.engine import errors_in_one_line
-from clarad.store.messages import MessageKey, kept_since, log_failure
+from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.messages import THIS, MessageKey, kept_since, log_failure, this_message
 from clarad.store.models import MessageRow
 from clarad.store.writer import Writer
 
@@ -41,6 +41,12 @@ _MISSED: Final = (
     .order_by(MessageRow.seq.is_not(None), MessageRow.seq, MessageRow.id)
     .limit(PAGE)
     .execution_options(yield_per=_AT_A_TIME)
+)
+
+_NUMBER: Final = (
+    update(MessageRow.__table__)  # type: ignore[arg-type]
+    .where(THIS & MessageRow.delivered_at.is_(None))
+    .values(seq=bindparam("new_seq"))
 )
 
 
@@ -89,6 +95,17 @@ class Missed:
         """Keep nothing up to this number any more; it is noted within a second."""
         values = {"up_to": seq, "now": datetime.now(UTC)}
         self._writer.execute_later(_ARRIVED, _of(platform, node_id) | values, log_failure)
+
+    def number(self, key: MessageKey, seq: int, then: Callable[[StoreError | None], None]) -> None:
+        """Give a frame that another daemon has stored a number of this one's; then call `then`."""
+
+        def number(connection: Connection) -> None:
+            connection.execute(_NUMBER, this_message(key) | {"new_seq": seq})
+
+        def answer(error: Exception | None) -> None:
+            then(None if error is None else as_store_error(error))
+
+        self._writer.hand_in(number, answer)
 
     def forget(self, platform: str, node_id: str) -> None:
         """Keep nothing for this node any more."""

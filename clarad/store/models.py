@@ -59,10 +59,11 @@ class Base(DeclarativeBase):
 _BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER up by itself
 
 
-def _unfinished(table: str) -> Index:
+def _unfinished(table: str, *columns: str) -> Index:
     """Make the index by which the next start finds what is unfinished, however much has ended."""
     return Index(
         f"ix_{table}_unfinished",
+        *columns,
         "id",
         sqlite_where=text("ended_at IS NULL"),
         postgresql_where=text("ended_at IS NULL"),
@@ -78,7 +79,7 @@ class MessageRow(Base):
     __tablename__ = "clarad_messages"
     __table_args__ = (
         UniqueConstraint("platform", "channel_id", "request_id"),
-        _unfinished("clarad_messages"),
+        _unfinished("clarad_messages", "platform", "channel_id"),
         Index(
             "ix_clarad_messages_undelivered",
             "node_id",
@@ -124,6 +125,8 @@ class NodeRow(Base):
     """The daemon that wrote this numbers all frames above it, and not above the next 2^32."""
     left_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the node was lost, if it is not connected."""
+    owner: Mapped[int | None] = mapped_column(BigInteger)
+    """The life of a daemon that the node registered with last, on PostgreSQL."""
 
 
 class RunColumns:

@@ -14,11 +14,11 @@ SEQ_BITS: Final = 32
 """Each run of the daemon numbers frames in a range of its own, which has 2^32 of them. JavaScript
 counts up to 2^53: that is two million runs."""
 
-_THIS: Final = (NodeRow.platform == bindparam("of_platform")) & (
+THIS_NODE: Final = (NodeRow.platform == bindparam("of_platform")) & (
     NodeRow.node_id == bindparam("of_node_id")
 )
 _LEFT: Final = (
-    update(NodeRow.__table__).where(_THIS).values(left_at=bindparam("now"))  # type: ignore[arg-type]
+    update(NodeRow.__table__).where(THIS_NODE).values(left_at=bindparam("now"))  # type: ignore[arg-type]
 )
 
 
@@ -33,6 +33,9 @@ class NodeSession(NamedTuple):
 
 class NodeSessions:
     """The table `clarad_nodes`."""
+
+    is_shared = False
+    """Whether nodes may be with other daemons."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
@@ -81,7 +84,7 @@ class NodeSessions:
 
 
 def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
-    now, since = datetime.now(UTC), kept_since()
+    now = datetime.now(UTC)
     numbered = select(func.max(MessageRow.seq)).where(
         MessageRow.ended_at.is_not(None), MessageRow.delivered_at.is_(None)
     )
@@ -90,15 +93,10 @@ def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
         connection.scalar(numbered) or 0,
     )
     after_seq = ((highest >> SEQ_BITS) + 1) << SEQ_BITS
-    connection.execute(delete(NodeRow).where(NodeRow.left_at < since))
+    forget_old(connection)
     lost = literal(now, NodeRow.left_at.type)  # with the daemon, if it was connected then
     connection.execute(
         update(NodeRow).values(after_seq=after_seq, left_at=func.coalesce(NodeRow.left_at, lost))
-    )
-    connection.execute(
-        update(MessageRow)
-        .where(MessageRow.ended_at < since, MessageRow.delivered_at.is_(None))
-        .values(delivered_at=now)
     )
     columns = select(NodeRow.platform, NodeRow.node_id, NodeRow.session_id, NodeRow.left_at)
     rows = connection.execute(columns.order_by(NodeRow.left_at))
@@ -108,8 +106,19 @@ def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
     ], after_seq
 
 
+def forget_old(connection: Connection) -> None:
+    """Forget sessions, and terminal frames, that were kept long enough."""
+    now, since = datetime.now(UTC), kept_since()
+    connection.execute(delete(NodeRow).where(NodeRow.left_at < since))
+    connection.execute(
+        update(MessageRow)
+        .where(MessageRow.ended_at < since, MessageRow.delivered_at.is_(None))
+        .values(delivered_at=now)
+    )
+
+
 def _delete(connection: Connection, platform: str, node_id: str) -> None:
-    connection.execute(delete(NodeRow).where(_THIS), _of(platform, node_id))
+    connection.execute(delete(NodeRow).where(THIS_NODE), _of(platform, node_id))
 
 
 def _of(platform: str, node_id: str) -> dict[str, object]:

@@ -25,7 +25,48 @@ class TasksChanged(Struct, frozen=True, tag="tasks"):
     """Tasks are free to be taken, or have been paused or resumed."""
 
 
-Notice = MembersChanged | TasksChanged
+class ChannelMoved(Struct, frozen=True, tag="channel"):
+    """A message has ended, and others of its channel wait."""
+
+    platform: str
+    channel_id: str
+
+
+class CancelAsked(Struct, frozen=True, tag="cancel"):
+    """A node wants a message cancelled, whichever daemon has it."""
+
+    platform: str
+    node_id: str
+    request_id: str
+    reason: str
+
+
+class NodeOwed(Struct, frozen=True, tag="owed"):
+    """A terminal frame waits for a node that is not connected where its message ended."""
+
+    platform: str
+    node_id: str
+
+
+class NodeCame(Struct, frozen=True, tag="node"):
+    """A node has registered with a daemon, which numbers its frames after `after_seq`.
+
+    Whoever has it with a lower number has it no more.
+    """
+
+    platform: str
+    node_id: str
+    after_seq: int
+
+
+class NodeGone(Struct, frozen=True, tag="gone"):
+    """A node has unregistered: nothing of it is to go on."""
+
+    platform: str
+    node_id: str
+
+
+Notice = MembersChanged | TasksChanged | ChannelMoved | CancelAsked | NodeOwed | NodeCame | NodeGone
 
 _DECODER: Final[msgspec.json.Decoder[Notice]] = msgspec.json.Decoder(Notice)
 

@@ -8,7 +8,13 @@ down_revision = "0004"
 branch_labels = None
 depends_on = None
 
-_OWNED = ("clarad_messages", "clarad_hook_runs", "clarad_task_runs", "clarad_tasks")
+_OWNED = (
+    "clarad_messages",
+    "clarad_nodes",
+    "clarad_hook_runs",
+    "clarad_task_runs",
+    "clarad_tasks",
+)
 
 
 def upgrade() -> None:
@@ -30,10 +36,25 @@ def upgrade() -> None:
     )
     for table in _OWNED:
         op.add_column(table, sa.Column("owner", sa.BigInteger(), nullable=True))
+    # What is unfinished in one channel is looked for as well.
+    _index_unfinished("platform", "channel_id", "id")
 
 
 def downgrade() -> None:
     """Take back."""
+    _index_unfinished("id")
     for table in reversed(_OWNED):
         op.drop_column(table, "owner")
     op.drop_table("clarad_daemons")
+
+
+def _index_unfinished(*columns: str) -> None:
+    name, unfinished = "ix_clarad_messages_unfinished", sa.text("ended_at IS NULL")
+    op.drop_index(name, table_name="clarad_messages")
+    op.create_index(
+        name,
+        "clarad_messages",
+        list(columns),
+        sqlite_where=unfinished,
+        postgresql_where=unfinished,
+    )

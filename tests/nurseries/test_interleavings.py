@@ -134,6 +134,9 @@ class Wire:
     def when_written(self, then: Callable[[], None]) -> None:
         then()
 
+    def look_for_more(self) -> None:
+        pass
+
     def replace(self) -> None:
         pass
 

@@ -1,0 +1,66 @@
+"""What other daemons on the database have to do with this one's messages and nodes."""
+
+import logging
+from collections.abc import Callable
+from typing import Final
+
+import trio
+
+from clarad import protocol
+from clarad.nodes import Node
+from clarad.protocol import ErrorCode
+from clarad.store import MessageKey, SharedMessages, StoreError
+
+log = logging.getLogger(__name__)
+
+LOOK_AGAIN: Final = 1.0
+"""Seconds until a message that waits for one of another daemon looks by itself: what was said may
+have been missed."""
+
+
+class Elsewhere:
+    """Waits for turns, and asks for cancellations, where other daemons have messages too."""
+
+    def __init__(self, store: SharedMessages, start_soon: Callable[..., None]) -> None:
+        """`start_soon` starts a task in the sessions' nursery."""
+        self._store = store
+        self._start_soon = start_soon
+        self._moved: dict[tuple[str, str], trio.Event] = {}
+
+    async def begin(self, key: MessageKey) -> None:
+        """Wait until it is the message's turn, and note that it begins.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        try:
+            while True:
+                moved = self._moved.setdefault(key[:2], trio.Event())
+                if await self._store.begin(key):
+                    return
+                with trio.move_on_after(LOOK_AGAIN):
+                    await moved.wait()
+        finally:
+            self.channel_moved(*key[:2])
+
+    def channel_moved(self, platform: str, channel_id: str) -> None:
+        """A message of this channel has ended."""
+        if (moved := self._moved.pop((platform, channel_id), None)) is not None:
+            moved.set()
+
+    def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
+        """Have the node's messages with this id cancelled that other daemons have."""
+        self._start_soon(self._cancel, node, cancel)
+
+    async def _cancel(self, node: Node, cancel: protocol.Cancel) -> None:
+        reason = cancel.reason or "requested"
+        code, why = ErrorCode.NOT_FOUND, "No message with this id is waiting or running."
+        try:
+            if await self._store.cancel(node.platform, node.id, cancel.request_id, reason):
+                return
+        except StoreError as error:
+            log.error("whether %r can be cancelled is not known: %s", cancel.request_id, error)
+            code, why = ErrorCode.PROCESSING_ERROR, "The store failed; cancel it again later."
+        node.send_error(
+            cancel.request_id, code, why, recoverable=code is ErrorCode.PROCESSING_ERROR
+        )
