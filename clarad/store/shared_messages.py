@@ -83,7 +83,7 @@ class SharedMessages(Messages):
             if most is not None and ahead > most:
                 raise ChannelFull(f"{most} messages wait here; try later.")
             if has_turn and not ahead:
-                row["begun_at"] = row["received_at"]
+                row["begun_at"] = datetime.now(UTC)  # and not when it was handed in
             is_new = connection.execute(_INSERT, row).scalar() is not None
             found[:] = [(0 if row["begun_at"] else max(ahead, 1)) if is_new else None]
 
@@ -101,10 +101,12 @@ class SharedMessages(Messages):
 
     async def begin(self, key: MessageKey) -> bool:
         """Note that work on the message begins now, if it is its turn; say whether it is."""
-        given = this_message(key) | {"now": datetime.now(UTC)}
 
         def begin(connection: Connection) -> bool:
-            return _lock(connection, key) and connection.execute(_BEGIN, given).rowcount == 1
+            if not _lock(connection, key):
+                return False
+            now = {"now": datetime.now(UTC)}  # and not when it was handed in
+            return connection.execute(_BEGIN, this_message(key) | now).rowcount == 1
 
         with errors_in_one_line():
             return await self._writer.call(begin)
