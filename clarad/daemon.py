@@ -28,9 +28,9 @@ from clarad.nurseries.lease import Lease
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, wall_clock
 from clarad.nurseries.session import Session
-from clarad.nurseries.sessions import Sessions
 from clarad.nurseries.supervisor import Supervisor, open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
+from clarad.nurseries.turns import Turns
 from clarad.operations import Operations
 from clarad.rates import Rates
 from clarad.redelivery import Redelivery
@@ -91,7 +91,7 @@ class Daemon:
         shared = self._life is not None
         self._messages = (SharedMessages if shared else Messages)(self.writer)
         self._node_sessions = (SharedNodeSessions if shared else NodeSessions)(self.writer)
-        self.sessions = Sessions(
+        self.turns = Turns(
             make_session=self._make_session,
             message_timeout=settings.message_timeout,
             bus=self.bus,
@@ -134,7 +134,7 @@ class Daemon:
                 Connection,
                 nodes=self.nodes,
                 redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
-                desk=self.sessions,
+                desk=self.turns,
                 bus=self.bus,
                 outboxes=outboxes,
             ),
@@ -195,7 +195,7 @@ class Daemon:
         """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
         self._status.stopping(stop_budget(self._settings))
         self._gateways.stop_listening()
-        self.sessions.refuse()
+        self.turns.refuse()
         self._scheduler.stop_firing()
         self._stop_requested.set()
 
@@ -232,7 +232,7 @@ class Daemon:
             case NodeCame():
                 self.nodes.go(notice.node_id, notice.platform, notice.after_seq)
             case _:
-                self.sessions.hear(notice)
+                self.turns.hear(notice)
 
     def _end_life(self) -> None:
         """End all that goes on, side by side and at once; nothing more is written."""
@@ -242,7 +242,7 @@ class Daemon:
         self._gateways.stop_listening()
         self._gateways.close_all()
         assert self._supervisor is not None
-        self._supervisor.cancel("scheduler", "task runs", "sessions", "hooks")
+        self._supervisor.cancel("scheduler", "task runs", "turns", "hooks")
         self._living.cancel("the lease is lost")
 
     def _make_session(self, key: SessionKey) -> Session:
@@ -255,8 +255,8 @@ class Daemon:
         """
         self._settings = settings
         self._gateways.apply(settings, tls)
-        self.sessions.message_timeout = settings.message_timeout
-        self.sessions.intake.set_rates(settings.rate_node, settings.rate_user)
+        self.turns.message_timeout = settings.message_timeout
+        self.turns.intake.set_rates(settings.rate_node, settings.rate_user)
         log.set_level(settings.log_level)
 
     async def _close_token(self, token: str) -> int:
@@ -273,7 +273,7 @@ class Daemon:
         await supervisor.start("hooks", self._hooks.run)
         if self._sandboxes is not None:
             await supervisor.start("sandboxes", self._sandboxes.run)
-        await supervisor.start("sessions", self.sessions.run)
+        await supervisor.start("turns", self.turns.run)
         self.nodes.restore(*await self._node_sessions.restore())
         await self._recover()
         host, port = await self._gateways.start(supervisor)
@@ -306,7 +306,7 @@ class Daemon:
         """
         after = 0
         while page := await self._messages.unfinished(after, lives):
-            self.sessions.recover(page)
+            self.turns.recover(page)
             after = page[-1].number
 
     async def _stop(self, supervisor: Supervisor) -> None:
@@ -317,16 +317,16 @@ class Daemon:
         address.withdraw(self._settings.state_dir)
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
         with self._drain:
-            await self.sessions.drained()
+            await self.turns.drained()
             await self._task_runner.lines.drained()
-        self.sessions.stop()
+        self.turns.stop()
         with trio.move_on_after(CANCEL_BUDGET) as limit:
             await supervisor.stop("scheduler")
             await supervisor.stop("task runs")
-            await self.sessions.drained()
+            await self.turns.drained()
         if limit.cancelled_caught:
             self._give_up()
-        await supervisor.stop("sessions")
+        await supervisor.stop("turns")
         self._gateways.close_all()
         with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
             await self._gateways.ended(supervisor)
@@ -355,7 +355,7 @@ class Daemon:
         return Watchdog(self._notifier, timeout, parts)
 
     def _count(self) -> Counts:
-        sessions, running, waiting = self.sessions.count()
+        sessions, running, waiting = self.turns.count()
         return Counts(
             self.nodes.connected,
             sessions,
@@ -367,7 +367,7 @@ class Daemon:
 
     def _give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
-        self.sessions.give_up()
+        self.turns.give_up()
         self._given_up.set()
 
 

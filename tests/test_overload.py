@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from clarad import outbox
+from clarad import outbox, sessions
 from clarad.events import EventType
 from clarad.intake import OWN_BYTES
-from clarad.nurseries import sessions
 from clarad.pool import Pool
 from clarad.rates import Rate
 from tests import peer
@@ -86,7 +85,7 @@ async def test_a_slow_adapter_is_closed_and_given_what_it_missed(
 async def test_a_flood_of_one_node_is_refused_and_another_node_is_answered(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.daemon.sessions.intake, "_room", Pool(1_000_000, OWN_BYTES))
+    monkeypatch.setattr(running.daemon.turns.intake, "_room", Pool(1_000_000, OWN_BYTES))
     flooder = await running.node("flooder", ["accepted"])
     refusals: list[Frame] = []
     for n in range(200):

@@ -21,7 +21,7 @@ from clarad import protocol
 from clarad.events import Bus
 from clarad.nodes import Nodes
 from clarad.nurseries.session import Session
-from clarad.nurseries.sessions import Sessions
+from clarad.nurseries.turns import Turns
 from clarad.protocol import CloseCode
 from clarad.rates import Rates
 from clarad.responders import Answer, Request
@@ -150,7 +150,7 @@ class World:
     def __init__(self, resumes: bool) -> None:
         self.store, self.responder, self.nodes = SlowStore(), Obedient(), Nodes()
         self.wanted = frozenset({"streaming", "accepted"} | ({"resume"} if resumes else set()))
-        self.sessions = Sessions(
+        self.turns = Turns(
             make_session=partial(Session, timeout=SESSION_TIMEOUT),
             message_timeout=MESSAGE_TIMEOUT,
             bus=Bus(),
@@ -191,10 +191,10 @@ class World:
         text = json.dumps({"type": "message", **message(f"{number}", channel=f"{number % 2}")})
         frame = protocol.decode(text)
         assert isinstance(frame, protocol.Message)
-        self.sessions.submit(self.node, frame, text)
+        self.turns.submit(self.node, frame, text)
 
     def cancel(self, number: int) -> None:
-        self.sessions.cancel(self.node, protocol.Cancel(request_id=f"{number}"))
+        self.turns.cancel(self.node, protocol.Cancel(request_id=f"{number}"))
 
     def finish(self, number: int) -> None:
         self.responder.release[f"{number}"].set()
@@ -204,8 +204,8 @@ class World:
         self.finish(number)
 
     def stop(self) -> None:
-        self.sessions.refuse()
-        self.sessions.stop()
+        self.turns.refuse()
+        self.turns.stop()
 
     async def end(self) -> None:
         """Stop, with a store that works."""
@@ -244,7 +244,7 @@ async def live_through(resumes: bool, steps: list[tuple[Any, ...]], clock: MockC
         "time": clock.jump,
     }
     async with trio.open_nursery() as nursery:
-        await nursery.start(world.sessions.run)
+        await nursery.start(world.turns.run)
         for name, *arguments in steps:
             deeds[name](*arguments)
             await wait_all_tasks_blocked()

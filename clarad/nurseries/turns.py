@@ -1,4 +1,4 @@
-"""The sessions, and below each the messages that run in it.
+"""The messages, each from when it comes to its terminal frame.
 
 A message is a task in its session's nursery from its turn to its outcome; while it waits it is only
 an entry in its channel. Whatever ends it first decides its outcome (`clarad.lifecycle`). Its way
@@ -8,10 +8,9 @@ from step to step is synchronous, so that nothing can come between: the store ca
 import itertools
 import logging
 import secrets
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
-from typing import Any, Final
+from typing import Any
 
 import trio
 
@@ -27,6 +26,7 @@ from clarad.rates import Rates
 from clarad.repeats import Repeats, tell_duplicate
 from clarad.responders import NoSandboxError, Request, Responder, ResponderError
 from clarad.roster import MAX_WAITING, Roster
+from clarad.sessions import Sessions
 from clarad.store import (
     CancelAsked,
     ChannelFull,
@@ -44,11 +44,8 @@ from clarad.turn import Session, SessionKey, Turn
 
 log = logging.getLogger(__name__)
 
-MAX_IDLE: Final = 4096
-"""Sessions in which no message lives; of more, the one that has been so longest ends."""
 
-
-class Sessions:
+class Turns:
     """Takes messages in, gives each its turn, and sees each to its end."""
 
     def __init__(
@@ -63,15 +60,13 @@ class Sessions:
         rates: Rates,
     ) -> None:
         """`message_timeout` in seconds."""
-        self._make_session = make_session
         self.message_timeout = message_timeout
         self._bus = bus
         self._nodes = nodes
         self._store = store
         self._responder = responder
         self._nursery: trio.Nursery | None = None
-        self._sessions: dict[SessionKey, Session] = {}
-        self._idle_sessions: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._sessions = Sessions(make_session, bus, self._start_soon, self._session_ended)
         self._roster = Roster()
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
@@ -221,56 +216,32 @@ class Sessions:
     def _enter(
         self, node: Node, platform: str, message: protocol.Message, text: str, state: State
     ) -> Turn:
+        key = SessionKey(platform, message.user.id, message.channel.id)
         turn = Turn(
             node,
             platform,
             message,
             size=intake.size(text),
-            session=self._session(SessionKey(platform, message.user.id, message.channel.id), node),
+            session=self._sessions.enter(key, node.caused_by),
             response_id=next(self._response_ids),
             state=state,
             publish=self._bus.publish,
         )
         self._roster.add(turn)
         self.intake.add(turn)
-        turn.session.messages += 1
-        self._idle_sessions.pop(turn.session.key, None)
         if self._idle.is_set():
             self._idle = trio.Event()
         return turn
-
-    def _session(self, key: SessionKey, node: Node) -> Session:
-        session = self._sessions.get(key)
-        if session is None or session.scope.cancel_called:
-            session = self._sessions[key] = self._make_session(key)
-            session.caused_by = node.caused_by
-            self._start_soon(self._run_session, session)
-        session.touch()
-        return session
 
     def _start_soon(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(task, *arguments)
 
-    async def _run_session(self, session: Session) -> None:
-        self._publish_session(EventType.SESSION_START, session, {})
-        try:
-            await session.run()
-        finally:
-            if self._sessions.get(session.key) is session:
-                del self._sessions[session.key]
-            # Those that wait have no task that would notice.
-            for turn in self._roster if session.messages else ():
-                if turn.session is session and not turn.has_task:
-                    self._decide_from_above(turn)
-            if self._idle_sessions.get(session.key) is session:
-                del self._idle_sessions[session.key]
-            why = "crowded_out" if session.crowded_out else "shutdown"
-            if session.timed_out_at is not None:
-                data = {"timeout": session.timeout}
-                self._publish_session(EventType.SESSION_TIMEOUT, session, data)
-                why = "timeout"
-            self._publish_session(EventType.SESSION_END, session, {"reason": why})
+    def _session_ended(self, session: Session) -> None:
+        """Those of its messages that wait have no task that would notice."""
+        for turn in self._roster:
+            if turn.session is session and not turn.has_task:
+                self._decide_from_above(turn)
 
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
         """The message is written down, and owed an answer from here on; or it is not."""
@@ -388,7 +359,7 @@ class Sessions:
         """Forget the message, and let the next one in its channel have its turn."""
         following = self._roster.remove(turn)
         self.intake.remove(turn)
-        self._leave_session(turn.session)
+        self._sessions.leave(turn.session)
         if self._elsewhere is not None:
             self._elsewhere.channel_moved(*turn.key[:2])
         if following is not None and following.life.state is State.WAITING:
@@ -396,18 +367,7 @@ class Sessions:
         if not self._roster:
             self._idle.set()
 
-    def _leave_session(self, session: Session) -> None:
-        """Count the message no more; of very many sessions without any, end one."""
-        session.messages -= 1
-        if session.messages or self._sessions.get(session.key) is not session:
-            return
-        self._idle_sessions[session.key] = session
-        if len(self._idle_sessions) > MAX_IDLE:
-            _, oldest = self._idle_sessions.popitem(last=False)
-            oldest.crowded_out = True
-            oldest.scope.cancel("too many sessions")
-
-    # --- what nodes and subscribers are told -----------------------------------------------------
+    # --- what nodes are told -----------------------------------------------------
 
     def _tell_accepted(self, turn: Turn) -> None:
         node, request_id = turn.node, turn.message.id
@@ -427,17 +387,6 @@ class Sessions:
 
     def _uptime(self) -> int:
         return int(trio.current_time() - self._started)
-
-    def _publish_session(
-        self, event_type: EventType, session: Session, data: dict[str, Any]
-    ) -> None:
-        self._bus.publish(
-            event_type,
-            **session.key._asdict(),
-            session_id=session.id,
-            caused_by=session.caused_by,
-            data=data,
-        )
 
 
 def _queue(turn: Turn, ahead: int) -> None:

@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from clarad.events import EventType
-from clarad.nurseries import sessions
+from clarad.nurseries import turns
 from clarad.roster import MAX_WAITING
 from tests.conftest import Running, Start
 
@@ -233,7 +233,7 @@ async def test_a_crash_tells_the_log_and_not_the_user(
 async def test_a_message_whose_turn_comes_while_the_store_fails_waits_and_is_answered(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(sessions, "STORE_RETRY", 0.01)
+    monkeypatch.setattr(turns, "STORE_RETRY", 0.01)
     peer = await running.node()
     await peer.ask("m1", "hold")
     await running.responder.begun["m1"].wait()
@@ -476,7 +476,7 @@ async def test_sessions_that_fail_end_their_messages_and_serve_again(running: Ru
     peer = await running.node()
     await peer.ask("m1", "hold")
     await running.responder.begun["m1"].wait()
-    nursery = running.daemon.sessions._nursery
+    nursery = running.daemon.turns._nursery
     assert nursery is not None
     nursery.start_soon(fail)
     assert (await peer.outcome_of("m1"))["type"] == "cancelled"
@@ -510,7 +510,7 @@ async def test_everybody_who_waits_for_the_last_message_is_told(running: Running
         await running.responder.begun[number].wait()
         with trio.fail_after(10):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(running.daemon.sessions.drained)
-                nursery.start_soon(running.daemon.sessions.drained)
+                nursery.start_soon(running.daemon.turns.drained)
+                nursery.start_soon(running.daemon.turns.drained)
                 await trio.testing.wait_all_tasks_blocked()
                 running.responder.release[number].set()
