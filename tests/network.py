@@ -20,6 +20,9 @@ class Network:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: set[socket.socket] = set()
         self._is_cut = False
+        self._commit_to_lose: str | None = None
+        self._cut_after_commit = False
+        self._lost_commit = threading.Event()
         self._lock = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
         host, port = self._listener.getsockname()
@@ -36,6 +39,19 @@ class Network:
     def mend(self) -> None:
         with self._lock:
             self._is_cut = False
+
+    def lose_commit(self, *, arrives: bool) -> None:
+        """Lose the connection over the next COMMIT: before it arrives, or with its answer."""
+        self._commit_to_lose = "answer" if arrives else "question"
+
+    def lose_commit_and_all(self, *, arrives: bool) -> None:
+        """Be cut from then on."""
+        self._cut_after_commit = True
+        self.lose_commit(arrives=arrives)
+
+    def wait_until_commit_is_lost(self, timeout: float) -> None:
+        """Wait for it, in seconds."""
+        assert self._lost_commit.wait(timeout)
 
     def close(self) -> None:
         self.cut()
@@ -57,19 +73,31 @@ class Network:
                 far.connect(str(self._behind))
                 self._pairs |= {near, far}
             try:
-                _pass_on(near, far)
+                self._pass_on(near, far)
             finally:
                 with self._lock:
                     self._pairs -= {near, far}
 
+    def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
+        with selectors.DefaultSelector() as ready:
+            ready.register(near, selectors.EVENT_READ, far)
+            ready.register(far, selectors.EVENT_READ, near)
+            while True:
+                for key, _ in ready.select():
+                    source = near if key.fileobj is near else far
+                    if not (data := source.recv(65536)):
+                        return
+                    if source is near and self._is_lost(data, far):
+                        return
+                    key.data.sendall(data)
 
-def _pass_on(one: socket.socket, other: socket.socket) -> None:
-    with selectors.DefaultSelector() as ready:
-        ready.register(one, selectors.EVENT_READ, other)
-        ready.register(other, selectors.EVENT_READ, one)
-        while True:
-            for key, _ in ready.select():
-                source = one if key.fileobj is one else other
-                if not (data := source.recv(65536)):
-                    return
-                key.data.sendall(data)
+    def _is_lost(self, data: bytes, far: socket.socket) -> bool:
+        if self._commit_to_lose is None or b"COMMIT\0" not in data:
+            return False
+        if self._commit_to_lose == "answer":
+            far.sendall(data)
+            far.recv(65536)
+        self._commit_to_lose = None
+        self._is_cut = self._cut_after_commit
+        self._lost_commit.set()
+        return True

@@ -31,6 +31,7 @@ from clarad.store import (
     CancelAsked,
     ChannelFull,
     ChannelMoved,
+    InDoubt,
     MessageKey,
     Messages,
     NodeGone,
@@ -249,6 +250,8 @@ class Turns:
             turn.life.apply(Signal.DROPPED)
             self._leave(turn)
             request_id = turn.message.id
+            if isinstance(result, InDoubt):
+                return  # the daemon ends; the node sends it again, and finds out
             if isinstance(result, ChannelFull):
                 turn.node.send_error(
                     request_id, ErrorCode.QUEUE_FULL, str(result), recoverable=True

@@ -2,7 +2,7 @@
 
 from clarad.store.engine import StoreError, open_engine, reach
 from clarad.store.hook_runs import HookRuns, StoredHookRun
-from clarad.store.life import LeaseLost, Life, Look
+from clarad.store.life import InDoubt, LeaseLost, Life, Look
 from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
@@ -33,6 +33,7 @@ __all__ = [
     "Claim",
     "Ending",
     "HookRuns",
+    "InDoubt",
     "LeaseLost",
     "Life",
     "Look",

@@ -10,22 +10,27 @@ from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, bindparam, select, true
+from sqlalchemy import ColumnElement, Connection, Text, bindparam, func, select, text, true
 
 from clarad.store.engine import StoreError
 from clarad.store.models import DaemonRow
 
 _FENCE: Final = (
-    select(DaemonRow.id)
+    select(func.pg_current_xact_id().cast(Text))
     .where(DaemonRow.id == bindparam("me"))
     .where(DaemonRow.heir.is_(None))
     # Renewals go on beside it; a takeover, which locks FOR UPDATE, does not.
     .with_for_update(read=True, key_share=True)
 )
+_FATE: Final = text("SELECT pg_xact_status(CAST(:number AS xid8))")
 
 
 class LeaseLost(StoreError):  # noqa: N818 - it is what has happened
     """The daemon has lost its lease: its work is, or may be, another's by now."""
+
+
+class InDoubt(StoreError):  # noqa: N818 - it is what has happened
+    """The database may have what was to be committed, or not: it has not said."""
 
 
 class Look(NamedTuple):
@@ -49,17 +54,22 @@ class Life:
         self.is_lost = False
         self._told_at: tuple[datetime, float] | None = None
 
-    def fence(self, connection: Connection) -> None:
+    def fence(self, connection: Connection) -> str | None:
         """Have this transaction fail unless the work is this life's, and stays so until its end.
+
+        Returns its number, by which `fate` finds it; `None` before the life has begun.
 
         Raises:
             LeaseLost: it is not.
         """
         if self.id is None:
-            return
-        is_gone = self.is_lost or connection.scalar(_FENCE, {"me": self.id}) is None
-        if is_gone:
+            return None
+        number: str | None = None
+        if not self.is_lost:
+            number = connection.scalar(_FENCE, {"me": self.id})
+        if number is None:
             raise LeaseLost("this daemon has lost its lease on the database")
+        return number
 
     def tell_time(self, now: datetime) -> None:
         """Take the time from the database."""
@@ -71,6 +81,12 @@ class Life:
             return datetime.now(UTC)
         told, at = self._told_at
         return told + timedelta(seconds=time.monotonic() - at)
+
+
+def fate(connection: Connection, transaction: str) -> bool | None:
+    """Whether a transaction was committed, `None` while it is still open."""
+    status = connection.scalar(_FATE, {"number": transaction})
+    return None if status == "in progress" else status == "committed"
 
 
 def owned(owner: Any, life: Life | None, by: Collection[int] | None = None) -> ColumnElement[bool]:

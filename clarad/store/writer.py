@@ -9,19 +9,25 @@ Rejected: a savepoint around each job. A full disk makes SQLite take back the wh
 only the statement (sqlite.org/lang_transaction.html), and jobs before it would be lost after they
 had been called done. Rejected too: `trio.to_thread` for each batch, a thread hop that one long call
 saves.
+
+If the answer to a COMMIT is lost with the connection, the transaction may have been committed or
+not. PostgreSQL is asked until it says which: done again, a new message would be taken for one that
+was sent twice.
 """
 
 import logging
 import queue
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import trio
 from sqlalchemy import Connection, Engine, Executable
+from sqlalchemy.exc import SQLAlchemyError
 
-from clarad.store.engine import StoreError, cut
-from clarad.store.life import Life
+from clarad.store.engine import StoreError, cut, one_line
+from clarad.store.life import InDoubt, Life, fate
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -33,6 +39,9 @@ MAX_BATCH: Final = 512
 
 LATER: Final = 1.0
 """Seconds that a job may wait for another to be committed with."""
+
+ASK_AGAIN: Final = 0.5
+"""Seconds between two questions about what became of a transaction."""
 
 LOOK: Final = 1.0
 """Seconds between two looks at whether the thread has got on with other jobs."""
@@ -118,6 +127,7 @@ class Writer:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limiter = trio.CapacityLimiter(1)
         self._serving = False
+        self._ending = threading.Event()
         self._later: list[Job] = []
         self._has_later = trio.Event()
         self._steps = 0
@@ -205,12 +215,14 @@ class Writer:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._run_thread, connection, token)
                 self._serving = True
+                self._ending.clear()
                 task_status.started()
                 try:
                     await self._keep_handing_in_later()
                 finally:
                     self._hand_in_later()
                     self._serving = False
+                    self._ending.set()
                     self._jobs.put(None)
         finally:
             self._fail_what_is_left()
@@ -262,20 +274,57 @@ class Writer:
 
     def _commit(self, connection: Connection, batch: Sequence[Job]) -> None:
         """Run and commit all jobs; what fails is noted in the job."""
+        transaction = None
         try:
             with connection.begin():
-                if self.life is not None:
-                    self._driver = connection.connection.driver_connection
-                    self.life.fence(connection)
+                number = self._fence(connection)
                 _run_grouped(connection, batch)
+                transaction = number  # from here on it may be committed, whatever is heard of it
         except Exception as error:
-            if len(batch) == 1:
-                batch[0].error = error
-            else:
-                self._steps += 1
-                for job in batch:
-                    self._commit(connection, [job])
+            if transaction is None or not self._is_settled(connection, batch, transaction):
+                self._fail(connection, batch, error)
         self._steps += 1
+
+    def _fence(self, connection: Connection) -> str | None:
+        if self.life is None:
+            return None
+        self._driver = connection.connection.driver_connection
+        return self.life.fence(connection)
+
+    def _fail(self, connection: Connection, batch: Sequence[Job], error: Exception) -> None:
+        """Note what failed a job; with several, find out which one it was."""
+        if len(batch) == 1:
+            batch[0].error = error
+            return
+        self._steps += 1
+        for job in batch:
+            self._commit(connection, [job])
+
+    def _is_settled(self, connection: Connection, batch: Sequence[Job], transaction: str) -> bool:
+        """Ask what became of a transaction whose COMMIT failed; `False` if it is to be done again.
+
+        It takes as long as the database is out of reach. If the daemon ends meanwhile, the jobs
+        fail with `InDoubt`.
+        """
+        about = catalogue.STORE_FAILED.about()
+        log.warning("the database has not said whether it has committed; asking it", extra=about)
+        while True:
+            try:
+                with connection.begin():
+                    self._driver = connection.connection.driver_connection
+                    was_committed = fate(connection, transaction)
+            except SQLAlchemyError as error:
+                log.debug("it does not answer: %s", one_line(error))
+                was_committed = None
+            if was_committed is not None:
+                return was_committed
+            if self._ending.is_set() or (self.life is not None and self.life.is_lost):
+                break
+            self._steps += 1
+            self._ending.wait(ASK_AGAIN)
+        for job in batch:
+            job.error = InDoubt("the database has not said whether it has committed")
+        return True
 
 
 def _answer(batch: Sequence[Job]) -> None:
