@@ -223,6 +223,7 @@ class Daemon:
             case None:
                 self._scheduler.look_again()
                 self.nodes.look_for_more()
+                self.turns.look_for_cancels()
             case TasksChanged():
                 self._scheduler.look_again()
             case NodeOwed():
@@ -308,6 +309,7 @@ class Daemon:
         while page := await self._messages.unfinished(after, lives):
             self.turns.recover(page)
             after = page[-1].number
+        self.turns.look_for_cancels()
 
     async def _stop(self, supervisor: Supervisor) -> None:
         """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.

@@ -34,7 +34,6 @@ from clarad.store import (
     InDoubt,
     MessageKey,
     Messages,
-    NodeGone,
     Notice,
     SharedMessages,
     StoreError,
@@ -72,7 +71,9 @@ class Turns:
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
         shared = store if isinstance(store, SharedMessages) else None
-        self._elsewhere = None if shared is None else Elsewhere(shared, self._start_soon)
+        self._elsewhere = (
+            None if shared is None else Elsewhere(shared, self._start_soon, self._cancel_asked)
+        )
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
@@ -190,11 +191,14 @@ class Turns:
             case ChannelMoved() if self._elsewhere is not None:
                 self._elsewhere.channel_moved(notice.platform, notice.channel_id)
             case CancelAsked():
-                node = self._nodes.find(notice.node_id, notice.platform)
-                for turn in self._roster.of_request(node, notice.request_id):
-                    self._cancel(turn, notice.reason, node.id)
-            case NodeGone():
-                self.abandon(self._nodes.find(notice.node_id, notice.platform))
+                node = self._nodes.known(notice.node_id, notice.platform)
+                if node is not None and self._roster.of_node(node):
+                    self.look_for_cancels()
+
+    def look_for_cancels(self) -> None:
+        """Cancel what other daemons were asked to have cancelled."""
+        if self._elsewhere is not None:
+            self._elsewhere.look_for_cancels()
 
     # --- a message's way -------------------------------------------------------------------------
 
@@ -348,6 +352,10 @@ class Turns:
         elif was_waiting:
             self._endings.settle(turn)
         return True
+
+    def _cancel_asked(self, key: MessageKey, reason: str) -> None:
+        if (turn := self._roster.find(key)) is not None:
+            self._cancel(turn, reason, turn.node.id)
 
     def _decide_from_above(self, turn: Turn) -> None:
         """Settle the outcome of a message whose session has ended: the session knows why."""

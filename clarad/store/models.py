@@ -111,6 +111,8 @@ class MessageRow(Base):
     """When the terminal frame was written to a connection or acked, or nobody wanted it more."""
     owner: Mapped[int | None] = mapped_column(BigInteger)
     """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
+    cancel_reason: Mapped[str | None] = mapped_column(Text)
+    """Set if it is to be cancelled, by whom another daemon has."""
 
 
 class NodeRow(Base):

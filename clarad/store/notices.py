@@ -33,12 +33,10 @@ class ChannelMoved(Struct, frozen=True, tag="channel"):
 
 
 class CancelAsked(Struct, frozen=True, tag="cancel"):
-    """A node wants a message cancelled, whichever daemon has it."""
+    """A node wants messages cancelled, whichever daemon has them."""
 
     platform: str
     node_id: str
-    request_id: str
-    reason: str
 
 
 class NodeOwed(Struct, frozen=True, tag="owed"):
@@ -59,14 +57,7 @@ class NodeCame(Struct, frozen=True, tag="node"):
     after_seq: int
 
 
-class NodeGone(Struct, frozen=True, tag="gone"):
-    """A node has unregistered: nothing of it is to go on."""
-
-    platform: str
-    node_id: str
-
-
-Notice = MembersChanged | TasksChanged | ChannelMoved | CancelAsked | NodeOwed | NodeCame | NodeGone
+Notice = MembersChanged | TasksChanged | ChannelMoved | CancelAsked | NodeOwed | NodeCame
 
 _DECODER: Final[msgspec.json.Decoder[Notice]] = msgspec.json.Decoder(Notice)
 

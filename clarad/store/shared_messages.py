@@ -5,15 +5,16 @@ that has the message begin. Nobody waits for that lock, so no two transactions w
 who does not get it tries again, when the channel has moved on or after a second.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import ColumnElement, Connection, select, text, update
 from sqlalchemy.dialects import postgresql
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.life import owned
 from clarad.store.messages import END, MessageKey, Messages, this_message
 from clarad.store.models import MessageRow
 from clarad.store.notices import CancelAsked, ChannelMoved, NodeOwed, notify
@@ -136,29 +137,44 @@ class SharedMessages(Messages):
         self._writer.hand_in(end, then)
 
     async def cancel(self, platform: str, node_id: str, request_id: str, reason: str) -> bool:
-        """Ask the daemons that have a node's unfinished messages of this id to cancel them.
+        """Have the daemons that have a node's unfinished messages of this id cancel them.
 
         Returns whether there are any.
         """
-        theirs = (
-            select(MessageRow.id)
-            .where(MessageRow.platform == platform, MessageRow.node_id == node_id)
-            .where(MessageRow.request_id == request_id, MessageRow.ended_at.is_(None))
-            .limit(1)
-        )
+        theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
+        theirs &= MessageRow.request_id == request_id
 
         def ask(connection: Connection) -> bool:
-            if connection.execute(theirs).scalar() is None:
-                return False
-            notify(connection, CancelAsked(platform, node_id, request_id, reason[:_SAID]))
-            return True
+            return ask_to_cancel(connection, platform, node_id, theirs, reason)
 
         with errors_in_one_line():
             return await self._writer.call(ask)
 
+    async def to_cancel(self) -> Sequence[tuple[MessageKey, str]]:
+        """Return those of this daemon that another one was asked to cancel, with the reasons."""
+        columns = (MessageRow.platform, MessageRow.channel_id, MessageRow.request_id)
+        mine = (
+            select(*columns, MessageRow.cancel_reason)
+            .where(MessageRow.ended_at.is_(None), MessageRow.cancel_reason.is_not(None))
+            .where(owned(MessageRow.owner, self._writer.life))
+        )
 
-_SAID: Final = 500
-"""Characters of a reason that fit into a notice, however many bytes they have."""
+        def find(connection: Connection) -> list[tuple[MessageKey, str]]:
+            return [(MessageKey(*key), str(reason)) for *key, reason in connection.execute(mine)]
+
+        with errors_in_one_line():
+            return await self._writer.call(find)
+
+
+def ask_to_cancel(
+    connection: Connection, platform: str, node_id: str, which: ColumnElement[bool], reason: str
+) -> bool:
+    """Note that these messages of a node are to be cancelled; `False` if none is unfinished."""
+    asked = update(MessageRow).where(which, MessageRow.ended_at.is_(None))
+    if not connection.execute(asked.values(cancel_reason=reason)).rowcount:
+        return False
+    notify(connection, CancelAsked(platform, node_id))
+    return True
 
 
 def _lock(connection: Connection, key: MessageKey) -> bool:

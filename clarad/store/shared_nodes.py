@@ -16,7 +16,8 @@ from clarad.store.life import owned
 from clarad.store.messages import log_failure
 from clarad.store.models import MessageRow, NodeRow
 from clarad.store.node_sessions import SEQ_BITS, THIS_NODE, NodeSession, NodeSessions, forget_old
-from clarad.store.notices import NodeCame, NodeGone, notify
+from clarad.store.notices import NodeCame, notify
+from clarad.store.shared_messages import ask_to_cancel
 
 _NEW: Final = postgresql.insert(NodeRow.__table__).on_conflict_do_nothing()  # type: ignore[arg-type]
 _MINE: Final = THIS_NODE & (NodeRow.owner == bindparam("me"))
@@ -99,7 +100,8 @@ class SharedNodeSessions(NodeSessions):
 
         def forget(connection: Connection) -> None:
             connection.execute(delete(NodeRow).where(THIS_NODE), this)
-            notify(connection, NodeGone(platform, node_id))
+            theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
+            ask_to_cancel(connection, platform, node_id, theirs, "the node unregistered")
 
         self._writer.hand_in(forget, log_failure)
 

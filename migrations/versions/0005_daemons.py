@@ -36,6 +36,7 @@ def upgrade() -> None:
     )
     for table in _OWNED:
         op.add_column(table, sa.Column("owner", sa.BigInteger(), nullable=True))
+    op.add_column("clarad_messages", sa.Column("cancel_reason", sa.Text(), nullable=True))
     # What is unfinished in one channel is looked for as well.
     _index_unfinished("platform", "channel_id", "id")
 
@@ -43,6 +44,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     """Take back."""
     _index_unfinished("id")
+    op.drop_column("clarad_messages", "cancel_reason")
     for table in reversed(_OWNED):
         op.drop_column(table, "owner")
     op.drop_table("clarad_daemons")
