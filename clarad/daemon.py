@@ -365,6 +365,7 @@ class Daemon:
             waiting,
             self._task_runner.lines.running,
             self._scheduler.next_task(),
+            0 if self._lease is None else self._lease.others,
         )
 
     def _give_up(self) -> None:

@@ -132,8 +132,9 @@ class Operations:
         self._apply(self._settings, found.tls)
 
     def status(self) -> Report:
-        """Say that the daemon is well enough to answer."""
-        return Report(f"clarad {__version__} runs, as process {os.getpid()}")
+        """Say that the daemon is well enough to answer, and how things are."""
+        runs = f"clarad {__version__} runs, as process {os.getpid()}"
+        return Report(f"{runs}\n{self._status.text()}")
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; a cancellation ends only the waiting."""

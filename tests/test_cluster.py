@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
@@ -425,3 +426,17 @@ async def test_a_task_is_run_by_hand_where_it_is(
 def _settings(process: Process) -> dict[str, str]:
     names = ("DATABASE_URL", "CLARA_HOOKS_DIR", "CLARA_SCHEDULER_DIR")
     return {name: process.environment[name] for name in names}
+
+
+async def test_each_daemon_says_how_many_others_there_are(two: tuple[Process, Process]) -> None:
+    one, other = two
+
+    async def until_it_says(text: str) -> None:
+        ask = partial(clarad, "status", env=one.environment)
+        with trio.fail_after(PATIENCE):
+            while not (await trio.to_thread.run_sync(ask)).stdout.endswith(text):
+                pass
+
+    await until_it_says("0 queued; 1 other daemon on the database\n")
+    other.signal(signal.SIGTERM)
+    await until_it_says("0 queued\n")

@@ -63,7 +63,8 @@ class Lease:
         self._on_loss = lose
         self._limiter = trio.CapacityLimiter(1)
         self._sure_until = 0.0
-        self._is_alone = False
+        self.others = 0
+        """How many other daemons shared the database at the last renewal."""
         self._inherited: frozenset[int] = frozenset()
         self._grown = trio.Event()
         self._address = ""
@@ -120,7 +121,7 @@ class Lease:
         somebody have come meanwhile, the next renewal finds it out.
         """
         while not self._life.is_lost:
-            if self._is_alone:
+            if not self.others:
                 await trio.sleep(self._pace)
             elif (left := self._sure_until - trio.current_time()) > 0:
                 await trio.sleep(left)
@@ -136,7 +137,9 @@ class Lease:
         seen_to = self._inherited & self._life.owners
         look = await self._ask(self._look, seen_to)
         self._sure_until = asked_at + self._members.lease * SURE
-        self._is_alone = look.others == 0
+        if look.others != self.others:
+            log.info("other daemons on the database: %d", look.others)
+            self.others = look.others
         if new := look.inherited - self._inherited:
             log.info("taking over what %d lives of daemons have left", len(new))
         self._inherited = look.inherited

@@ -31,6 +31,8 @@ class Counts(NamedTuple):
     queued: int
     runs: int
     next_task: tuple[str, datetime] | None = None
+    others: int = 0
+    """Other daemons on the database."""
 
 
 class Status:
@@ -108,7 +110,7 @@ class Status:
         if not self._state:
             return True
         assignments = [self._state] if self._state != self._said_state else []
-        if (text := self._text()) != self._said_text:
+        if (text := self.text()) != self._said_text:
             assignments.append(notify.status(text))
         if self._stops_until is not None and (left := self._left(self._stops_until)) > 0:
             assignments.append(notify.extend_timeout(min(EXTENSION, left)))
@@ -126,7 +128,8 @@ class Status:
     def _left(self, until: float) -> float:
         return until - trio.current_time()
 
-    def _text(self) -> str:
+    def text(self) -> str:
+        """Return how things are, in a line."""
         counts = self._count()
         if self._stops_until is not None:
             return _stopping(counts)
@@ -141,6 +144,8 @@ def _serving(counts: Counts) -> str:
         f"{_number(counts.adapters, 'adapter')}, {_number(counts.sessions, 'session')}, "
         f"{_number(counts.running, 'message')} running, {counts.queued} queued"
     )
+    if counts.others:
+        text += f"; {_number(counts.others, 'other daemon')} on the database"
     if counts.next_task is None:
         return text
     name, due_at = counts.next_task

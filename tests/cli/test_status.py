@@ -11,7 +11,8 @@ def test_a_running_daemon_says_so(tmp_path: Path) -> None:
     here = Installation(tmp_path)
     with here.daemon() as process:
         said = here.clarad("status")
-    assert said == (0, f"clarad {__version__} runs, as process {process.pid}\n", "")
+    runs = f"clarad {__version__} runs, as process {process.pid}\n"
+    assert said == (0, runs + "0 adapters, 0 sessions, 0 messages running, 0 queued\n", "")
 
 
 def test_it_fails_where_no_daemon_runs(tmp_path: Path) -> None:
