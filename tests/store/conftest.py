@@ -1,6 +1,6 @@
 """An empty database for each test, on SQLite and on PostgreSQL, and a view of it from outside."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ import trio
 from sqlalchemy import Engine, Inspector, NullPool, create_engine, inspect
 
 from clarad.store import open_engine
+from clarad.store.migrate import upgrade
 from tests.postgres import BACKENDS, database
+from tests.store.daemons import Daemon, Share
 from tests.store.desk import Desk, open_desk
 
 
@@ -98,3 +100,24 @@ def outside(url: str) -> Outside:
 async def desk(engine: Engine, nursery: trio.Nursery) -> Desk:
     """A store that serves; it ends with the test."""
     return await open_desk(engine, nursery)
+
+
+@pytest.fixture
+async def share(
+    url: str, connect: Callable[[str], Engine], nursery: trio.Nursery
+) -> AsyncIterator[Share]:
+    """Have daemons share the test's database; they end with the test."""
+    upgrade(connect(url))
+    with ExitStack() as stack:
+
+        async def share(count: int) -> list[Daemon]:
+            daemons = [Daemon(connect(url), f"instance-{n}") for n in range(count)]
+            for daemon in daemons:
+                stack.callback(daemon.close)
+                await daemon.begin(nursery)
+            for daemon in daemons:
+                daemon.said()
+            return daemons
+
+        yield share
+        nursery.cancel_scope.cancel("the test has ended")

@@ -1,6 +1,8 @@
 """Messages on a migrated database, and what tests do with them again and again."""
 
-from collections.abc import Callable
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +16,9 @@ from tests.answer import answer
 
 PRIVATE = "a private word"
 """Stands in every message; no error may show it."""
+
+FAIL_SAFE = 10
+"""Seconds after which a thread that a test holds up goes on, should the test have failed."""
 
 
 @dataclass
@@ -79,3 +84,20 @@ async def open_desk(engine: Engine, nursery: trio.Nursery) -> Desk:
     writer = Writer(engine)
     await nursery.start(writer.run)
     return Desk(Messages(writer), writer)
+
+
+@asynccontextmanager
+async def queueing_up(writer: Writer) -> AsyncIterator[None]:
+    """Have the thread stand still: what is asked for here is one transaction afterwards."""
+    still, go_on = threading.Event(), threading.Event()
+
+    def stand_still(_connection: Connection) -> None:
+        still.set()
+        go_on.wait(FAIL_SAFE)
+
+    writer.hand_in(stand_still)
+    await trio.to_thread.run_sync(still.wait, FAIL_SAFE)
+    try:
+        yield
+    finally:
+        go_on.set()

@@ -1,8 +1,8 @@
 """The writer's promises, with a table that has nothing to do with clarad's."""
 
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,12 @@ from trio.testing import wait_all_tasks_blocked
 from clarad.store import Writer
 from clarad.store.writer import MAX_BATCH
 from tests.store.conftest import Outside
+from tests.store.desk import FAIL_SAFE, queueing_up
 
 THINGS = Table("things", MetaData(), Column("n", Integer, primary_key=True, autoincrement=False))
 INSERT = insert(THINGS)
 EMPTY = delete(THINGS)
 NOWHERE = text("INSERT INTO nowhere VALUES (:n)")
-
-FAIL_SAFE = 10
-"""Seconds after which a thread that a test holds up goes on, should the test have failed."""
 
 
 async def write(writer: Writer, n: int, statement: Executable = INSERT) -> None:
@@ -74,21 +72,9 @@ class Callers:
         """Ask for a call of the function."""
         await self._ask(name, self.writer.call, function)
 
-    @asynccontextmanager
-    async def queueing_up(self) -> AsyncIterator[None]:
+    def queueing_up(self) -> AbstractAsyncContextManager[None]:
         """Have the thread stand still: what is asked for here is one transaction afterwards."""
-        still, go_on = threading.Event(), threading.Event()
-
-        def stand_still(_connection: Connection) -> None:
-            still.set()
-            go_on.wait(FAIL_SAFE)
-
-        self._nursery.start_soon(self.writer.call, stand_still)
-        await trio.to_thread.run_sync(still.wait, FAIL_SAFE)
-        try:
-            yield
-        finally:
-            go_on.set()
+        return queueing_up(self.writer)
 
     async def all_answered(self) -> None:
         while self._waiting:

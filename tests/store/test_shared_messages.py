@@ -1,0 +1,395 @@
+"""Messages of several daemons in one table: each channel's one at a time, and in order."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import trio
+
+from clarad.store import (
+    CancelAsked,
+    ChannelFull,
+    ChannelMoved,
+    LeaseLost,
+    MessageKey,
+    NodeOwed,
+    SharedMessages,
+    SharedNodeSessions,
+    StoreError,
+)
+from tests.answer import answer
+from tests.postgres import SHARED
+from tests.store.conftest import Outside
+from tests.store.daemons import Daemon, Share
+from tests.store.desk import FAIL_SAFE, Desk, queueing_up
+
+pytestmark = pytest.mark.parametrize("url", SHARED, indirect=True)
+
+ABOUT: dict[str, Any] = {
+    "node_id": "node-1",
+    "user_id": "test-u",
+    "session_id": "session-1",
+    "frame": "{}",
+}
+STATES = """\
+SELECT request_id, CASE WHEN ended_at IS NOT NULL THEN 'ended'
+WHEN begun_at IS NOT NULL THEN 'begun' ELSE 'waits' END FROM clarad_messages ORDER BY request_id"""
+
+SEQS = "SELECT seq FROM clarad_messages"
+BEGUN_ELSEWHERE = """\
+INSERT INTO clarad_messages (platform, channel_id, request_id, node_id, user_id, session_id, frame,
+received_at, begun_at) VALUES ('test', 'channel-1', '1', 'n', 'u', 's', '{}', now(), now())"""
+ENDING: dict[str, Any] = {
+    "outcome": "completed",
+    "reason": None,
+    "terminal": "{}",
+    "node_id": "node-1",
+    "wanted": True,
+}
+
+
+class Shared(Desk):
+    """The messages of one of several daemons, all in one channel unless it is said otherwise."""
+
+    messages: SharedMessages
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(SharedMessages(daemon.writer), daemon.writer)
+        self.daemon = daemon
+
+    async def admit(self, number: int, *, most: int | None = None) -> tuple[bool, list[int]]:
+        """Accept a message that would begin at once; return how many were before it, too."""
+        ahead: list[int] = []
+        is_new = await self.accepted(
+            key(number), begun=True, queued=ahead.append, most=most, **ABOUT
+        )
+        return is_new, ahead
+
+    async def have_node(self) -> None:
+        """Have the node register here."""
+        sessions = SharedNodeSessions(self.writer)
+        await sessions.take("test", "node-1", resumes=True, is_known=False)
+
+    async def end_for_node(self, number: int, *, seq: int | None = None, **about: bool) -> None:
+        await answer(partial(self.messages.end, key(number), **ENDING | about, seq=seq))
+
+    async def cancel(self, number: int, node_id: str = "node-1", reason: str = "why") -> bool:
+        return await self.messages.cancel("test", node_id, f"{number}", reason)
+
+
+def key(number: int, channel: str = "channel-1") -> MessageKey:
+    return MessageKey("test", channel, f"{number}")
+
+
+@pytest.fixture
+async def two(share: Share) -> list[Shared]:
+    """What two daemons have of the messages."""
+    return [Shared(daemon) for daemon in await share(2)]
+
+
+# --- accepted ------------------------------------------------------------------------------------
+
+
+async def test_a_message_that_is_alone_in_its_channel_begins_at_once(
+    two: list[Shared], outside: Outside
+) -> None:
+    assert await two[0].admit(1) == (True, [])
+    assert outside.rows(STATES) == [("1", "begun")]
+
+
+async def test_a_message_waits_for_those_of_another_daemon_and_is_told_how_many(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    await here.admit(1)
+    await here.accept(2)
+    assert await there.admit(3) == (True, [2])
+    assert outside.rows(STATES) == [("1", "begun"), ("2", "waits"), ("3", "waits")]
+
+
+async def test_it_waits_too_for_one_that_has_not_begun(two: list[Shared], outside: Outside) -> None:
+    here, there = two
+    await here.accept(1)
+    assert await there.admit(2) == (True, [1])
+    assert outside.rows(STATES) == [("1", "waits"), ("2", "waits")]
+
+
+async def test_what_has_ended_is_not_waited_for(two: list[Shared], outside: Outside) -> None:
+    here, there = two
+    await here.admit(1)
+    await here.end(1)
+    assert await there.admit(2) == (True, [])
+
+
+async def test_another_channel_is_not_waited_for(two: list[Shared]) -> None:
+    here, there = two
+    await here.admit(1)
+    ahead: list[int] = []
+    other = key(2, channel="channel-2")
+    assert await there.accepted(other, begun=True, queued=ahead.append, **ABOUT)
+    assert ahead == []
+
+
+async def test_who_is_told_that_it_waits_is_told_so_before_it_is_accepted(
+    two: list[Shared],
+) -> None:
+    here, there = two
+    await here.admit(1)
+    told: list[object] = []
+    accepted = trio.Event()
+
+    def then(result: bool | StoreError) -> None:
+        told.append(result)
+        accepted.set()
+
+    there.messages.accept(key(2), begun=True, queued=told.append, then=then, **ABOUT)
+    await accepted.wait()
+    assert told == [1, True]
+
+
+async def test_a_message_that_another_daemon_has_is_not_new_and_stays_as_it_is(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    everything = "SELECT * FROM clarad_messages"
+    await here.admit(1)
+    before = outside.rows(everything)
+    assert await there.admit(1) == (False, [])
+    assert outside.rows(everything) == before
+    await here.end(1)
+    assert await there.admit(1) == (False, [])
+
+
+async def test_of_many_that_come_to_all_daemons_at_once_one_begins(
+    two: list[Shared], outside: Outside
+) -> None:
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(two[number % 2].admit, number)
+    states = [state for _, state in outside.rows(STATES)]
+    assert sorted(states) == ["begun"] + ["waits"] * 99
+
+
+async def test_a_channel_is_full_with_the_messages_of_all_daemons(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    for number in (1, 2):
+        await here.admit(number, most=1)
+    with pytest.raises(ChannelFull):
+        await there.admit(3, most=1)
+    assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
+    await here.end(1)
+    assert await there.admit(3, most=1) == (True, [1])
+
+
+# --- begun ---------------------------------------------------------------------------------------
+
+
+async def test_a_message_begins_when_all_before_it_have_ended(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    await here.admit(1)
+    await there.admit(2)
+    await here.accept(3)
+    assert not await there.messages.begin(key(2))
+    await here.end(1)
+    assert not await here.messages.begin(key(3))
+    assert await there.messages.begin(key(2))
+    assert outside.rows(STATES) == [("1", "ended"), ("2", "begun"), ("3", "waits")]
+
+
+async def test_a_message_does_not_begin_beside_one_that_came_after_it(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    await here.accept(1)
+    await there.accept(2)
+    outside.do("UPDATE clarad_messages SET begun_at = now() WHERE request_id = '2'")
+    assert not await here.messages.begin(key(1))
+    await there.end(2)
+    assert await here.messages.begin(key(1))
+
+
+async def test_a_message_that_has_begun_may_be_told_so_again(two: list[Shared]) -> None:
+    await two[0].accept(1)
+    assert await two[0].messages.begin(key(1))
+    assert await two[0].messages.begin(key(1))
+
+
+async def test_of_all_that_ask_at_once_the_first_begins(
+    two: list[Shared], outside: Outside
+) -> None:
+    for number in range(20):
+        await two[number % 2].accept(number)
+    began: list[int] = []
+
+    async def begin(number: int) -> None:
+        while not await two[number % 2].messages.begin(key(number)):
+            if began:
+                return
+        began.append(number)
+
+    async with trio.open_nursery() as nursery:
+        for number in reversed(range(20)):
+            nursery.start_soon(begin, number)
+    assert began == [0]
+
+
+async def test_nobody_waits_for_a_channel_that_another_daemon_decides_on(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    seen: list[object] = []
+
+    async def look() -> None:
+        with trio.fail_after(FAIL_SAFE):
+            seen.append(await there.admit(2))
+            seen.append(await there.messages.begin(key(2)))
+
+    async with queueing_up(here.writer):
+        here.messages.accept(key(1), begun=True, then=lambda _: None, **ABOUT)
+        deciding = here.writer.hand_in(lambda _connection: trio.from_thread.run(look))
+    await deciding.wait()
+    assert seen == [(True, [1]), False]
+    assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
+
+
+# --- ended ---------------------------------------------------------------------------------------
+
+
+async def test_whoever_waits_with_another_daemon_is_told_that_the_channel_has_moved_on(
+    two: list[Shared],
+) -> None:
+    here, there = two
+    await here.admit(1)
+    await there.admit(2)
+    await here.end(1)
+    assert there.daemon.said() == [ChannelMoved("test", "channel-1")]
+
+
+async def test_nobody_is_told_if_nobody_waits_elsewhere(two: list[Shared]) -> None:
+    here, there = two
+    await here.admit(1)
+    await here.accept(2)
+    await there.accepted(key(3, channel="channel-2"), begun=True, **ABOUT)
+    await here.end(1)
+    assert there.daemon.said() == []
+
+
+@pytest.mark.parametrize(
+    ("is_here", "wanted", "said"),
+    [
+        (False, True, [NodeOwed("test", "node-1")]),
+        (True, True, []),
+        (False, False, []),
+    ],
+)
+async def test_others_are_told_of_a_frame_for_a_node_that_is_not_here(
+    two: list[Shared], is_here: bool, wanted: bool, said: list[NodeOwed]
+) -> None:
+    here, there = two
+    await here.admit(1)
+    await here.end_for_node(1, is_here=is_here, wanted=wanted)
+    assert there.daemon.said() == said
+
+
+async def test_a_frame_keeps_its_number_if_its_node_is_this_daemon_s(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    await here.have_node()
+    await here.admit(1)
+    there.daemon.said()
+    await here.end_for_node(1, seq=7)
+    assert outside.rows(SEQS) == [(7,)]
+    assert there.daemon.said() == []
+
+
+async def test_a_frame_has_no_number_if_its_node_is_another_daemon_s_which_is_told(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    await here.have_node()
+    await there.have_node()
+    await here.admit(1)
+    there.daemon.said()
+    await here.end_for_node(1, seq=7)
+    assert outside.rows(SEQS) == [(None,)]
+    assert there.daemon.said() == [NodeOwed("test", "node-1")]
+
+
+# --- cancelled -----------------------------------------------------------------------------------
+
+
+async def test_every_daemon_is_asked_to_cancel_a_message_that_has_not_ended(
+    two: list[Shared],
+) -> None:
+    here, there = two
+    await here.admit(1)
+    assert await there.cancel(1)
+    asked = CancelAsked("test", "node-1", "1", "why")
+    assert [here.daemon.said(), there.daemon.said()] == [[asked], [asked]]
+
+
+async def test_nobody_is_asked_to_cancel_what_is_another_node_s_or_has_ended(
+    two: list[Shared],
+) -> None:
+    here, there = two
+    await here.admit(1)
+    assert not await there.cancel(1, node_id="node-2")
+    assert not await there.cancel(2)
+    assert not await there.messages.cancel("other", "node-1", "1", "why")
+    await here.end(1)
+    assert not await there.cancel(1)
+    assert here.daemon.said() == []
+
+
+@pytest.mark.parametrize("character", ["\x01", "\N{CRAB}", '"', "x"])
+async def test_a_cancel_fits_into_a_notice_whatever_its_ids_and_its_reason_are(
+    two: list[Shared], character: str
+) -> None:
+    here, there = two
+    longest = character * 255
+    about = ABOUT | {"node_id": longest}
+    await here.accepted(MessageKey(longest, longest, longest), begun=True, **about)
+    assert await there.messages.cancel(longest, longest, longest, character * 4096)
+    (asked,) = here.daemon.said()
+    assert isinstance(asked, CancelAsked)
+    assert (asked.platform, asked.node_id, asked.request_id) == (longest,) * 3
+    assert len(asked.reason) >= 500
+
+
+# --- when the database fails ---------------------------------------------------------------------
+
+
+async def test_whatever_fails_says_so_in_one_line(two: list[Shared], outside: Outside) -> None:
+    here = two[0]
+    await here.admit(1)
+    outside.do("DROP TABLE clarad_messages")
+    for ask in (
+        partial(here.admit, 2),
+        partial(here.messages.begin, key(1)),
+        partial(here.end_for_node, 1),
+        partial(here.cancel, 1),
+    ):
+        with pytest.raises(StoreError, match=r"\A.*clarad_messages.*\Z"):
+            await ask()
+
+
+async def test_who_has_lost_its_lease_accepts_begins_and_ends_nothing(
+    two: list[Shared], outside: Outside
+) -> None:
+    here = two[0]
+    await here.accept(1)
+    here.daemon.life.is_lost = True
+    for ask in (
+        partial(here.admit, 2),
+        partial(here.messages.begin, key(1)),
+        partial(here.end_for_node, 1),
+        partial(here.cancel, 1),
+    ):
+        with pytest.raises(LeaseLost):
+            await ask()
+    assert outside.rows(STATES) == [("1", "waits")]
