@@ -83,10 +83,10 @@ class SharedMessages(Messages):
             ahead = connection.execute(_AHEAD, row).scalar_one()
             if most is not None and ahead > most:
                 raise ChannelFull(f"{most} messages wait here; try later.")
-            if has_turn and not ahead:
-                row["begun_at"] = datetime.now(UTC)  # and not when it was handed in
-            is_new = connection.execute(_INSERT, row).scalar() is not None
-            found[:] = [(0 if row["begun_at"] else max(ahead, 1)) if is_new else None]
+            begins = has_turn and not ahead
+            begun_at = datetime.now(UTC) if begins else None  # and not when it was handed in
+            is_new = connection.execute(_INSERT, row | {"begun_at": begun_at}).scalar() is not None
+            found[:] = [(0 if begins else max(ahead, 1)) if is_new else None]
 
         def answer(error: Exception | None) -> None:
             if error is not None:

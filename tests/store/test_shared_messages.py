@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import trio
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
 
 from clarad.store import (
     CancelAsked,
@@ -181,6 +183,28 @@ async def test_a_channel_is_full_with_the_messages_of_all_daemons(
     assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
     await here.end(1)
     assert await there.admit(3, most=1) == (True, [1])
+
+
+async def test_a_message_that_is_written_down_a_second_time_looks_again_whether_it_may_begin(
+    two: list[Shared], outside: Outside
+) -> None:
+    tries = 0
+
+    def let_another_begin(_connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        if tries == 2:  # the transaction in which ours had begun was taken back
+            outside.do(BEGUN_ELSEWHERE)
+
+    here, ahead = two[0], list[int]()
+    async with queueing_up(here.writer):
+        here.writer.hand_in(let_another_begin)
+        here.messages.accept(key(2), begun=True, queued=ahead.append, then=lambda _: None, **ABOUT)
+        failing = here.writer.execute(text("SELECT 1 / 0"), {})
+    with pytest.raises(DBAPIError):
+        await failing.wait()
+    assert (ahead, tries) == ([1], 2)
+    assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
 
 
 # --- begun ---------------------------------------------------------------------------------------
