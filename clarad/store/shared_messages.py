@@ -123,12 +123,12 @@ class SharedMessages(Messages):
         given = this_message(key) | {"me": self._writer.owner}
 
         def end(connection: Connection) -> None:
-            has_node = is_here
-            if owed_to is not None and values["new_seq"] is not None:
+            has_node, seq = is_here, values["new_seq"]
+            if owed_to is not None and seq is not None:
                 node = given | {"node_id": owed_to}
                 if connection.execute(_HAVE_NODE, node).scalar() is None:
-                    has_node, values["new_seq"] = False, None
-            connection.execute(END, this_message(key) | values)
+                    has_node, seq = False, None
+            connection.execute(END, this_message(key) | values | {"new_seq": seq})
             if connection.execute(_OTHERS_WAIT, given).scalar() is not None:
                 notify(connection, ChannelMoved(key.platform, key.channel_id))
             if owed_to is not None and not has_node:

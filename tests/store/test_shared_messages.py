@@ -344,6 +344,22 @@ async def test_a_frame_has_no_number_if_its_node_is_another_daemon_s_which_is_to
     assert there.daemon.said() == [NodeOwed("test", "node-1")]
 
 
+async def test_that_is_so_too_if_the_end_is_written_down_a_second_time(
+    two: list[Shared], outside: Outside
+) -> None:
+    here, there = two
+    await there.have_node()
+    await here.admit(1)
+    there.daemon.said()
+    async with queueing_up(here.writer):
+        here.messages.end(key(1), **ENDING | {"seq": 7}, then=lambda _: None)
+        failing = here.writer.execute(text("SELECT 1 / 0"), {})
+    with pytest.raises(DBAPIError):
+        await failing.wait()
+    assert outside.rows(SEQS) == [(None,)]
+    assert there.daemon.said() == [NodeOwed("test", "node-1")]
+
+
 # --- cancelled -----------------------------------------------------------------------------------
 
 
