@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
-from clarad.store.messages import END, MessageKey, Messages, this_message
+from clarad.store.messages import END, THIS, MessageKey, Messages, this_message
 from clarad.store.models import MessageRow
 from clarad.store.notices import CancelAsked, ChannelMoved, NodeOwed, notify
 
@@ -81,7 +81,7 @@ class SharedMessages(Messages):
             # Before the others are counted: who has had the lock until now may have begun.
             has_turn = begun and _lock(connection, key)
             ahead = connection.execute(_AHEAD, row).scalar_one()
-            if most is not None and ahead > most:
+            if most is not None and ahead > most and not _is_known(connection, key):
                 raise ChannelFull(f"{most} messages wait here; try later.")
             begins = has_turn and not ahead
             begun_at = datetime.now(UTC) if begins else None  # and not when it was handed in
@@ -175,6 +175,13 @@ def ask_to_cancel(
         return False
     notify(connection, CancelAsked(platform, node_id))
     return True
+
+
+def _is_known(connection: Connection, key: MessageKey) -> bool:
+    return (
+        connection.execute(select(MessageRow.id).where(THIS), this_message(key)).scalar()
+        is not None
+    )
 
 
 def _lock(connection: Connection, key: MessageKey) -> bool:

@@ -185,6 +185,15 @@ async def test_a_channel_is_full_with_the_messages_of_all_daemons(
     assert await there.admit(3, most=1) == (True, [1])
 
 
+async def test_what_is_sent_again_to_a_channel_that_is_full_is_there_already(
+    two: list[Shared],
+) -> None:
+    here, there = two
+    for number in (1, 2):
+        await here.admit(number, most=1)
+    assert await there.admit(2, most=1) == (False, [])
+
+
 async def test_a_message_that_is_written_down_a_second_time_looks_again_whether_it_may_begin(
     two: list[Shared], outside: Outside
 ) -> None:
