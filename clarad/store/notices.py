@@ -63,7 +63,7 @@ _DECODER: Final[msgspec.json.Decoder[Notice]] = msgspec.json.Decoder(Notice)
 
 
 def encode(notice: Notice) -> str:
-    """Return the payload; PostgreSQL takes 8,000 bytes at most."""
+    """Return the payload, of fewer than the 8,000 bytes that PostgreSQL refuses."""
     return msgspec.json.encode(notice).decode()
 
 
@@ -76,6 +76,6 @@ def decode(payload: bytes) -> Notice | None:
     """Return what was said, `None` for what only a newer clarad understands."""
     try:
         return _DECODER.decode(payload)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeError) as error:
         log.debug("not understood: %s", error)
         return None

@@ -178,10 +178,8 @@ def ask_to_cancel(
 
 
 def _is_known(connection: Connection, key: MessageKey) -> bool:
-    return (
-        connection.execute(select(MessageRow.id).where(THIS), this_message(key)).scalar()
-        is not None
-    )
+    which = select(MessageRow.id).where(THIS)
+    return connection.execute(which, this_message(key)).scalar() is not None
 
 
 def _lock(connection: Connection, key: MessageKey) -> bool:

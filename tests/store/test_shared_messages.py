@@ -378,8 +378,19 @@ async def test_every_daemon_is_asked_to_cancel_a_message_that_has_not_ended(
     here, there = two
     await here.admit(1)
     assert await there.cancel(1)
-    asked = CancelAsked("test", "node-1", "1", "why")
+    asked = CancelAsked("test", "node-1")
     assert [here.daemon.said(), there.daemon.said()] == [[asked], [asked]]
+
+
+async def test_who_has_the_message_finds_out_why_it_is_to_be_cancelled(two: list[Shared]) -> None:
+    here, there = two
+    await here.admit(1)
+    await here.admit(2)
+    assert await there.cancel(2, reason="enough")
+    assert await here.messages.to_cancel() == [(key(2), "enough")]
+    assert await there.messages.to_cancel() == []
+    await here.end(2)
+    assert await here.messages.to_cancel() == []
 
 
 async def test_nobody_is_asked_to_cancel_what_is_another_node_s_or_has_ended(
@@ -393,21 +404,6 @@ async def test_nobody_is_asked_to_cancel_what_is_another_node_s_or_has_ended(
     await here.end(1)
     assert not await there.cancel(1)
     assert here.daemon.said() == []
-
-
-@pytest.mark.parametrize("character", ["\x01", "\N{CRAB}", '"', "x"])
-async def test_a_cancel_fits_into_a_notice_whatever_its_ids_and_its_reason_are(
-    two: list[Shared], character: str
-) -> None:
-    here, there = two
-    longest = character * 255
-    about = ABOUT | {"node_id": longest}
-    await here.accepted(MessageKey(longest, longest, longest), begun=True, **about)
-    assert await there.messages.cancel(longest, longest, longest, character * 4096)
-    (asked,) = here.daemon.said()
-    assert isinstance(asked, CancelAsked)
-    assert (asked.platform, asked.node_id, asked.request_id) == (longest,) * 3
-    assert len(asked.reason) >= 500
 
 
 # --- when the database fails ---------------------------------------------------------------------
