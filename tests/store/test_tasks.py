@@ -10,11 +10,13 @@ import pytest
 import trio
 from sqlalchemy import Engine
 
-from clarad.store import StoreError, Tasks, TaskState, Writer
+from clarad.store import StoreError, Tasks, TasksChanged, TaskState, Writer
 from clarad.store.models import Base
 from clarad.store.tasks import read_task_states, write_pause
 from tests.answer import answer
+from tests.postgres import SHARED
 from tests.store.conftest import Outside
+from tests.store.daemons import Daemon, Share
 
 NOON: Final = datetime(2027, 3, 1, 12, 0, 0, 654321, UTC)
 DAILY: Final = TaskState("0 3 * * * in Europe/Berlin", NOON, NOON + timedelta(days=1))
@@ -185,6 +187,159 @@ async def test_a_task_that_is_not_there_is_not_paused(desk: Desk) -> None:
         assert write_pause(connection, "backup", NOON)
         assert not write_pause(connection, "report", NOON)
     assert desk.seen() == {"backup": DAILY._replace(paused_at=NOON)}
+
+
+# --- shared --------------------------------------------------------------------------------------
+
+OWNERS: Final = "SELECT name, owner FROM clarad_tasks ORDER BY name"
+FRESH: Final = dict.fromkeys("abcd", DAILY)
+
+shared = pytest.mark.parametrize("url", SHARED, indirect=True)
+
+
+class Having(Tasks):
+    """The tasks that one of several daemons has."""
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(daemon.writer)
+        self.daemon = daemon
+
+    async def take(self, most: int, names: str = "abcd", *, enroll: bool = True) -> bool:
+        """Claim tasks that are called by single letters, at most so many."""
+        return await self.claim([*names], most, FRESH if enroll else {})
+
+    async def names(self) -> str:
+        return "".join(sorted(await self.load()))
+
+
+@pytest.fixture
+async def two(share: Share) -> list[Having]:
+    """What two daemons have of the tasks."""
+    return [Having(daemon) for daemon in await share(2)]
+
+
+async def test_who_has_the_database_to_itself_has_all_tasks(desk: Desk) -> None:
+    assert not Tasks(Writer(desk.engine)).are_shared
+    await desk.tasks.save({"a": DAILY})
+    await desk.tasks.inherit([1])
+    assert await desk.tasks.load() == {"a": DAILY}
+
+
+@shared
+async def test_a_daemon_takes_as_many_free_tasks_as_it_may(
+    two: list[Having], outside: Outside
+) -> None:
+    here, there = two
+    assert await here.take(2)
+    assert await here.load() == {"a": DAILY, "b": DAILY}
+    assert await there.take(3)
+    assert await there.load() == {"c": DAILY, "d": DAILY}
+    assert not await here.take(1)
+    assert await here.names() == "ab"
+
+
+@shared
+async def test_who_may_take_none_writes_down_what_is_new_all_the_same(
+    two: list[Having], outside: Outside
+) -> None:
+    here, there = two
+    assert not await here.take(0)
+    assert not await here.take(-1)
+    assert outside.rows(OWNERS) == [(name, None) for name in "abcd"]
+    assert await there.take(9, enroll=False)
+    assert await there.names() == "abcd"
+
+
+@shared
+async def test_a_daemon_takes_no_task_that_it_does_not_know(two: list[Having]) -> None:
+    here, there = two
+    await here.take(0)
+    assert await there.take(9, "bx", enroll=False)
+    assert await there.names() == "b"
+
+
+@shared
+async def test_what_is_remembered_of_a_task_outlasts_that_another_daemon_knows_it_as_new(
+    two: list[Having],
+) -> None:
+    here, there = two
+    await here.take(4)
+    await here.save({"a": PAUSED})
+    await there.take(4)
+    assert (await here.load())["a"] == PAUSED
+    assert await there.load() == {}
+
+
+@shared
+async def test_daemons_that_take_tasks_at_once_have_each_once(
+    two: list[Having], outside: Outside
+) -> None:
+    async def take_one_at_a_time(having: Having) -> None:
+        while await having.take(1):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        for having in two:
+            nursery.start_soon(take_one_at_a_time, having)
+    had = [await having.names() for having in two]
+    assert sorted("".join(had)) == [*"abcd"]
+
+
+@shared
+async def test_a_task_that_is_released_is_free_and_all_are_told(two: list[Having]) -> None:
+    here, there = two
+    await here.take(4)
+    there.daemon.said()
+    await here.release(["a", "b"])
+    assert there.daemon.said() == [TasksChanged()]
+    assert await here.names() == "cd"
+    assert await there.take(4)
+    assert await there.names() == "ab"
+
+
+@shared
+async def test_a_daemon_does_not_release_what_is_another_s(
+    two: list[Having], outside: Outside
+) -> None:
+    here, there = two
+    await here.take(4)
+    await there.release(["a", "b"])
+    assert await here.names() == "abcd"
+
+
+@shared
+async def test_the_tasks_of_the_dead_are_those_of_who_inherits_from_them(
+    two: list[Having],
+) -> None:
+    here, there = two
+    await here.take(3)
+    await there.take(1)
+    await there.inherit([there.daemon.number])
+    assert await there.names() == "d"
+    await there.inherit([here.daemon.number])
+    assert await there.names() == "abcd"
+
+
+@shared
+async def test_a_start_takes_up_the_tasks_of_all_lives_that_were_taken_over(
+    two: list[Having],
+) -> None:
+    here, there = two
+    await here.take(4)
+    there.daemon.life.owners |= {here.daemon.number}
+    await there.inherit()
+    assert await there.names() == "abcd"
+    assert await here.names() == ""
+
+
+@shared
+async def test_a_task_is_paused_by_whichever_daemon_and_all_are_told(two: list[Having]) -> None:
+    here, there = two
+    await here.take(4)
+    here.daemon.said()
+    await there.pause("a", NOON)
+    assert here.daemon.said() == [TasksChanged()]
+    assert (await here.load())["a"] == DAILY._replace(paused_at=NOON)
 
 
 # --- when the database fails ---------------------------------------------------------------------
