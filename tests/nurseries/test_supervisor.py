@@ -333,6 +333,71 @@ async def test_a_failure_on_the_way_out_of_a_nursery_is_not_a_failure_either(
     assert part.runs == 1
 
 
+# --- cancelled at once ---------------------------------------------------------------------------
+
+
+async def test_parts_are_cancelled_at_once_and_the_others_go_on(
+    autojump_clock: MockClock, log: list[str]
+) -> None:
+    parts = {name: Part(name, log) for name in ("a", "b", "c")}
+    async with open_supervisor() as supervisor:
+        for name, part in parts.items():
+            await supervisor.start(name, part.serve)
+        supervisor.cancel("a", "c")
+        await wait_all_tasks_blocked()
+        assert [part.running for part in parts.values()] == [False, True, False]
+        await trio.sleep(PERIOD)
+        assert [part.runs for part in parts.values()] == [1, 1, 1]
+
+
+async def test_none_that_is_cancelled_waits_for_what_is_built_upon_it(
+    autojump_clock: MockClock, log: list[str]
+) -> None:
+    async def end_slowly() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(10)
+
+    async with open_supervisor() as supervisor:
+        await supervisor.start("below", Part("below", log).serve)
+        await supervisor.start("above", Part("above", log).first(end_slowly).serve)
+        supervisor.cancel("below", "above")
+        await supervisor.ended("below")
+        assert log[2:] == ["below ends"]
+        await supervisor.ended("above")
+
+
+async def test_a_part_that_waits_for_its_next_start_is_not_started(
+    autojump_clock: MockClock, log: list[str]
+) -> None:
+    part = Part("a", log).first(fail)
+    async with open_supervisor() as supervisor:
+        await supervisor.start("a", part.serve)
+        await wait_all_tasks_blocked()
+        supervisor.cancel("a")
+        await supervisor.ended("a")
+    assert part.runs == 1
+
+
+async def test_what_is_not_there_or_not_ready_is_left_to_who_starts_it(
+    autojump_clock: MockClock, log: list[str]
+) -> None:
+    async def slow(task_status: Status) -> None:
+        await trio.sleep(10)
+        task_status.started()
+        log.append("slow is ready")
+        await trio.sleep_forever()
+
+    async with open_supervisor() as supervisor, trio.open_nursery() as nursery:
+        nursery.start_soon(supervisor.start, "slow", slow)
+        await wait_all_tasks_blocked()
+        supervisor.cancel("slow", "never there")
+        await trio.sleep(20)
+        assert log == ["slow is ready"]
+
+
 # --- the end of everything -----------------------------------------------------------------------
 
 

@@ -1,0 +1,140 @@
+"""Sessions: made by a first message, found by the next, ended by time or by too many others."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from clarad import sessions
+from clarad.events import Bus, Subscription
+from clarad.nurseries.session import Session
+from clarad.sessions import Sessions
+from clarad.turn import Session as AnySession
+from clarad.turn import SessionKey
+
+TIMEOUT = 60.0
+
+
+class House:
+    """The sessions of a daemon in one channel, and what became of them."""
+
+    def __init__(self, nursery: trio.Nursery, bus: Bus, events: Subscription) -> None:
+        self.ended_with_messages: list[AnySession] = []
+        self.sessions = Sessions(
+            lambda key: Session(key, TIMEOUT),
+            bus,
+            nursery.start_soon,
+            self.ended_with_messages.append,
+        )
+        self._events = events
+
+    def enter(self, user: str, *caused_by: str) -> AnySession:
+        return self.sessions.enter(SessionKey("test", user, "channel"), caused_by)
+
+    async def visit(self, *users: str) -> None:
+        """Have a message of each user come and end."""
+        for user in users:
+            self.sessions.leave(self.enter(user))
+            await wait_all_tasks_blocked()
+
+    def told(self) -> list[tuple[str | None, str]]:
+        """Return what was published since: whose session it was, and what of it."""
+        found = []
+        with suppress(trio.WouldBlock):
+            while True:
+                event = self._events.events.receive_nowait()
+                what = event.type.partition(":")[2]
+                found.append((event.user_id, event.data.get("reason", what)))
+        return found
+
+
+@pytest.fixture
+def house(nursery: trio.Nursery) -> Iterator[House]:
+    """A daemon without sessions."""
+    bus = Bus()
+    with bus.subscribe() as events:
+        yield House(nursery, bus, events)
+
+
+async def test_a_first_message_makes_a_session_and_the_next_one_finds_it(house: House) -> None:
+    session = house.enter("a")
+    await wait_all_tasks_blocked()
+    assert house.enter("a") is session
+    assert house.enter("b") is not session
+    await wait_all_tasks_blocked()
+    assert house.told() == [("a", "start"), ("b", "start")]
+    assert len(house.sessions) == 2
+
+
+async def test_what_led_to_the_first_message_led_to_the_session(house: House) -> None:
+    assert house.enter("a", "run-1", "run-2").caused_by == ("run-1", "run-2")
+    assert house.enter("a", "run-3").caused_by == ("run-1", "run-2")
+
+
+async def test_a_session_ends_when_nothing_has_come_for_its_time(
+    autojump_clock: MockClock, house: House
+) -> None:
+    house.sessions.leave(house.enter("a"))
+    await trio.sleep(TIMEOUT - 1)
+    await house.visit("a")  # from here on it counts anew
+    await trio.sleep(TIMEOUT - 1)
+    assert house.told() == [("a", "start")]
+    await trio.sleep(2)
+    assert house.told() == [("a", "timeout"), ("a", "timeout")]  # once for each kind of event
+    assert len(house.sessions) == 0
+    assert house.ended_with_messages == []
+
+
+async def test_whoever_sees_to_messages_is_told_of_a_session_that_ends_with_some(
+    autojump_clock: MockClock, house: House
+) -> None:
+    session = house.enter("a")
+    await trio.sleep(TIMEOUT + 1)
+    assert house.ended_with_messages == [session]
+
+
+async def test_a_message_does_not_go_into_a_session_that_is_ending(house: House) -> None:
+    ending = house.enter("a")
+    await wait_all_tasks_blocked()
+    ending.scope.cancel("the test wants it")
+    following = house.enter("a")
+    assert following is not ending
+    await wait_all_tasks_blocked()
+    assert house.enter("a") is following  # whose end took nothing of the new one with it
+    house.sessions.leave(ending)
+    assert (ending.messages, following.messages, len(house.sessions)) == (0, 2, 1)
+
+
+async def test_of_too_many_without_a_message_the_one_that_is_so_longest_ends(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_IDLE", 2)
+    await house.visit("a", "b", "a")
+    assert [what for _, what in house.told()] == ["start", "start"]
+    await house.visit("c")
+    assert house.told() == [("c", "start"), ("b", "crowded_out")]
+    assert len(house.sessions) == 2
+
+
+async def test_a_session_with_a_message_is_not_crowded_out(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "MAX_IDLE", 1)
+    busy = house.enter("busy")
+    house.enter("busy")
+    house.sessions.leave(busy)
+    await house.visit("a", "b", "c")
+    assert house.enter("busy") is busy
+    assert [user for user, what in house.told() if what == "crowded_out"] == ["a", "b"]
+
+
+async def test_sessions_that_end_with_the_daemon_say_so() -> None:
+    bus = Bus()
+    with bus.subscribe() as events:
+        async with trio.open_nursery() as nursery:
+            house = House(nursery, bus, events)
+            await house.visit("a")
+            nursery.cancel_scope.cancel("the daemon is stopping")
+        assert house.told() == [("a", "start"), ("a", "shutdown")]
