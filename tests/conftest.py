@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import pytest
 import trio
+from sqlalchemy import Engine
 
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
@@ -20,14 +21,17 @@ from clarad.nurseries.sandboxes import Sandboxes
 from clarad.responders import Responder
 from clarad.responders.tools import ToolUser
 from clarad.store import open_engine
-from clarad.store.migrate import require_head
+from clarad.store.migrate import require_head, upgrade
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
 from clarad.systemd.handover import Handover
 from tests import peer
 from tests.peer import Peer
+from tests.postgres import BACKENDS, database
 from tests.process import Marker
 from tests.sandbox import engines
 from tests.scripted import Scripted
+from tests.store.daemons import Daemon as Sharer
+from tests.store.daemons import Share
 
 EMPTY = "got empty parameter set"
 
@@ -151,3 +155,47 @@ def marker() -> Iterator[Marker]:
     for pid in made.alive:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+
+
+# --- databases -----------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=BACKENDS)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty database of the test's own."""
+    with database(request.param, tmp_path, request.config) as url:
+        yield url
+
+
+@pytest.fixture
+def connect() -> Iterator[Callable[[str], Engine]]:
+    """Make clarad's engines for URLs; they are closed when the test ends."""
+    with ExitStack() as stack:
+
+        def connect(url: str) -> Engine:
+            engine = open_engine(url)
+            stack.callback(engine.dispose)
+            return engine
+
+        yield connect
+
+
+@pytest.fixture
+async def share(
+    url: str, connect: Callable[[str], Engine], nursery: trio.Nursery
+) -> AsyncIterator[Share]:
+    """Have daemons share the test's database; they end with the test."""
+    upgrade(connect(url))
+    with ExitStack() as stack:
+
+        async def share(count: int) -> list[Sharer]:
+            daemons = [Sharer(connect(url), f"instance-{n}") for n in range(count)]
+            for daemon in daemons:
+                stack.callback(daemon.close)
+                await daemon.begin(nursery)
+            for daemon in daemons:
+                daemon.said()
+            return daemons
+
+        yield share
+        nursery.cancel_scope.cancel("the test has ended")

@@ -1,18 +1,12 @@
-"""An empty database for each test, on SQLite and on PostgreSQL, and a view of it from outside."""
+"""Clarad's engine on a database for each test, and a view of that from outside."""
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import trio
 from sqlalchemy import Engine, Inspector, NullPool, create_engine, inspect
 
-from clarad.store import open_engine
-from clarad.store.migrate import upgrade
-from tests.postgres import BACKENDS, database
-from tests.store.daemons import Daemon, Share
 from tests.store.desk import Desk, open_desk
 
 
@@ -64,26 +58,6 @@ def _as_text(options: dict[str, Any]) -> dict[str, str]:
     return {name: str(value) for name, value in options.items()}
 
 
-@pytest.fixture(params=BACKENDS)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty database of the test's own."""
-    with database(request.param, tmp_path, request.config) as url:
-        yield url
-
-
-@pytest.fixture
-def connect() -> Iterator[Callable[[str], Engine]]:
-    """Make clarad's engines for URLs; they are closed when the test ends."""
-    with ExitStack() as stack:
-
-        def connect(url: str) -> Engine:
-            engine = open_engine(url)
-            stack.callback(engine.dispose)
-            return engine
-
-        yield connect
-
-
 @pytest.fixture
 def engine(url: str, connect: Callable[[str], Engine]) -> Engine:
     """Clarad's engine on the test's database; nothing has been migrated."""
@@ -100,24 +74,3 @@ def outside(url: str) -> Outside:
 async def desk(engine: Engine, nursery: trio.Nursery) -> Desk:
     """A store that serves; it ends with the test."""
     return await open_desk(engine, nursery)
-
-
-@pytest.fixture
-async def share(
-    url: str, connect: Callable[[str], Engine], nursery: trio.Nursery
-) -> AsyncIterator[Share]:
-    """Have daemons share the test's database; they end with the test."""
-    upgrade(connect(url))
-    with ExitStack() as stack:
-
-        async def share(count: int) -> list[Daemon]:
-            daemons = [Daemon(connect(url), f"instance-{n}") for n in range(count)]
-            for daemon in daemons:
-                stack.callback(daemon.close)
-                await daemon.begin(nursery)
-            for daemon in daemons:
-                daemon.said()
-            return daemons
-
-        yield share
-        nursery.cancel_scope.cancel("the test has ended")

@@ -1,12 +1,16 @@
 """Daemons that share a database, as far as their stores can tell them apart."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import trio
 from sqlalchemy import Engine
 
-from clarad.store import Life, Notice, Writer
+from clarad.store import Life, Notice, SharedMessages, SharedNodeSessions, Writer
 from clarad.store.members import Members
+from tests.answer import answer
+from tests.store.desk import Desk, key
 
 
 class Daemon(Members):
@@ -38,5 +42,52 @@ class Daemon(Members):
         self.look(address="", tasks="", seen_to=())
 
 
+ABOUT: dict[str, Any] = {
+    "node_id": "node-1",
+    "user_id": "test-u",
+    "session_id": "session-1",
+    "frame": "{}",
+}
+STATES = """\
+SELECT request_id, CASE WHEN ended_at IS NOT NULL THEN 'ended'
+WHEN begun_at IS NOT NULL THEN 'begun' ELSE 'waits' END FROM clarad_messages ORDER BY request_id"""
+
+ENDING: dict[str, Any] = {
+    "outcome": "completed",
+    "reason": None,
+    "terminal": "{}",
+    "node_id": "node-1",
+    "wanted": True,
+}
+
 Share = Callable[[int], Awaitable[list[Daemon]]]
 """Has so many daemons share the test's database."""
+
+
+class SharedDesk(Desk):
+    """The messages of one of several daemons, all in one channel unless it is said otherwise."""
+
+    messages: SharedMessages
+
+    def __init__(self, daemon: Daemon) -> None:
+        super().__init__(SharedMessages(daemon.writer), daemon.writer)
+        self.daemon = daemon
+
+    async def admit(self, number: int, *, most: int | None = None) -> tuple[bool, list[int]]:
+        """Accept a message that would begin at once; return how many were before it, too."""
+        ahead: list[int] = []
+        is_new = await self.accepted(
+            key(number), begun=True, queued=ahead.append, most=most, **ABOUT
+        )
+        return is_new, ahead
+
+    async def have_node(self) -> None:
+        """Have the node register here."""
+        sessions = SharedNodeSessions(self.writer)
+        await sessions.take("test", "node-1", resumes=True, is_known=False)
+
+    async def end_for_node(self, number: int, *, seq: int | None = None, **about: bool) -> None:
+        await answer(partial(self.messages.end, key(number), **ENDING | about, seq=seq))
+
+    async def cancel(self, number: int, node_id: str = "node-1", reason: str = "why") -> bool:
+        return await self.messages.cancel("test", node_id, f"{number}", reason)

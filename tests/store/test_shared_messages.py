@@ -1,7 +1,6 @@
 """Messages of several daemons in one table: each channel's one at a time, and in order."""
 
 from functools import partial
-from typing import Any
 
 import pytest
 import trio
@@ -15,92 +14,40 @@ from clarad.store import (
     LeaseLost,
     MessageKey,
     NodeOwed,
-    SharedMessages,
-    SharedNodeSessions,
     StoreError,
 )
-from tests.answer import answer
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
-from tests.store.daemons import Daemon, Share
-from tests.store.desk import FAIL_SAFE, Desk, queueing_up
+from tests.store.daemons import ABOUT, ENDING, STATES, Share, SharedDesk
+from tests.store.desk import FAIL_SAFE, key, queueing_up
 
 pytestmark = pytest.mark.parametrize("url", SHARED, indirect=True)
-
-ABOUT: dict[str, Any] = {
-    "node_id": "node-1",
-    "user_id": "test-u",
-    "session_id": "session-1",
-    "frame": "{}",
-}
-STATES = """\
-SELECT request_id, CASE WHEN ended_at IS NOT NULL THEN 'ended'
-WHEN begun_at IS NOT NULL THEN 'begun' ELSE 'waits' END FROM clarad_messages ORDER BY request_id"""
 
 SEQS = "SELECT seq FROM clarad_messages"
 BEGUN_ELSEWHERE = """\
 INSERT INTO clarad_messages (platform, channel_id, request_id, node_id, user_id, session_id, frame,
 received_at, begun_at) VALUES ('test', 'channel-1', '1', 'n', 'u', 's', '{}', now(), now())"""
-ENDING: dict[str, Any] = {
-    "outcome": "completed",
-    "reason": None,
-    "terminal": "{}",
-    "node_id": "node-1",
-    "wanted": True,
-}
-
-
-class Shared(Desk):
-    """The messages of one of several daemons, all in one channel unless it is said otherwise."""
-
-    messages: SharedMessages
-
-    def __init__(self, daemon: Daemon) -> None:
-        super().__init__(SharedMessages(daemon.writer), daemon.writer)
-        self.daemon = daemon
-
-    async def admit(self, number: int, *, most: int | None = None) -> tuple[bool, list[int]]:
-        """Accept a message that would begin at once; return how many were before it, too."""
-        ahead: list[int] = []
-        is_new = await self.accepted(
-            key(number), begun=True, queued=ahead.append, most=most, **ABOUT
-        )
-        return is_new, ahead
-
-    async def have_node(self) -> None:
-        """Have the node register here."""
-        sessions = SharedNodeSessions(self.writer)
-        await sessions.take("test", "node-1", resumes=True, is_known=False)
-
-    async def end_for_node(self, number: int, *, seq: int | None = None, **about: bool) -> None:
-        await answer(partial(self.messages.end, key(number), **ENDING | about, seq=seq))
-
-    async def cancel(self, number: int, node_id: str = "node-1", reason: str = "why") -> bool:
-        return await self.messages.cancel("test", node_id, f"{number}", reason)
-
-
-def key(number: int, channel: str = "channel-1") -> MessageKey:
-    return MessageKey("test", channel, f"{number}")
+OTHER_CHANNEL = MessageKey("test", "channel-2", "other")
 
 
 @pytest.fixture
-async def two(share: Share) -> list[Shared]:
+async def two(share: Share) -> list[SharedDesk]:
     """What two daemons have of the messages."""
-    return [Shared(daemon) for daemon in await share(2)]
+    return [SharedDesk(daemon) for daemon in await share(2)]
 
 
 # --- accepted ------------------------------------------------------------------------------------
 
 
 async def test_a_message_that_is_alone_in_its_channel_begins_at_once(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     assert await two[0].admit(1) == (True, [])
     assert outside.rows(STATES) == [("1", "begun")]
 
 
 async def test_a_message_waits_for_those_of_another_daemon_and_is_told_how_many(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -109,31 +56,32 @@ async def test_a_message_waits_for_those_of_another_daemon_and_is_told_how_many(
     assert outside.rows(STATES) == [("1", "begun"), ("2", "waits"), ("3", "waits")]
 
 
-async def test_it_waits_too_for_one_that_has_not_begun(two: list[Shared], outside: Outside) -> None:
+async def test_it_waits_too_for_one_that_has_not_begun(
+    two: list[SharedDesk], outside: Outside
+) -> None:
     here, there = two
     await here.accept(1)
     assert await there.admit(2) == (True, [1])
     assert outside.rows(STATES) == [("1", "waits"), ("2", "waits")]
 
 
-async def test_what_has_ended_is_not_waited_for(two: list[Shared], outside: Outside) -> None:
+async def test_what_has_ended_is_not_waited_for(two: list[SharedDesk], outside: Outside) -> None:
     here, there = two
     await here.admit(1)
     await here.end(1)
     assert await there.admit(2) == (True, [])
 
 
-async def test_another_channel_is_not_waited_for(two: list[Shared]) -> None:
+async def test_another_channel_is_not_waited_for(two: list[SharedDesk]) -> None:
     here, there = two
     await here.admit(1)
     ahead: list[int] = []
-    other = key(2, channel="channel-2")
-    assert await there.accepted(other, begun=True, queued=ahead.append, **ABOUT)
+    assert await there.accepted(OTHER_CHANNEL, begun=True, queued=ahead.append, **ABOUT)
     assert ahead == []
 
 
 async def test_who_is_told_that_it_waits_is_told_so_before_it_is_accepted(
-    two: list[Shared],
+    two: list[SharedDesk],
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -150,7 +98,7 @@ async def test_who_is_told_that_it_waits_is_told_so_before_it_is_accepted(
 
 
 async def test_a_message_that_another_daemon_has_is_not_new_and_stays_as_it_is(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     everything = "SELECT * FROM clarad_messages"
@@ -163,7 +111,7 @@ async def test_a_message_that_another_daemon_has_is_not_new_and_stays_as_it_is(
 
 
 async def test_of_many_that_come_to_all_daemons_at_once_one_begins(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(100):
@@ -173,7 +121,7 @@ async def test_of_many_that_come_to_all_daemons_at_once_one_begins(
 
 
 async def test_a_channel_is_full_with_the_messages_of_all_daemons(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     for number in (1, 2):
@@ -186,7 +134,7 @@ async def test_a_channel_is_full_with_the_messages_of_all_daemons(
 
 
 async def test_what_is_sent_again_to_a_channel_that_is_full_is_there_already(
-    two: list[Shared],
+    two: list[SharedDesk],
 ) -> None:
     here, there = two
     for number in (1, 2):
@@ -195,7 +143,7 @@ async def test_what_is_sent_again_to_a_channel_that_is_full_is_there_already(
 
 
 async def test_a_message_that_is_written_down_a_second_time_looks_again_whether_it_may_begin(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     tries = 0
 
@@ -220,7 +168,7 @@ async def test_a_message_that_is_written_down_a_second_time_looks_again_whether_
 
 
 async def test_a_message_begins_when_all_before_it_have_ended(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -234,7 +182,7 @@ async def test_a_message_begins_when_all_before_it_have_ended(
 
 
 async def test_a_message_does_not_begin_beside_one_that_came_after_it(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     await here.accept(1)
@@ -245,14 +193,14 @@ async def test_a_message_does_not_begin_beside_one_that_came_after_it(
     assert await here.messages.begin(key(1))
 
 
-async def test_a_message_that_has_begun_may_be_told_so_again(two: list[Shared]) -> None:
+async def test_a_message_that_has_begun_may_be_told_so_again(two: list[SharedDesk]) -> None:
     await two[0].accept(1)
     assert await two[0].messages.begin(key(1))
     assert await two[0].messages.begin(key(1))
 
 
 async def test_of_all_that_ask_at_once_the_first_begins(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     for number in range(20):
         await two[number % 2].accept(number)
@@ -271,7 +219,7 @@ async def test_of_all_that_ask_at_once_the_first_begins(
 
 
 async def test_nobody_waits_for_a_channel_that_another_daemon_decides_on(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     seen: list[object] = []
@@ -293,7 +241,7 @@ async def test_nobody_waits_for_a_channel_that_another_daemon_decides_on(
 
 
 async def test_whoever_waits_with_another_daemon_is_told_that_the_channel_has_moved_on(
-    two: list[Shared],
+    two: list[SharedDesk],
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -302,11 +250,11 @@ async def test_whoever_waits_with_another_daemon_is_told_that_the_channel_has_mo
     assert there.daemon.said() == [ChannelMoved("test", "channel-1")]
 
 
-async def test_nobody_is_told_if_nobody_waits_elsewhere(two: list[Shared]) -> None:
+async def test_nobody_is_told_if_nobody_waits_elsewhere(two: list[SharedDesk]) -> None:
     here, there = two
     await here.admit(1)
     await here.accept(2)
-    await there.accepted(key(3, channel="channel-2"), begun=True, **ABOUT)
+    await there.accepted(OTHER_CHANNEL, begun=True, **ABOUT)
     await here.end(1)
     assert there.daemon.said() == []
 
@@ -320,7 +268,7 @@ async def test_nobody_is_told_if_nobody_waits_elsewhere(two: list[Shared]) -> No
     ],
 )
 async def test_others_are_told_of_a_frame_for_a_node_that_is_not_here(
-    two: list[Shared], is_here: bool, wanted: bool, said: list[NodeOwed]
+    two: list[SharedDesk], is_here: bool, wanted: bool, said: list[NodeOwed]
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -329,7 +277,7 @@ async def test_others_are_told_of_a_frame_for_a_node_that_is_not_here(
 
 
 async def test_a_frame_keeps_its_number_if_its_node_is_this_daemon_s(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     await here.have_node()
@@ -341,7 +289,7 @@ async def test_a_frame_keeps_its_number_if_its_node_is_this_daemon_s(
 
 
 async def test_a_frame_has_no_number_if_its_node_is_another_daemon_s_which_is_told(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     await here.have_node()
@@ -354,7 +302,7 @@ async def test_a_frame_has_no_number_if_its_node_is_another_daemon_s_which_is_to
 
 
 async def test_that_is_so_too_if_the_end_is_written_down_a_second_time(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
     await there.have_node()
@@ -373,7 +321,7 @@ async def test_that_is_so_too_if_the_end_is_written_down_a_second_time(
 
 
 async def test_every_daemon_is_asked_to_cancel_a_message_that_has_not_ended(
-    two: list[Shared],
+    two: list[SharedDesk],
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -382,7 +330,9 @@ async def test_every_daemon_is_asked_to_cancel_a_message_that_has_not_ended(
     assert [here.daemon.said(), there.daemon.said()] == [[asked], [asked]]
 
 
-async def test_who_has_the_message_finds_out_why_it_is_to_be_cancelled(two: list[Shared]) -> None:
+async def test_who_has_the_message_finds_out_why_it_is_to_be_cancelled(
+    two: list[SharedDesk],
+) -> None:
     here, there = two
     await here.admit(1)
     await here.admit(2)
@@ -394,7 +344,7 @@ async def test_who_has_the_message_finds_out_why_it_is_to_be_cancelled(two: list
 
 
 async def test_nobody_is_asked_to_cancel_what_is_another_node_s_or_has_ended(
-    two: list[Shared],
+    two: list[SharedDesk],
 ) -> None:
     here, there = two
     await here.admit(1)
@@ -409,7 +359,7 @@ async def test_nobody_is_asked_to_cancel_what_is_another_node_s_or_has_ended(
 # --- when the database fails ---------------------------------------------------------------------
 
 
-async def test_whatever_fails_says_so_in_one_line(two: list[Shared], outside: Outside) -> None:
+async def test_whatever_fails_says_so_in_one_line(two: list[SharedDesk], outside: Outside) -> None:
     here = two[0]
     await here.admit(1)
     outside.do("DROP TABLE clarad_messages")
@@ -424,7 +374,7 @@ async def test_whatever_fails_says_so_in_one_line(two: list[Shared], outside: Ou
 
 
 async def test_who_has_lost_its_lease_accepts_begins_and_ends_nothing(
-    two: list[Shared], outside: Outside
+    two: list[SharedDesk], outside: Outside
 ) -> None:
     here = two[0]
     await here.accept(1)

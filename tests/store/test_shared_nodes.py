@@ -10,9 +10,9 @@ from sqlalchemy import update
 
 from clarad.store import (
     KEPT_FOR,
+    CancelAsked,
     LeaseLost,
     NodeCame,
-    NodeGone,
     NodeSession,
     SharedNodeSessions,
     StoreError,
@@ -21,8 +21,8 @@ from clarad.store.models import NodeRow
 from clarad.store.node_sessions import SEQ_BITS
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
-from tests.store.daemons import Daemon, Share
-from tests.store.test_shared_messages import Shared
+from tests.store.daemons import Daemon, Share, SharedDesk
+from tests.store.desk import key
 
 pytestmark = pytest.mark.parametrize("url", SHARED, indirect=True)
 
@@ -101,7 +101,7 @@ async def test_every_daemon_that_has_a_node_numbers_above_all_before_it(
 async def test_it_numbers_above_the_frames_that_wait_for_the_node(
     two: Sequence[Registry],
 ) -> None:
-    messages = Shared(two[0].daemon)
+    messages = SharedDesk(two[0].daemon)
     await messages.admit(1)
     await messages.end(1, seq=(10 << SEQ_BITS) + 5)
     assert (await two[1].come())[1] == 11 << SEQ_BITS
@@ -244,16 +244,28 @@ async def test_a_start_forgets_what_was_kept_for_a_day(
     assert outside.rows(SESSIONS) == found
 
 
-async def test_a_node_that_is_forgotten_is_gone_and_all_are_told(
-    two: Sequence[Registry], outside: Outside
-) -> None:
+async def test_a_node_that_is_forgotten_is_gone(two: Sequence[Registry], outside: Outside) -> None:
     here, there = two
     await here.begin_session()
     there.daemon.said()
     here.forget("test", "node-1")
     await here.written()
     assert outside.rows(SESSIONS) == []
-    assert there.daemon.said() == [NodeGone("test", "node-1")]
+    assert there.daemon.said() == []
+
+
+async def test_what_a_node_that_is_forgotten_has_waiting_elsewhere_is_to_be_cancelled(
+    two: Sequence[Registry],
+) -> None:
+    here, there = two
+    waiting = SharedDesk(there.daemon)
+    await waiting.admit(1)
+    await here.begin_session()
+    there.daemon.said()
+    here.forget("test", "node-1")
+    await here.written()
+    assert there.daemon.said() == [CancelAsked("test", "node-1")]
+    assert await waiting.messages.to_cancel() == [(key(1), "the node unregistered")]
 
 
 async def test_a_node_is_its_own_on_each_platform(
