@@ -40,6 +40,7 @@ from clarad.store import (
     HookRuns,
     LeaseLost,
     Life,
+    Look,
     Messages,
     Missed,
     NodeCame,
@@ -206,11 +207,16 @@ class Daemon:
         return Lease(
             Members(engine, life, instance=name, lease=self._settings.lease),
             inherit=(self._hooks.inherit, self._inherit_messages, self._scheduler.inherit),
-            looked=self._scheduler.looked,
+            looked=self._looked,
             heard=self._hear,
             tasks=lambda: self._scheduler.digest,
             lose=self._end_life,
         )
+
+    def _looked(self, look: Look) -> None:
+        """Take note of a renewal of the lease: the database answers."""
+        self.writer.cut_if_it_hangs(self._settings.lease)
+        self._scheduler.looked(look)
 
     async def _inherit_messages(self, lives: Collection[int]) -> None:
         if isinstance(self._node_sessions, SharedNodeSessions):

@@ -1,12 +1,34 @@
-"""The network between a daemon and PostgreSQL: a TCP proxy that a test can cut."""
+"""The network between a daemon and PostgreSQL: a TCP proxy that a test can cut, or have lose all.
 
-import selectors
+Whoever is `cut` off is told so, as by a router that resets. What `vanish`es is not: the bytes, and
+the ends of connections, stay where they are, as if all packets were lost.
+"""
+
 import socket
 import threading
+from collections.abc import Collection
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import Final
 
 from sqlalchemy import make_url
+
+THERE: Final = "there"
+BACK: Final = "back"
+"""The directions: to the database, and from it."""
+
+
+class _Ways:
+    """What is open, of the connections that were made before some network was given up."""
+
+    def __init__(self) -> None:
+        self.open = {THERE: threading.Event(), BACK: threading.Event()}
+        self.reopen()
+
+    def reopen(self) -> None:
+        for way in self.open.values():
+            way.set()
 
 
 class Network:
@@ -18,7 +40,8 @@ class Network:
         assert isinstance(directory, str)
         self._behind = Path(directory, ".s.PGSQL.5432")
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self._pairs: set[socket.socket] = set()
+        self._ends: set[socket.socket] = set()
+        self._all_ways = [_Ways()]
         self._is_cut = False
         self._commit_to_lose: str | None = None
         self._cut_after_commit = False
@@ -30,15 +53,27 @@ class Network:
         self.url = to_here.render_as_string(hide_password=False)
 
     def cut(self) -> None:
+        """Break all connections."""
         with self._lock:
             self._is_cut = True
-            for end in self._pairs:
+            for end in self._ends:
                 with suppress(OSError):
                     end.shutdown(socket.SHUT_RDWR)
 
-    def mend(self) -> None:
+    def vanish(self, directions: Collection[str] = (THERE, BACK)) -> None:
+        """Let nothing get through in these directions, and nobody know."""
+        with self._lock:
+            for direction in directions:
+                self._all_ways[-1].open[direction].clear()
+
+    def mend(self, *, forgotten: bool = False) -> None:
+        """Let everything through; of connections that are `forgotten` nothing is heard any more."""
         with self._lock:
             self._is_cut = False
+            if forgotten:
+                self._all_ways.append(_Ways())
+            else:
+                self._all_ways[-1].reopen()
 
     def lose_commit(self, *, arrives: bool) -> None:
         """Lose the connection over the next COMMIT: before it arrives, or with its answer."""
@@ -55,6 +90,8 @@ class Network:
 
     def close(self) -> None:
         self.cut()
+        for ways in self._all_ways:
+            ways.reopen()
         with suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -71,32 +108,43 @@ class Network:
                 if self._is_cut:
                     return
                 far.connect(str(self._behind))
-                self._pairs |= {near, far}
+                self._ends |= {near, far}
+                ways = self._all_ways[-1].open
             try:
-                self._pass_on(near, far)
+                pass_back = partial(self._pass_on, far, near, ways[BACK])
+                back = threading.Thread(target=pass_back, daemon=True)
+                back.start()
+                self._pass_on(near, far, ways[THERE], may_lose=True)
+                back.join()
             finally:
                 with self._lock:
-                    self._pairs -= {near, far}
+                    self._ends -= {near, far}
 
-    def _pass_on(self, near: socket.socket, far: socket.socket) -> None:
-        with selectors.DefaultSelector() as ready:
-            ready.register(near, selectors.EVENT_READ, far)
-            ready.register(far, selectors.EVENT_READ, near)
-            while True:
-                for key, _ in ready.select():
-                    source = near if key.fileobj is near else far
-                    if not (data := source.recv(65536)):
-                        return
-                    if source is near and self._is_lost(data, far):
-                        return
-                    key.data.sendall(data)
+    def _pass_on(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        way: threading.Event,
+        *,
+        may_lose: bool = False,
+    ) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                way.wait()
+                if may_lose and self._is_lost(data, source, target):
+                    break
+                target.sendall(data)
+        way.wait()
+        for end in (source, target):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
-    def _is_lost(self, data: bytes, far: socket.socket) -> bool:
+    def _is_lost(self, data: bytes, near: socket.socket, far: socket.socket) -> bool:
         if self._commit_to_lose is None or b"COMMIT\0" not in data:
             return False
+        near.shutdown(socket.SHUT_RDWR)
         if self._commit_to_lose == "answer":
             far.sendall(data)
-            far.recv(65536)
         self._commit_to_lose = None
         self._is_cut = self._cut_after_commit
         self._lost_commit.set()

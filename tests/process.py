@@ -95,6 +95,10 @@ class Process:
     def pid(self) -> int:
         return self._popen.pid
 
+    @property
+    def has_ended(self) -> bool:
+        return self._popen.poll() is not None
+
     def signal(self, number: signal.Signals) -> None:
         self._popen.send_signal(number)
 

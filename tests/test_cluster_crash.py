@@ -23,7 +23,7 @@ import trio
 from trio_websocket import ConnectionClosed, HandshakeError
 
 from clarad import address
-from tests.network import Network
+from tests.network import BACK, THERE, Network
 from tests.peer import TERMINAL, Frame, Peer, connect
 from tests.postgres import SHARED, database
 from tests.process import PATIENCE, Process
@@ -77,6 +77,7 @@ class Machine:
         self._directory = directory
         self.state_dir = directory / name
         self.network = Network(url)
+        self._logs: list[str] = []
         self.process = self._start()
 
     def _start(self) -> Process:
@@ -93,7 +94,29 @@ class Machine:
     def be_killed(self, chance: random.Random) -> None:
         self.process.kill()
         time.sleep(chance.choice([0, LEASE * 2]))
+        self._start_again()
+
+    def keep_up(self) -> None:
+        """Start a daemon again that has found no database at its start, as systemd would."""
+        if self.process.has_ended:
+            self.process.kill()
+            self._start_again()
+
+    def wait_until_it_listens(self) -> None:
+        def listens() -> bool:
+            self.keep_up()
+            return "listening on" in self.process.log
+
+        wait_until(listens, "the daemon does not start")
+
+    def _start_again(self) -> None:
+        self._logs.append(self.process.log)
         self.process = self._start()
+
+    @property
+    def log(self) -> str:
+        """What all its daemons have logged."""
+        return "".join([*self._logs, self.process.log])
 
     def stand_still(self, chance: random.Random) -> None:
         self.process.signal(signal.SIGSTOP)
@@ -104,6 +127,15 @@ class Machine:
         self.network.cut()
         time.sleep(chance.choice([0, LEASE * 2]))
         self.network.mend()
+
+    def be_left_without_packets(self, chance: random.Random) -> None:
+        self.network.vanish(chance.choice([(THERE,), (BACK,), (THERE, BACK)]))
+        time.sleep(chance.choice([LEASE / 2, LEASE * 2]))
+        self.network.mend(forgotten=chance.choice([False, True]))
+
+    @property
+    def faults(self) -> list[Callable[[random.Random], None]]:
+        return [self.be_killed, self.stand_still, self.be_cut_off, self.be_left_without_packets]
 
     def end(self) -> None:
         self.process.kill()
@@ -125,14 +157,16 @@ class Load:
     def end(self) -> None:
         """Send no more, and wait for the answers that are owed."""
         self.is_over.set()
-        self._thread.join(PATIENCE * 2)
+        self._thread.join(PATIENCE * 3)
         assert not self.waiting, (len(self.waiting), sorted(self.waiting)[:5])
 
     async def _run(self) -> None:
-        with trio.move_on_after(PATIENCE * 4):
-            async with trio.open_nursery() as nursery:
-                for n, capability in enumerate(("accepted", "accepted", "resume")):
-                    nursery.start_soon(self._be_adapter, f"node-{n}", capability)
+        async with trio.open_nursery() as nursery:
+            for n, capability in enumerate(("accepted", "accepted", "resume")):
+                nursery.start_soon(self._be_adapter, f"node-{n}", capability)
+            while not self.is_over.is_set():
+                await trio.sleep(0.1)
+            nursery.cancel_scope.deadline = trio.current_time() + PATIENCE * 2
 
     async def _be_adapter(self, node_id: str, capability: str) -> None:
         asked: dict[str, str] = {}
@@ -210,8 +244,12 @@ def four_machines(directory: Path, url: str) -> Iterator[list[Machine]]:
         for n in range(4):
             machines.append(Machine(directory, f"state-{n}", url))
         for machine in machines:
-            machine.process.wait_for_log("listening on")
+            machine.wait_until_it_listens()
         yield machines
+    except BaseException:
+        for machine in machines:
+            machine.state_dir.with_suffix(".log").write_text(machine.log)
+        raise
     finally:
         for machine in machines:
             machine.end()
@@ -273,15 +311,17 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
         outside, load = Outside(url), Load(machines)
         for _ in range(FAULTS):
             machine = chance.choice(machines)
-            fault = chance.choice([machine.be_killed, machine.stand_still, machine.be_cut_off])
-            print(fault.__name__, machines.index(machine))
+            fault = chance.choice(machine.faults)
+            print(f"{time.strftime('%X')} {fault.__name__} {machines.index(machine)}")
             fault(chance)
             time.sleep(chance.uniform(0, LEASE))
+            for machine in machines:
+                machine.keep_up()
         load.end()
         unfinished = "SELECT run_id FROM clarad_task_runs WHERE ended_at IS NULL"
         (tmp_path / "scheduler.yaml").write_text("tasks: []\n")
         for machine in machines:
-            machine.process.wait_for_log("listening on")
+            machine.wait_until_it_listens()
             machine.process.signal(signal.SIGHUP)
         wait_until(lambda: not outside.rows(unfinished), "runs are waiting")
         for machine in machines:

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 BUSY_TIMEOUT = 5.0
 """How long to wait for another process that holds SQLite's write lock, in seconds."""
 
 STANDSTILL: Final = 5
-"""Seconds until PostgreSQL ends a transaction that nothing is done in."""
+"""Seconds until PostgreSQL ends a transaction of a daemon that nothing is done in."""
 
 _PATIENCE: Final = {
     "connect_timeout": 10,
@@ -76,6 +76,12 @@ def errors_in_one_line() -> Iterator[None]:
         raise StoreError(one_line(error)) from error
 
 
+def connect_alone(engine: Engine) -> Any:
+    """Connect to PostgreSQL with the driver alone, which asks nothing on the way. Blocks."""
+    arguments, options = engine.dialect.create_connect_args(engine.url)
+    return engine.dialect.loaded_dbapi.connect(*arguments, **{**_PATIENCE, **options})
+
+
 def cut(driver: Any) -> None:
     """Cut a connection to PostgreSQL: whoever waits for its answer, in a thread, gets an error."""
     with (
@@ -88,22 +94,13 @@ def cut(driver: Any) -> None:
 def _open_postgresql(url: URL) -> Engine:
     wanted = {name: value for name, value in _PATIENCE.items() if name not in url.query}
     try:
-        engine = create_engine(
-            url, pool_size=1, max_overflow=1, pool_pre_ping=True, connect_args=wanted
-        )
+        # Each connection is kept by who uses it. What the pool and the dialect ask of a new one
+        # could not be cut off, should the network be gone by then.
+        return create_engine(url, poolclass=NullPool, use_native_hstore=False, connect_args=wanted)
     except ImportError:
         raise StoreError(
             "PostgreSQL needs the driver psycopg; install clarad with its extra: clarad[postgres]"
         ) from None
-    event.listen(engine, "connect", _set_up_postgresql)
-    return engine
-
-
-def _set_up_postgresql(connection: Any, _record: Any) -> None:
-    # A daemon that stands still in the middle of a transaction, with its machine or its network,
-    # must not hold up those who are to take its work over.
-    connection.execute(f"SET idle_in_transaction_session_timeout = '{STANDSTILL}s'")
-    connection.commit()
 
 
 def _open_sqlite(url: URL, *, read_only: bool) -> Engine:

@@ -12,11 +12,17 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Text, bindparam, func, select, text, true
 
-from clarad.store.engine import StoreError
+from clarad.store.engine import STANDSTILL, StoreError
 from clarad.store.models import DaemonRow
 
+# A daemon that stands still in the middle of a transaction, with its machine or its network, must
+# not hold up those who are to take its work over.
 _FENCE: Final = (
-    select(func.pg_current_xact_id().cast(Text))
+    select(
+        func.set_config("idle_in_transaction_session_timeout", f"{STANDSTILL}s", True),
+        func.set_config("tcp_user_timeout", f"{STANDSTILL}s", True),
+        func.pg_current_xact_id().cast(Text),
+    )
     .where(DaemonRow.id == bindparam("me"))
     .where(DaemonRow.heir.is_(None))
     # Renewals go on beside it; a takeover, which locks FOR UPDATE, does not.
@@ -54,6 +60,11 @@ class Life:
         self.is_lost = False
         self._told_at: tuple[datetime, float] | None = None
 
+    def require(self) -> None:
+        """Raise `LeaseLost` if it is known that the work is not this life's any more."""
+        if self.is_lost:
+            raise LeaseLost("this daemon has lost its lease on the database")
+
     def fence(self, connection: Connection) -> str | None:
         """Have this transaction fail unless the work is this life's, and stays so until its end.
 
@@ -62,13 +73,13 @@ class Life:
         Raises:
             LeaseLost: it is not.
         """
+        self.require()
         if self.id is None:
             return None
-        number: str | None = None
-        if not self.is_lost:
-            number = connection.scalar(_FENCE, {"me": self.id})
-        if number is None:
+        found = connection.execute(_FENCE, {"me": self.id}).first()
+        if found is None:
             raise LeaseLost("this daemon has lost its lease on the database")
+        number: str = found[-1]
         return number
 
     def tell_time(self, now: datetime) -> None:

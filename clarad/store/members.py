@@ -17,9 +17,8 @@ from typing import Any, Final
 
 import psycopg
 from sqlalchemy import Engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from clarad.store.engine import StoreError, cut, one_line
+from clarad.store.engine import STANDSTILL, StoreError, connect_alone, cut, one_line
 from clarad.store.life import LeaseLost, Life, Look
 from clarad.store.notices import CHANNEL, MembersChanged, Notice, decode, encode
 
@@ -92,14 +91,12 @@ class Members:
         """Connect, and listen from now on; what was said before is lost."""
         self.close()
         try:
-            pooled = self._engine.raw_connection()
-        except (SQLAlchemyError, psycopg.Error) as error:
+            self._connection = connection = connect_alone(self._engine)
+        except psycopg.Error as error:
             raise StoreError(one_line(error)) from error
-        connection: Any = pooled.driver_connection
-        pooled.detach()
-        self._connection = connection
         connection.autocommit = True
         connection.add_notify_handler(lambda notify: self._said.append(notify.payload.encode()))
+        self._execute(f"SET idle_in_transaction_session_timeout = '{STANDSTILL}s'")
         self._execute(f"LISTEN {CHANNEL}")
 
     def close(self) -> None:

@@ -16,8 +16,10 @@ was sent twice.
 """
 
 import logging
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, Final, TypeVar
@@ -131,6 +133,7 @@ class Writer:
         self._later: list[Job] = []
         self._has_later = trio.Event()
         self._steps = 0
+        self._began_at = math.inf
 
     def execute(
         self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
@@ -180,6 +183,15 @@ class Writer:
         """Have what is under way fail at once, if the database does not answer it."""
         if self._driver is not None:
             cut(self._driver)
+
+    def cut_if_it_hangs(self, patience: float) -> None:
+        """Cut what has been under way for longer than this, in seconds, while others are answered.
+
+        Of a network that has gone the kernel finds it out, but not of one behind a proxy.
+        """
+        if time.monotonic() - self._began_at > patience:
+            log.error("the store has not answered for %g s; asking again", patience)
+            self.cut()
 
     def _hand_in(self, job: Job) -> Job:
         self._hand_in_later()
@@ -275,7 +287,10 @@ class Writer:
     def _commit(self, connection: Connection, batch: Sequence[Job]) -> None:
         """Run and commit all jobs; what fails is noted in the job."""
         transaction = None
+        self._began_at = time.monotonic()
         try:
+            if self.life is not None:
+                self.life.require()  # before a connection is made, which can take long
             with connection.begin():
                 number = self._fence(connection)
                 _run_grouped(connection, batch)
@@ -283,6 +298,7 @@ class Writer:
         except Exception as error:
             if transaction is None or not self._is_settled(connection, batch, transaction):
                 self._fail(connection, batch, error)
+        self._began_at = math.inf
         self._steps += 1
 
     def _fence(self, connection: Connection) -> str | None:
@@ -309,6 +325,7 @@ class Writer:
         about = catalogue.STORE_FAILED.about()
         log.warning("the database has not said whether it has committed; asking it", extra=about)
         while True:
+            self._began_at = time.monotonic()
             try:
                 with connection.begin():
                     self._driver = connection.connection.driver_connection
