@@ -20,11 +20,11 @@ from typing import Any, Final
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError
+from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 
 from clarad import address
 from tests.network import BACK, THERE, Network
-from tests.peer import TERMINAL, Frame, Peer, connect
+from tests.peer import TERMINAL, Frame, Peer
 from tests.postgres import SHARED, database
 from tests.process import PATIENCE, Process
 from tests.store.conftest import Outside
@@ -176,7 +176,7 @@ class Load:
             if found is not None:
                 try:
                     async with trio.open_nursery() as nursery:
-                        peer = await connect(nursery, address.url(*found))
+                        peer = await reach(nursery, found)
                         try:
                             await self._talk(peer, (node_id, capability), about, asked)
                         finally:
@@ -237,6 +237,17 @@ REFUSALS: Final = ("processing_error", "shutting_down", "queue_full")
 """Codes that say that a message was not taken, and is to be sent again."""
 
 
+async def reach(nursery: trio.Nursery, where: address.Address) -> Peer:
+    """Connect to a daemon that may go away meanwhile, which trio-websocket would wait for."""
+    stream = await trio.open_tcp_stream(where.host, where.port)
+    try:
+        with trio.fail_after(PATIENCE / 3):
+            return Peer(await wrap_client_stream(nursery, stream, where.host, "/"))
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
 @contextmanager
 def four_machines(directory: Path, url: str) -> Iterator[list[Machine]]:
     machines: list[Machine] = []
@@ -246,13 +257,10 @@ def four_machines(directory: Path, url: str) -> Iterator[list[Machine]]:
         for machine in machines:
             machine.wait_until_it_listens()
         yield machines
-    except BaseException:
-        for machine in machines:
-            machine.state_dir.with_suffix(".log").write_text(machine.log)
-        raise
     finally:
         for machine in machines:
             machine.end()
+            machine.state_dir.with_suffix(".log").write_text(machine.log)
 
 
 def wait_until(condition: Callable[[], object], what: str) -> None:

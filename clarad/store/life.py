@@ -5,9 +5,10 @@ the daemon's own row in each transaction, which locks it against a takeover unti
 whatever the transaction writes is behind it, and none of it can be forgotten.
 """
 
+import math
 import time
 from collections.abc import Collection
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import ColumnElement, Connection, Text, bindparam, func, select, text, true
@@ -58,7 +59,7 @@ class Life:
         self.owners: frozenset[int] = frozenset()
         """Whose rows it sees to: its own, and those of the lives that it has taken over."""
         self.is_lost = False
-        self._told_at: tuple[datetime, float] | None = None
+        self._epoch = math.nan  # what the database's clock said when `time.monotonic` was 0
 
     def require(self) -> None:
         """Raise `LeaseLost` if it is known that the work is not this life's any more."""
@@ -82,16 +83,22 @@ class Life:
         number: str = found[-1]
         return number
 
-    def tell_time(self, now: datetime) -> None:
-        """Take the time from the database."""
-        self._told_at = now, time.monotonic()
+    def tell_time(self, now: datetime, asked_at: float, answered_at: float) -> None:
+        """Take the time from the database, which was asked and has answered by `time.monotonic`.
+
+        Between the two it was `now`. What that leaves open stays as it was: an answer that is slow
+        to come does not set the clock.
+        """
+        told = now.timestamp()
+        earliest, latest = told - answered_at, told - asked_at
+        known = earliest if math.isnan(self._epoch) else self._epoch
+        self._epoch = min(max(known, earliest), latest)
 
     def now(self) -> datetime:
         """Return the time as the database has it, so that all its daemons have the same."""
-        if self._told_at is None:
+        if math.isnan(self._epoch):
             return datetime.now(UTC)
-        told, at = self._told_at
-        return told + timedelta(seconds=time.monotonic() - at)
+        return datetime.fromtimestamp(self._epoch + time.monotonic(), UTC)
 
 
 def fate(connection: Connection, transaction: str) -> bool | None:

@@ -10,6 +10,7 @@ A connection of its own, which nothing of the store's writer can hold up, and wh
 the other daemons have to say.
 """
 
+import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -113,11 +114,13 @@ class Members:
     def join(self) -> None:
         """Begin a life: from here on its rows are its own, and those that had no owner."""
         with self._transaction():
+            asked_at = time.monotonic()
             ((me, now),) = self._execute(_JOIN)
+            answered_at = time.monotonic()
             self._execute(_CLAIM, me=me)
             self._execute("SELECT pg_notify(%(channel)s, %(said)s)", said=encode(MembersChanged()))
         self.life.id = me
-        self.life.tell_time(now)
+        self.life.tell_time(now, asked_at, answered_at)
 
     def look(self, *, address: str, tasks: str, seen_to: Collection[int]) -> Look:
         """Renew the lease, and take over from whoever has not renewed his.
@@ -131,14 +134,16 @@ class Members:
         given = {"address": address[:255], "tasks": tasks, "seen_to": list(seen_to)}
         with self._transaction():
             # First, and with a lock until the commit: nobody takes over from who is taking over.
+            asked_at = time.monotonic()
             renewed = self._execute(_RENEW, **given)
+            answered_at = time.monotonic()
             if not renewed:
                 raise LeaseLost("another daemon has taken over from this one")
             self._execute(_TAKE_OVER)
             self._execute(_SEEN_TO, **given)
             inherited = frozenset(row[0] for row in self._execute(_INHERITED))
             ((others, alike),) = self._execute(_OTHERS, **given)
-        self.life.tell_time(renewed[0][0])
+        self.life.tell_time(renewed[0][0], asked_at, answered_at)
         return Look(inherited, others, alike)
 
     def leave(self) -> None:

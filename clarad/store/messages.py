@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Collection, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, case, insert, select, update
@@ -133,13 +133,13 @@ class Messages:
 
     def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
         """Return the columns of a new message."""
-        now = datetime.now(UTC)
+        now = self._writer.now()
         times = {"received_at": now, "begun_at": now if begun else None}
         return {**key._asdict(), **about, **times, "owner": self._writer.owner}
 
     async def begin(self, key: MessageKey) -> bool:
         """Note that work on the message begins now; that it is its turn the caller knows."""
-        begun = {"begun_at": datetime.now(UTC)}
+        begun = {"begun_at": self._writer.now()}
         with errors_in_one_line():
             await self._writer.execute(_BEGIN, this_message(key) | begun).wait()
         return True
@@ -162,7 +162,7 @@ class Messages:
         `seq` is the number of that frame, if it has one; a frame that is `wanted` is kept for its
         node until it is delivered. If that is not connected here, other daemons are told.
         """
-        now = datetime.now(UTC)
+        now = self._writer.now()
         values = {
             "ended_at": now,
             "outcome": outcome,
@@ -193,12 +193,13 @@ class Messages:
 
         It is noted within a second. A kill before that has the node get it once more.
         """
-        now = {"delivered_at": datetime.now(UTC)}
+        now = {"delivered_at": self._writer.now()}
         self._writer.execute_later(_DELIVERED, this_message(key) | now, log_failure)
 
     async def find(self, key: MessageKey) -> Stored | None:
         """Return what is there of a message, `None` if nothing is."""
-        owed = MessageRow.delivered_at.is_(None) & (MessageRow.ended_at > kept_since())
+        since = kept_since(self._writer.now())
+        owed = MessageRow.delivered_at.is_(None) & (MessageRow.ended_at > since)
         owed_to = case((owed, MessageRow.node_id))
         statement = select(MessageRow.frame, MessageRow.terminal, owed_to).where(THIS)
 
@@ -235,9 +236,9 @@ class Messages:
             return await self._writer.call(find)
 
 
-def kept_since() -> datetime:
+def kept_since(now: datetime) -> datetime:
     """Return since when a terminal frame must have been there to be kept still."""
-    return datetime.now(UTC) - KEPT_FOR
+    return now - KEPT_FOR
 
 
 def log_failure(error: Exception | None) -> None:

@@ -1,7 +1,6 @@
 """The terminal frames that nodes have not been given, or have not acked."""
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, or_, select, update
@@ -73,7 +72,7 @@ class Missed:
             StoreError: the database fails.
         """
         which = _of(platform, node_id)
-        which |= {"after": after, "before": before, "since": kept_since()}
+        which |= {"after": after, "before": before, "since": kept_since(self._writer.now())}
 
         def read(connection: Connection) -> list[MissedFrame]:
             found: list[MissedFrame] = []
@@ -93,7 +92,7 @@ class Missed:
 
     def arrived(self, platform: str, node_id: str, seq: int) -> None:
         """Keep nothing up to this number any more; it is noted within a second."""
-        values = {"up_to": seq, "now": datetime.now(UTC)}
+        values = {"up_to": seq, "now": self._writer.now()}
         self._writer.execute_later(_ARRIVED, _of(platform, node_id) | values, log_failure)
 
     def number(self, key: MessageKey, seq: int, then: Callable[[StoreError | None], None]) -> None:
@@ -109,7 +108,7 @@ class Missed:
 
     def forget(self, platform: str, node_id: str) -> None:
         """Keep nothing for this node any more."""
-        every = update(MessageRow).where(_NODE).values(delivered_at=datetime.now(UTC))
+        every = update(MessageRow).where(_NODE).values(delivered_at=self._writer.now())
 
         def forget(connection: Connection) -> None:
             connection.execute(every, _of(platform, node_id))

@@ -1,6 +1,7 @@
 """The sessions that nodes can resume, also after the daemon was started anew."""
 
-from datetime import UTC, datetime
+from datetime import datetime
+from functools import partial
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, update
@@ -51,7 +52,8 @@ class NodeSessions:
             StoreError: the database fails.
         """
         with errors_in_one_line():
-            sessions, self._after_seq = await self._writer.call(_restore)
+            restore = partial(_restore, now=self._writer.now())
+            sessions, self._after_seq = await self._writer.call(restore)
         return sessions, self._after_seq
 
     def save(self, platform: str, node_id: str, session_id: str) -> None:
@@ -71,7 +73,7 @@ class NodeSessions:
 
     def leave(self, platform: str, node_id: str) -> None:
         """Note that the node has lost its connection."""
-        values = _of(platform, node_id) | {"now": datetime.now(UTC)}
+        values = _of(platform, node_id) | {"now": self._writer.now()}
         self._writer.execute_later(_LEFT, values, log_failure)
 
     def forget(self, platform: str, node_id: str) -> None:
@@ -83,8 +85,7 @@ class NodeSessions:
         self._writer.hand_in(forget, log_failure)
 
 
-def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
-    now = datetime.now(UTC)
+def _restore(connection: Connection, now: datetime) -> tuple[list[NodeSession], int]:
     numbered = select(func.max(MessageRow.seq)).where(
         MessageRow.ended_at.is_not(None), MessageRow.delivered_at.is_(None)
     )
@@ -93,7 +94,7 @@ def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
         connection.scalar(numbered) or 0,
     )
     after_seq = ((highest >> SEQ_BITS) + 1) << SEQ_BITS
-    forget_old(connection)
+    forget_old(connection, now)
     lost = literal(now, NodeRow.left_at.type)  # with the daemon, if it was connected then
     connection.execute(
         update(NodeRow).values(after_seq=after_seq, left_at=func.coalesce(NodeRow.left_at, lost))
@@ -106,9 +107,9 @@ def _restore(connection: Connection) -> tuple[list[NodeSession], int]:
     ], after_seq
 
 
-def forget_old(connection: Connection) -> None:
+def forget_old(connection: Connection, now: datetime) -> None:
     """Forget sessions, and terminal frames, that were kept long enough."""
-    now, since = datetime.now(UTC), kept_since()
+    since = kept_since(now)
     connection.execute(delete(NodeRow).where(NodeRow.left_at < since))
     connection.execute(
         update(MessageRow)

@@ -6,11 +6,10 @@ who does not get it tries again, when the channel has moved on or after a second
 """
 
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from hashlib import blake2b
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, select, text, update
+from sqlalchemy import ColumnElement, Connection, func, select, text, update
 from sqlalchemy.dialects import postgresql
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
@@ -34,8 +33,11 @@ _INSERT: Final = (
     .on_conflict_do_nothing()
     .returning(MessageRow.__table__.c.id)
 )
+# When one message ends and the next begins is by one clock, and read in this order.
+_NOW: Final = select(func.clock_timestamp())
+_END: Final = END.values(ended_at=func.clock_timestamp())
 _BEGIN: Final = text(
-    "UPDATE clarad_messages AS mine SET begun_at = :now"
+    "UPDATE clarad_messages AS mine SET begun_at = clock_timestamp()"
     " WHERE platform = :key_platform AND channel_id = :key_channel_id"
     " AND request_id = :key_request_id AND NOT EXISTS ("
     "  SELECT 1 FROM clarad_messages AS other WHERE other.ended_at IS NULL"
@@ -84,7 +86,8 @@ class SharedMessages(Messages):
             if most is not None and ahead > most and not _is_known(connection, key):
                 raise ChannelFull(f"{most} messages wait here; try later.")
             begins = has_turn and not ahead
-            begun_at = datetime.now(UTC) if begins else None  # and not when it was handed in
+            # Each time: it is done again if the transaction fails.
+            begun_at = connection.execute(_NOW).scalar_one() if begins else None
             is_new = connection.execute(_INSERT, row | {"begun_at": begun_at}).scalar() is not None
             found[:] = [(0 if begins else max(ahead, 1)) if is_new else None]
 
@@ -106,8 +109,7 @@ class SharedMessages(Messages):
         def begin(connection: Connection) -> bool:
             if not _lock(connection, key):
                 return False
-            now = {"now": datetime.now(UTC)}  # and not when it was handed in
-            return connection.execute(_BEGIN, this_message(key) | now).rowcount == 1
+            return connection.execute(_BEGIN, this_message(key)).rowcount == 1
 
         with errors_in_one_line():
             return await self._writer.call(begin)
@@ -121,6 +123,7 @@ class SharedMessages(Messages):
         then: Callable[[Exception | None], None],
     ) -> None:
         given = this_message(key) | {"me": self._writer.owner}
+        del values["ended_at"]
 
         def end(connection: Connection) -> None:
             has_node, seq = is_here, values["new_seq"]
@@ -128,7 +131,7 @@ class SharedMessages(Messages):
                 node = given | {"node_id": owed_to}
                 if connection.execute(_HAVE_NODE, node).scalar() is None:
                     has_node, seq = False, None
-            connection.execute(END, this_message(key) | values | {"new_seq": seq})
+            connection.execute(_END, this_message(key) | values | {"new_seq": seq})
             if connection.execute(_OTHERS_WAIT, given).scalar() is not None:
                 notify(connection, ChannelMoved(key.platform, key.channel_id))
             if owed_to is not None and not has_node:

@@ -5,7 +5,7 @@ all that another daemon has given out for it.
 """
 
 from collections.abc import Collection
-from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, delete, func, select, update
@@ -37,14 +37,14 @@ class SharedNodeSessions(NodeSessions):
     async def restore(self) -> tuple[list[NodeSession], int]:
         """Forget what was kept long enough; what is left is asked for when a node comes."""
         with errors_in_one_line():
-            await self._writer.call(forget_old)
+            await self._writer.call(partial(forget_old, now=self._writer.now()))
         await self.inherit()
         return [], 0
 
     async def inherit(self, lives: Collection[int] | None = None) -> None:
         """Note that the nodes that these lives of daemons had are lost."""
         lost = update(NodeRow).where(owned(NodeRow.owner, self._writer.life, lives))
-        lost = lost.where(NodeRow.left_at.is_(None)).values(left_at=datetime.now(UTC))
+        lost = lost.where(NodeRow.left_at.is_(None)).values(left_at=self._writer.now())
 
         def inherit(connection: Connection) -> None:
             connection.execute(lost)
@@ -64,7 +64,7 @@ class SharedNodeSessions(NodeSessions):
         assert me is not None
 
         def take(connection: Connection) -> tuple[NodeSession, int] | None:
-            now = datetime.now(UTC)
+            now = self._writer.now()
             new = {"platform": platform, "node_id": node_id, "session_id": "", "after_seq": 0}
             connection.execute(_NEW, new)
             columns = (NodeRow.session_id, NodeRow.after_seq, NodeRow.left_at, NodeRow.owner)
@@ -92,7 +92,7 @@ class SharedNodeSessions(NodeSessions):
 
     def leave(self, platform: str, node_id: str) -> None:
         """Note that the node has lost its connection here."""
-        self._update(platform, node_id, {"left_at": datetime.now(UTC)})
+        self._update(platform, node_id, {"left_at": self._writer.now()})
 
     def forget(self, platform: str, node_id: str) -> None:
         """Keep no session of this node, and have all daemons end what they do for it."""

@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import trio
@@ -209,6 +210,10 @@ class Writer:
             job.error = StoreError("the store is not running")
             job.finish()
         return job
+
+    def now(self) -> datetime:
+        """Return the time: the same for all daemons that write the same tables."""
+        return datetime.now(UTC) if self.life is None else self.life.now()
 
     @property
     def owner(self) -> int | None:
