@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from tests.network import BACK, THERE, Network
 from tests.peer import Peer, connect
 from tests.postgres import SHARED, database
 from tests.process import PATIENCE, Marker, Process, clarad, daemon
@@ -440,3 +441,58 @@ async def test_each_daemon_says_how_many_others_there_are(two: tuple[Process, Pr
     await until_it_says("0 queued; 1 other daemon on the database\n")
     other.signal(signal.SIGTERM)
     await until_it_says("0 queued\n")
+
+
+# --- a network that loses everything -------------------------------------------------------------
+
+
+BOTH_KNOW = """\
+SELECT count(*), max(expires_at) < now() + interval '7 seconds'
+FROM clarad_daemons WHERE heir IS NULL"""
+RUNNING = "SELECT attempts FROM clarad_task_runs WHERE ended_at IS NULL AND begun_at IS NOT NULL"
+
+ONE_AT_A_TIME = """\
+tasks:
+  - name: t
+    interval: 0.1
+    overlap: skip
+    retries: 5
+    command: |
+      trap 'rmdir {0}/running; exit 1' TERM
+      mkdir {0}/running || touch {0}/twice
+      sleep 1000 & wait
+"""
+
+
+@pytest.mark.parametrize(
+    ("lost", "forgotten"),
+    [((THERE,), False), ((THERE, BACK), True)],
+    ids=["there", "both ways, and for good"],
+)
+async def test_whose_packets_are_lost_ends_its_work_before_another_one_begins(
+    start: Start,
+    outside: Outside,
+    url: str,
+    tmp_path: Path,
+    lost: tuple[str, ...],
+    forgotten: bool,
+) -> None:
+    # A third of it is for the ending, and a busy machine may need some of that.
+    lease = {"CLARA_LEASE": "5"}
+    (tmp_path / "scheduler.yaml").write_text(ONE_AT_A_TIME.format(tmp_path))
+    network = Network(url)
+    try:
+        alone = start(DATABASE_URL=network.url, **lease)
+        await until(outside, RUNNING, [(1,)])
+        other = start(**lease)
+        await until(outside, BOTH_KNOW, [(2, True)])
+        network.vanish(lost)
+        await until(outside, RUNNING, [(2,)])
+        assert not (tmp_path / "twice").exists()
+        network.mend(forgotten=forgotten)
+        await trio.to_thread.run_sync(alone.wait_for_log, "beginning a new life")
+        await until(outside, BOTH_KNOW, [(2, True)])
+        assert "Traceback" not in alone.log + other.log
+        assert not (tmp_path / "twice").exists()
+    finally:
+        network.close()

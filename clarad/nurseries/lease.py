@@ -115,16 +115,10 @@ class Lease:
         await trio.sleep_forever()
 
     async def _watch(self) -> None:
-        """Lose the lease as soon as it is not sure any more.
-
-        Not with nobody there to take over: then all is well once the database is back. Should
-        somebody have come meanwhile, the next renewal finds it out.
-        """
+        """Lose the lease as soon as it is not sure any more."""
         while not self._life.is_lost:
-            if not self.others:
-                await trio.sleep(self._pace)
-            elif (left := self._sure_until - trio.current_time()) > 0:
-                await trio.sleep(left)
+            if (left := self._sure_until - trio.current_time()) > 0:
+                await trio.sleep(min(left, self._pace))  # it may be shortened meanwhile
             else:
                 self._lose("it was not renewed in time, and others may take over")
 
@@ -136,7 +130,7 @@ class Lease:
         asked_at = trio.current_time()
         seen_to = self._inherited & self._life.owners
         look = await self._ask(self._look, seen_to)
-        self._sure_until = asked_at + self._members.lease * SURE
+        self._sure_until = asked_at + look.lasts * SURE
         if look.others != self.others:
             log.info("other daemons on the database: %d", look.others)
             self.others = look.others

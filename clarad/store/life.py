@@ -49,6 +49,8 @@ class Look(NamedTuple):
     """How many other daemons live."""
     alike: int
     """How many of them know the same tasks."""
+    lasts: float
+    """How long the lease lasts from the renewal on, in seconds."""
 
 
 class Life:

@@ -23,6 +23,10 @@ from clarad.store.engine import STANDSTILL, StoreError, connect_alone, cut, one_
 from clarad.store.life import LeaseLost, Life, Look
 from clarad.store.notices import CHANNEL, MembersChanged, Notice, decode, encode
 
+ALONE: Final = 10
+"""How many times as long the lease of a daemon lasts that finds itself alone: a database that is
+away for some minutes costs it nothing. It is shortened as soon as another one comes."""
+
 _JOIN: Final = """
 INSERT INTO clarad_daemons (instance, address, tasks, expires_at)
 VALUES (%(instance)s, '', '', clock_timestamp() + %(lease)s) RETURNING id, clock_timestamp()
@@ -37,8 +41,12 @@ UPDATE clarad_task_runs SET owner = %(me)s WHERE owner IS NULL AND ended_at IS N
 """
 _RENEW: Final = """
 UPDATE clarad_daemons
-SET expires_at = clock_timestamp() + %(lease)s, address = %(address)s, tasks = %(tasks)s
-WHERE id = %(me)s AND heir IS NULL RETURNING clock_timestamp()
+SET expires_at = clock_timestamp() + CASE WHEN EXISTS (
+    SELECT 1 FROM clarad_daemons
+    WHERE heir IS NULL AND id <> %(me)s AND expires_at > clock_timestamp()
+) THEN %(lease)s ELSE %(alone)s END, address = %(address)s, tasks = %(tasks)s
+WHERE id = %(me)s AND heir IS NULL
+RETURNING clock_timestamp(), extract(epoch FROM expires_at - clock_timestamp())::float
 """
 # One that is in the middle of a transaction is left for the next look. Earlier lives of the same
 # installation are over, however long their leases last: it has one daemon at a time.
@@ -79,7 +87,11 @@ class Members:
         self.life = life
         self.lease = lease
         self._engine = engine
-        self._given: dict[str, Any] = {"instance": instance, "lease": timedelta(seconds=lease)}
+        self._given: dict[str, Any] = {
+            "instance": instance,
+            "lease": timedelta(seconds=lease),
+            "alone": timedelta(seconds=lease * ALONE),
+        }
         self._connection: psycopg.Connection | None = None
         self._said: list[bytes] = []
 
@@ -143,8 +155,9 @@ class Members:
             self._execute(_SEEN_TO, **given)
             inherited = frozenset(row[0] for row in self._execute(_INHERITED))
             ((others, alike),) = self._execute(_OTHERS, **given)
-        self.life.tell_time(renewed[0][0], asked_at, answered_at)
-        return Look(inherited, others, alike)
+        ((now, lasts),) = renewed
+        self.life.tell_time(now, asked_at, answered_at)
+        return Look(inherited, others, alike, lasts)
 
     def leave(self) -> None:
         """End this life: what it has not finished is another's at once, if there is another."""

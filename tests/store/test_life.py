@@ -30,12 +30,22 @@ def test_the_time_is_the_database_s_and_goes_on_with_no_regard_for_the_machine_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     life = Life()
-    life.tell_time(PAST)
     told_at = time.monotonic()
+    life.tell_time(PAST, told_at, told_at)
     monkeypatch.setattr(time, "monotonic", lambda: told_at + 100)
     assert timedelta(seconds=100) <= life.now() - PAST < timedelta(seconds=101)
-    life.tell_time(PAST + timedelta(seconds=90))
-    assert life.now() == PAST + timedelta(seconds=90)
+    life.tell_time(PAST + timedelta(seconds=90), told_at + 100, told_at + 100)
+    assert abs(life.now() - PAST - timedelta(seconds=90)) < timedelta(milliseconds=1)
+
+
+def test_an_answer_that_is_slow_to_come_does_not_set_the_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    life = Life()
+    life.tell_time(PAST, 1000, 1000)
+    life.tell_time(PAST + timedelta(seconds=3), 1001, 1005)  # any time between the two
+    monkeypatch.setattr(time, "monotonic", lambda: 1005)
+    assert life.now() == PAST + timedelta(seconds=5)
 
 
 # --- whose rows they are -------------------------------------------------------------------------

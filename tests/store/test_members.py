@@ -9,7 +9,7 @@ import trio
 from sqlalchemy import Connection, Engine, text
 
 from clarad.store import LeaseLost, Life, Look, MembersChanged, StoreError, Writer
-from clarad.store.members import Members
+from clarad.store.members import ALONE, Members
 from clarad.store.migrate import upgrade
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
@@ -72,7 +72,19 @@ def test_a_daemon_sees_how_many_others_live_and_how_many_know_the_same_tasks(joi
     first, second, third = join(), join(), join()
     second.renew(tasks="same")
     third.renew(tasks="others")
-    assert first.renew(tasks="same") == Look(frozenset(), others=2, alike=1)
+    look = first.renew(tasks="same")
+    assert (look.others, look.alike) == (2, 1)
+
+
+def test_the_lease_of_who_is_alone_lasts_longer_until_another_one_comes(
+    join: Join, outside: Outside
+) -> None:
+    alone = join()
+    assert alone.lease < alone.renew().lasts <= alone.lease * ALONE
+    other = join()
+    assert alone.renew().lasts <= alone.lease
+    die(outside, other)
+    assert alone.renew().lasts > alone.lease
 
 
 def test_a_renewal_keeps_a_daemon_alive(join: Join, outside: Outside) -> None:
