@@ -47,6 +47,7 @@ class Settings:
     gateway_tls_key: Path | None = None
     rate_node: Rate | None = None
     rate_user: Rate | None = None
+    max_running: int = 256
     responder: str = "echo"
     responder_command: str | None = None
     session_timeout: float = 1800
@@ -70,6 +71,7 @@ RELOADED: Final = frozenset(
         "gateway_tls_key",
         "rate_node",
         "rate_user",
+        "max_running",
         "session_timeout",
         "message_timeout",
         "drain_timeout",
@@ -157,6 +159,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         gateway_tls_key=read("CLARA_GATEWAY_TLS_KEY", None, _path),
         rate_node=read("CLARA_RATE_NODE", Settings.rate_node, _rate),
         rate_user=read("CLARA_RATE_USER", Settings.rate_user, _rate),
+        max_running=read("CLARA_MAX_RUNNING", Settings.max_running, _count),
         responder=read("CLARA_RESPONDER", Settings.responder, _responder),
         responder_command=read("CLARA_RESPONDER_COMMAND", None, str),
         session_timeout=read("CLARA_SESSION_TIMEOUT", Settings.session_timeout, _seconds),

@@ -36,6 +36,7 @@ from clarad.rates import Rates
 from clarad.redelivery import Redelivery
 from clarad.responders import Responder
 from clarad.sender import CLOSE_TIMEOUT
+from clarad.slots import Slots
 from clarad.store import (
     HookRuns,
     LeaseLost,
@@ -94,11 +95,12 @@ class Daemon:
         self._node_sessions = (SharedNodeSessions if shared else NodeSessions)(self.writer)
         self.turns = Turns(
             make_session=self._make_session,
-            message_timeout=settings.message_timeout,
             bus=self.bus,
             nodes=self.nodes,
             store=self._messages,
             responder=responder,
+            message_timeout=settings.message_timeout,
+            slots=Slots(settings.max_running),
             rates=Rates(settings.rate_node, settings.rate_user),
         )
         self._given_up = trio.Event()
@@ -262,7 +264,8 @@ class Daemon:
         """
         self._settings = settings
         self._gateways.apply(settings, tls)
-        self.turns.message_timeout = settings.message_timeout
+        self.turns.answering.timeout = settings.message_timeout
+        self.turns.answering.slots.resize(settings.max_running)
         self.turns.intake.set_rates(settings.rate_node, settings.rate_user)
         log.set_level(settings.log_level)
 

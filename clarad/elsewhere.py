@@ -33,21 +33,21 @@ class Elsewhere:
         self._cancel_here = cancel
         self._moved: dict[tuple[str, str], trio.Event] = {}
 
-    async def begin(self, key: MessageKey) -> None:
-        """Wait until it is the message's turn, and note that it begins.
+    async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
+        """Note that the message begins, if it is its turn.
+
+        If it is not, call `let_others`, wait until it may be, and return `False`.
 
         Raises:
             StoreError: the store failed.
         """
-        try:
-            while True:
-                moved = self._moved.setdefault(key[:2], trio.Event())
-                if await self._store.begin(key):
-                    return
-                with trio.move_on_after(LOOK_AGAIN):
-                    await moved.wait()
-        finally:
-            self.channel_moved(*key[:2])
+        moved = self._moved.setdefault(key[:2], trio.Event())
+        if await self._store.begin(key):
+            return True
+        let_others()
+        with trio.move_on_after(LOOK_AGAIN):
+            await moved.wait()
+        return False
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
         """A message of this channel has ended."""

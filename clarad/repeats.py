@@ -6,7 +6,7 @@ from clarad import protocol
 from clarad.lifecycle import State
 from clarad.nodes import Node
 from clarad.protocol import ErrorCode
-from clarad.store import Messages, StoreError
+from clarad.store import ChannelFull, InDoubt, Messages, StoreError
 from clarad.systemd import catalogue
 from clarad.turn import Turn
 
@@ -59,6 +59,20 @@ def tell_duplicate(node: Node, request_id: str) -> None:
     """Say that the message was accepted before."""
     if node.told_accepted:
         node.send(protocol.Accepted(request_id=request_id, duplicate=True))
+
+
+def refuse_unstored(turn: Turn, error: StoreError) -> None:
+    """Say that the message is not accepted, and what keeps it from being."""
+    request_id = turn.message.id
+    if isinstance(error, InDoubt):
+        return  # the daemon ends; the node sends it again, and finds out
+    if isinstance(error, ChannelFull):
+        turn.node.send_error(request_id, ErrorCode.QUEUE_FULL, str(error), recoverable=True)
+        return
+    about = catalogue.STORE_FAILED.about(**turn.fields())
+    log.error("message %r is not accepted, the store failed: %s", request_id, error, extra=about)
+    why = "The message could not be stored; send it again later."
+    turn.node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
 
 
 def _refuse_reuse(node: Node, request_id: str) -> None:

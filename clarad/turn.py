@@ -86,6 +86,7 @@ class Turn:
         self.life = Lifecycle(state)
         self.scope = trio.CancelScope()
         self.has_task = False
+        self.has_slot = False
         self.begun = False  # in the store
         self.ahead = 0  # with other daemons too, when it was accepted
         self.resent_by: list[Node] = []

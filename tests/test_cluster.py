@@ -226,6 +226,25 @@ async def test_different_channels_run_side_by_side_with_whichever_daemon(
         await peer.drop()
 
 
+async def test_a_message_that_waits_for_another_daemon_s_keeps_no_other_from_running(
+    start: Start, gate: Path, nursery: trio.Nursery
+) -> None:
+    settings = {"CLARA_RESPONDER": "command", "CLARA_MAX_RUNNING": "1"}
+    held = start(CLARA_RESPONDER_COMMAND=UNTIL_GATE.format(gate), **settings)
+    quick = start(CLARA_RESPONDER_COMMAND="echo done", **settings)
+    here, there = await node(nursery, held, "node-1"), await node(nursery, quick, "node-2")
+    await start_message(here, "m1")
+    await there.ask("m2")
+    await there.expect("accepted")
+    for n in range(3):
+        await there.ask(f"another-{n}", channel=f"another-{n}")
+        assert (await there.outcome_of(f"another-{n}"))["full_text"] == "done\n"
+    await trio.Path(gate).touch()
+    assert (await there.outcome_of("m2"))["full_text"] == "done\n"
+    for peer in (here, there):
+        await peer.drop()
+
+
 async def test_a_message_that_is_sent_to_another_daemon_again_is_not_run_again(
     two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
 ) -> None:

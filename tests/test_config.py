@@ -70,6 +70,7 @@ VARIABLES: Final = {
     "CLARA_GATEWAY_MAX_CONNECTIONS": "5",
     "CLARA_RATE_NODE": "600/50",
     "CLARA_RATE_USER": "20",
+    "CLARA_MAX_RUNNING": "7",
     "CLARA_RESPONDER": "echo",
     "CLARA_RESPONDER_COMMAND": "cat",
     "CLARA_SESSION_TIMEOUT": "60",
@@ -100,6 +101,7 @@ def test_everything_can_be_set() -> None:
         gateway_max_connections=5,
         rate_node=Rate(600, at_once=50),
         rate_user=Rate(20, at_once=20),
+        max_running=7,
         responder="echo",
         responder_command="cat",
         session_timeout=60,
@@ -285,8 +287,9 @@ def test_what_is_no_port_is_refused(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1e3", "²"])
-def test_what_is_no_number_of_connections_is_refused(text: str) -> None:
+def test_what_is_no_number_of_connections_or_messages_is_refused(text: str) -> None:
     assert "from 1" in problem(CLARA_GATEWAY_MAX_CONNECTIONS=text)
+    assert "from 1" in problem(CLARA_MAX_RUNNING=text)
 
 
 @pytest.mark.parametrize("text", ["0", "60/", "/10", "60/0", "60/10/1", "1.5", "60/min", "-1"])
@@ -427,6 +430,7 @@ def test_everything_that_is_wrong_is_said_in_one_go() -> None:
         "CLARA_GATEWAY_PORT": "http",
         "CLARA_GATEWAY_MAX_CONNECTIONS": "none",
         "CLARA_GATEWAY_ALLOWED_ORIGINS": "*",
+        "CLARA_MAX_RUNNING": "0",
         "CLARA_RESPONDER": "oracle",
         "CLARA_SESSION_TIMEOUT": "0",
         "CLARA_MESSAGE_TIMEOUT": "soon",

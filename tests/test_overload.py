@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -138,6 +139,61 @@ async def test_of_very_many_sessions_the_one_that_was_idle_longest_ends(
     assert (ended.channel_id, ended.data["reason"]) == ("c-1", "crowded_out")
     await node.send("cancel", request_id="busy")
     assert (await node.outcome_of("busy"))["type"] == "cancelled"
+
+
+# --- messages that run at once -------------------------------------------------------------------
+
+
+async def test_only_so_many_messages_run_at_once_and_the_others_wait_for_them(
+    start: Start,
+) -> None:
+    running = await start(max_running=2)
+    node = await running.node()
+    for n in range(4):
+        await node.ask(f"m-{n}", "hold", f"c-{n}")
+    for _ in range(4):
+        await running.event(EventType.MESSAGE_RECEIVED)
+    for n in range(2):
+        await running.responder.begun[f"m-{n}"].wait()
+    assert running.daemon.turns.count() == (4, 2, 2)
+    await node.send("cancel", request_id="m-2")
+    assert (await node.outcome_of("m-2"))["type"] == "cancelled"
+    running.responder.release["m-0"].set()
+    await running.responder.begun["m-3"].wait()
+    assert sorted(running.responder.ran) == ["m-0", "m-1", "m-3"]
+
+
+async def test_a_node_with_many_channels_does_not_keep_another_waiting(start: Start) -> None:
+    running = await start(max_running=20)
+    flooder, good = await running.node("flooder"), await running.node("good")
+    for n in range(40):
+        await flooder.ask(f"m-{n}", "hold", f"c-{n}")
+    await running.responder.begun["m-17"].wait()
+    await good.ask("m", "hello")
+    assert (await good.outcome_of("m"))["full_text"] == "hello"
+    assert len(running.responder.ran) == 19
+
+
+async def test_what_waits_for_others_to_end_has_not_begun(start: Start) -> None:
+    settings = {"max_running": 1, "drain_timeout": 0.01}
+    before = await start(**settings)
+    node = await before.node()
+    await node.ask("m-0", "hold", "c-0")
+    await before.responder.begun["m-0"].wait()
+    await node.ask("m-1", "hold", "c-1")
+    while not (rows := begun(before)).keys() >= {"m-1"}:
+        await trio.sleep(0.01)
+    assert rows == {"m-0": True, "m-1": False}
+    before.daemon.request_stop()
+    assert [(await node.outcome_of(f"m-{n}"))["type"] for n in range(2)] == ["cancelled"] * 2
+
+
+def begun(running: Running) -> dict[str, bool]:
+    """Return which messages are stored, and of which it is stored that they have begun."""
+    path = running.settings.database_url.removeprefix("sqlite:///")
+    with closing(sqlite3.connect(path)) as database:
+        found = database.execute("SELECT request_id, begun_at IS NOT NULL FROM clarad_messages")
+        return {name: bool(has_begun) for name, has_begun in found}
 
 
 # --- a backlog at the start ----------------------------------------------------------------------

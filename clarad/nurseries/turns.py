@@ -1,12 +1,12 @@
 """The messages, each from when it comes to its terminal frame.
 
-A message is a task in its session's nursery from its turn to its outcome; while it waits it is only
-an entry in its channel. Whatever ends it first decides its outcome (`clarad.lifecycle`). Its way
-from step to step is synchronous, so that nothing can come between: the store calls back.
+A message is a task in its session's nursery from its turn to its outcome (`clarad.answering`);
+while others are before it, it is only an entry in its channel. Whatever ends it first decides its
+outcome (`clarad.lifecycle`). Its way from step to step is synchronous, so that nothing can come
+between: the store calls back.
 """
 
 import itertools
-import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
@@ -15,23 +15,23 @@ from typing import Any
 import trio
 
 from clarad import intake, protocol
+from clarad.answering import Answering
 from clarad.elsewhere import Elsewhere
-from clarad.endings import STORE_RETRY, Endings
+from clarad.endings import Endings
 from clarad.events import Bus, EventType
 from clarad.intake import Intake
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import ErrorCode
 from clarad.rates import Rates
-from clarad.repeats import Repeats, tell_duplicate
-from clarad.responders import NoSandboxError, Request, Responder, ResponderError
+from clarad.repeats import Repeats, refuse_unstored, tell_duplicate
+from clarad.responders import Responder
 from clarad.roster import MAX_WAITING, Roster
 from clarad.sessions import Sessions
+from clarad.slots import Slots
 from clarad.store import (
     CancelAsked,
-    ChannelFull,
     ChannelMoved,
-    InDoubt,
     MessageKey,
     Messages,
     Notice,
@@ -39,10 +39,7 @@ from clarad.store import (
     StoreError,
     Unfinished,
 )
-from clarad.systemd import catalogue
 from clarad.turn import Session, SessionKey, Turn
-
-log = logging.getLogger(__name__)
 
 
 class Turns:
@@ -52,19 +49,18 @@ class Turns:
         self,
         *,
         make_session: Callable[[SessionKey], Session],
-        message_timeout: float,
         bus: Bus,
         nodes: Nodes,
         store: Messages,
         responder: Responder,
+        message_timeout: float,
+        slots: Slots,
         rates: Rates,
     ) -> None:
         """`message_timeout` in seconds."""
-        self.message_timeout = message_timeout
         self._bus = bus
         self._nodes = nodes
         self._store = store
-        self._responder = responder
         self._nursery: trio.Nursery | None = None
         self._sessions = Sessions(make_session, bus, self._start_soon, self._session_ended)
         self._roster = Roster()
@@ -74,6 +70,7 @@ class Turns:
         self._elsewhere = (
             None if shared is None else Elsewhere(shared, self._start_soon, self._cancel_asked)
         )
+        self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
@@ -97,11 +94,10 @@ class Turns:
 
     def count(self) -> tuple[int, int, int]:
         """Return how many sessions there are, and how many messages run and wait."""
-        running = sum(turn.has_task for turn in self._roster)
         waiting = sum(
-            not turn.has_task and turn.life.state is State.WAITING for turn in self._roster
+            not turn.has_slot and turn.life.state is State.WAITING for turn in self._roster
         )
-        return len(self._sessions), running, waiting
+        return len(self._sessions), self.answering.slots.taken, waiting
 
     def refuse(self) -> None:
         """Take no new messages."""
@@ -181,7 +177,7 @@ class Turns:
                     ErrorCode.INTERRUPTED,
                     "The daemon was stopped while it worked on this message; send it anew.",
                 )
-                self._endings.settle(turn)
+                self._settle(turn)
             elif self._elsewhere is not None or self._roster.is_first(turn):
                 self._start(turn)  # among those of other daemons it may have its turn before ours
 
@@ -205,7 +201,7 @@ class Turns:
     def _admit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Give the message its place, and have it written down."""
         turn = self._enter(node, node.platform, message, text, State.RECEIVED)
-        turn.begun = self._roster.is_first(turn)
+        turn.begun = self._roster.is_first(turn) and self.answering.take_slot(turn)
         self._store.accept(
             turn.key,
             node_id=node.id,
@@ -251,24 +247,10 @@ class Turns:
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
         """The message is written down, and owed an answer from here on; or it is not."""
         if isinstance(result, StoreError):
-            turn.life.apply(Signal.DROPPED)
-            self._leave(turn)
-            request_id = turn.message.id
-            if isinstance(result, InDoubt):
-                return  # the daemon ends; the node sends it again, and finds out
-            if isinstance(result, ChannelFull):
-                turn.node.send_error(
-                    request_id, ErrorCode.QUEUE_FULL, str(result), recoverable=True
-                )
-                return
-            text = "message %r is not accepted, the store failed: %s"
-            about = catalogue.STORE_FAILED.about(**turn.fields())
-            log.error(text, request_id, result, extra=about)
-            why = "The message could not be stored; send it again later."
-            turn.node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
+            self._drop(turn)
+            refuse_unstored(turn, result)
         elif not result:
-            turn.life.apply(Signal.DROPPED)
-            self._leave(turn)
+            self._drop(turn)
             self._start_soon(self._repeats.after_its_end, turn)
         else:
             turn.life.apply(Signal.ACCEPTED)
@@ -280,7 +262,7 @@ class Turns:
     def _go_on(self, turn: Turn) -> None:
         """Take an accepted message as far as it can get by now."""
         if turn.life.decided:
-            self._endings.settle(turn)
+            self._settle(turn)
         elif turn.session.scope.cancel_called:
             self._decide_from_above(turn)
         elif self._roster.is_first(turn):
@@ -295,52 +277,12 @@ class Turns:
     async def _live(self, turn: Turn) -> None:
         """From its turn to its outcome: a task below its session."""
         try:
-            with turn.scope:
-                await self._answer(turn)
-            if turn.scope.cancelled_caught:
-                why = f"No answer within {self.message_timeout:g} s."
-                turn.fail(Signal.TIMED_OUT, ErrorCode.TIMEOUT, why, turn.scope.deadline)
-        except* Exception as group:
-            self._fail(turn, group)
+            await self.answering.answer(turn)
         finally:
             if turn.life.decided:
-                self._endings.settle(turn)
+                self._settle(turn)
             else:
                 self._decide_from_above(turn)
-
-    async def _answer(self, turn: Turn) -> None:
-        if not turn.begun:
-            await self._begin(turn)
-        if turn.begin(self.message_timeout):
-            message, session = turn.message, turn.session
-            request = Request(message, turn.node.id, turn.key.platform, session.id)
-            await self._responder.respond(request, turn)
-            turn.decide(Signal.COMPLETED)
-
-    async def _begin(self, turn: Turn) -> None:
-        """Have it written down that the message begins; it waits while the store fails."""
-        while True:
-            try:
-                if self._elsewhere is not None:
-                    await self._elsewhere.begin(turn.key)
-                else:
-                    await self._store.begin(turn.key)
-                return
-            except StoreError as error:
-                about = catalogue.STORE_FAILED.about(**turn.fields())
-                text = "message %r waits, the store failed: %s"
-                log.error(text, turn.message.id, error, extra=about)
-            await trio.sleep(STORE_RETRY)
-
-    def _fail(self, turn: Turn, error: BaseException) -> None:
-        wanted = _find(error, ResponderError)
-        if wanted is None:
-            about = catalogue.INTERNAL_ERROR.about(**turn.fields())
-            log.error("message %r failed", turn.message.id, exc_info=error, extra=about)
-        why = "The message failed; the daemon's log says why." if wanted is None else str(wanted)
-        is_about_sandboxes = isinstance(wanted, NoSandboxError)
-        code = ErrorCode.NO_SANDBOX if is_about_sandboxes else ErrorCode.PROCESSING_ERROR
-        turn.fail(Signal.FAILED, code, why)
 
     def _cancel(self, turn: Turn, reason: str, by: str) -> bool:
         """Settle on a cancellation, and start it; `False` if the outcome is settled already."""
@@ -350,7 +292,7 @@ class Turns:
         if turn.has_task:
             turn.scope.cancel(reason)
         elif was_waiting:
-            self._endings.settle(turn)
+            self._settle(turn)
         return True
 
     def _cancel_asked(self, key: MessageKey, reason: str) -> None:
@@ -364,7 +306,18 @@ class Turns:
         else:
             decided = turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
         if decided and turn.life.state is State.SETTLING:  # and not still being written down
-            self._endings.settle(turn)
+            self._settle(turn)
+
+    def _settle(self, turn: Turn) -> None:
+        """See the message to its terminal frame: nothing of it runs any more."""
+        self.answering.leave_slot(turn)
+        self._endings.settle(turn)
+
+    def _drop(self, turn: Turn) -> None:
+        """Forget a message that is not accepted."""
+        turn.life.apply(Signal.DROPPED)
+        self.answering.leave_slot(turn)
+        self._leave(turn)
 
     def _leave(self, turn: Turn) -> None:
         """Forget the message, and let the next one in its channel have its turn."""
@@ -402,12 +355,3 @@ class Turns:
 
 def _queue(turn: Turn, ahead: int) -> None:
     turn.begun, turn.ahead = False, ahead
-
-
-def _find(error: BaseException, kind: type[ResponderError]) -> ResponderError | None:
-    """Return the exception of this kind, also from within the groups that nurseries make."""
-    if isinstance(error, kind):
-        return error
-    if isinstance(error, BaseExceptionGroup):
-        return next((found for e in error.exceptions if (found := _find(e, kind))), None)
-    return None

@@ -2,7 +2,8 @@
 
 Hypothesis makes up the order in which messages are sent, sent again and cancelled, the store
 answers or fails, the responder ends or crashes, time passes, the node goes and comes back, and the
-daemon stops. Everything is real but the store and the responder, which answer when they are told.
+daemon stops, with a slot or two. Everything is real but the store and the responder, which answer
+when they are told.
 """
 
 import json
@@ -25,6 +26,7 @@ from clarad.nurseries.turns import Turns
 from clarad.protocol import CloseCode
 from clarad.rates import Rates
 from clarad.responders import Answer, Request
+from clarad.slots import Slots
 from clarad.store import MessageKey, Messages, Stored, StoreError
 from tests.peer import TERMINAL, Frame, message
 
@@ -60,7 +62,7 @@ class SlowStore:
 
         self._pending.append(do)
 
-    async def begin(self, key: MessageKey) -> None:
+    async def begin(self, key: MessageKey) -> bool:
         done = trio.Event()
         outcome: list[StoreError | None] = []
 
@@ -73,6 +75,7 @@ class SlowStore:
             await done.wait()
         if outcome[0] is not None:
             raise outcome[0]
+        return True
 
     def end(
         self, key: MessageKey, *, terminal: str, then: Callable[[StoreError | None], None], **_: Any
@@ -108,15 +111,19 @@ class Obedient:
 
     def __init__(self) -> None:
         self.ran: list[tuple[str, str]] = []
+        self.running = self.most = 0
         self.release: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self.crash: set[str] = set()
 
     async def respond(self, request: Request, answer: Answer) -> None:
         self.ran.append((request.message.channel.id, request.message.id))
+        self.running += 1
+        self.most = max(self.most, self.running)
         answer.text("some ")
         try:
             await self.release[request.message.id].wait()
         finally:
+            self.running -= 1
             answer.text("more")
         if request.message.id in self.crash:
             raise RuntimeError("as the test wants it")
@@ -147,19 +154,21 @@ class Wire:
 class World:
     """The sessions, and all that can happen to them."""
 
-    def __init__(self, resumes: bool) -> None:
+    def __init__(self, resumes: bool, slots: int) -> None:
         self.store, self.responder, self.nodes = SlowStore(), Obedient(), Nodes()
         self.wanted = frozenset({"streaming", "accepted"} | ({"resume"} if resumes else set()))
         self.turns = Turns(
             make_session=partial(Session, timeout=SESSION_TIMEOUT),
-            message_timeout=MESSAGE_TIMEOUT,
             bus=Bus(),
             nodes=self.nodes,
             store=cast(Messages, self.store),
             responder=self.responder,
+            message_timeout=MESSAGE_TIMEOUT,
+            slots=Slots(slots),
             rates=Rates(),
         )
         self.wires: list[Wire] = []
+        self.left: tuple[int, ...] = ()
         self.session_id = ""
         self.connect()
 
@@ -207,6 +216,16 @@ class World:
         self.turns.refuse()
         self.turns.stop()
 
+    async def finish_all(self, clock: MockClock) -> None:
+        """Let everything end that is under way, with a store that works."""
+        for number in MESSAGES:
+            self.finish(number)
+        for _ in range(2):
+            clock.jump(1)  # a store that had failed is tried again
+            await wait_all_tasks_blocked()
+            while self.store.answer():
+                await wait_all_tasks_blocked()
+
     async def end(self) -> None:
         """Stop, with a store that works."""
         self.stop()
@@ -229,8 +248,17 @@ STEPS = st.one_of(
 STOP = st.just(("stop",))
 
 
-async def live_through(resumes: bool, steps: list[tuple[Any, ...]], clock: MockClock) -> World:
-    world = World(resumes)
+SLOTS = st.sampled_from([1, 2])
+
+
+async def live_through(
+    resumes: bool,
+    slots: int,
+    steps: list[tuple[Any, ...]],
+    clock: MockClock,
+    finished: bool = False,
+) -> World:
+    world = World(resumes, slots)
     deeds: dict[str, Callable[..., object]] = {
         "submit": world.submit,
         "cancel": world.cancel,
@@ -248,6 +276,9 @@ async def live_through(resumes: bool, steps: list[tuple[Any, ...]], clock: MockC
         for name, *arguments in steps:
             deeds[name](*arguments)
             await wait_all_tasks_blocked()
+        if finished:
+            await world.finish_all(clock)
+            world.left = world.turns.count()[1:]
         await world.end()
         clock.jump(1)  # a store that had failed is tried again
         await wait_all_tasks_blocked()
@@ -257,12 +288,13 @@ async def live_through(resumes: bool, steps: list[tuple[Any, ...]], clock: MockC
 
 
 @settings(max_examples=2000, deadline=None)
-@given(st.builds(add, st.lists(STEPS, max_size=40), st.lists(STEPS | STOP, max_size=10)))
+@given(SLOTS, st.builds(add, st.lists(STEPS, max_size=40), st.lists(STEPS | STOP, max_size=10)))
 def test_each_accepted_message_ends_once_and_says_nothing_after(
-    steps: list[tuple[Any, ...]],
+    slots: int, steps: list[tuple[Any, ...]]
 ) -> None:
     clock = MockClock()
-    world = trio.run(live_through, False, steps, clock, clock=clock)
+    world = trio.run(live_through, False, slots, steps, clock, clock=clock)
+    assert world.responder.most <= slots
     for key in world.store.frames:
         assert len(world.store.ends[key]) == 1
     assert set(world.store.ends) <= set(world.store.frames)
@@ -273,18 +305,28 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
 
 
 @settings(max_examples=1000, deadline=None)
-@given(st.lists(STEPS, max_size=40))
+@given(SLOTS, st.lists(STEPS, max_size=40))
 def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
-    steps: list[tuple[Any, ...]],
+    slots: int, steps: list[tuple[Any, ...]]
 ) -> None:
     clock = MockClock()
-    world = trio.run(live_through, True, [*steps, ("connect",)], clock, clock=clock)
+    world = trio.run(live_through, True, slots, [*steps, ("connect",)], clock, clock=clock)
     numbers = [frame["seq"] for frame in world.frames]
     assert numbers == sorted(set(numbers))
     for number in MESSAGES:
         frames = [frame for frame in world.frames if frame.get("request_id") == f"{number}"]
         assert_one_end(frames)
         assert world.has_ended(number) is (_key(number) in world.store.frames)
+
+
+@settings(max_examples=1000, deadline=None)
+@given(SLOTS, st.lists(STEPS, max_size=40))
+def test_whatever_happens_to_the_others_a_message_that_waits_has_its_turn(
+    slots: int, steps: list[tuple[Any, ...]]
+) -> None:
+    clock = MockClock()
+    world = trio.run(live_through, False, slots, steps, clock, True, clock=clock)
+    assert world.left == (0, 0)
 
 
 def assert_one_end(frames: list[Frame]) -> None:
