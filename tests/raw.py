@@ -52,6 +52,22 @@ class RawPeer:
         except (trio.BrokenResourceError, EOFError):
             return None
 
+    async def rest(self) -> tuple[list[str], int]:
+        """Read to the end; return the text messages that came whole, and the close code."""
+        texts, parts = list[str](), list[str]()
+        while True:
+            for event in self._websocket.events():
+                if isinstance(event, CloseConnection):
+                    await self.stream.send_all(self._websocket.send(event.response()))
+                    return texts, int(event.code)
+                if isinstance(event, TextMessage):
+                    parts.append(event.data)
+                    if event.message_finished:
+                        texts.append("".join(parts))
+                        parts.clear()
+            with trio.fail_after(30):
+                self._websocket.receive_data(await self.stream.receive_some(65536))
+
     async def _next(self, kind: type[E]) -> E:
         """Read until an event of this kind; the ones before it are dropped."""
         with trio.fail_after(30):

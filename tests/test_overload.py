@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import trio
 
-from clarad import outbox, sessions
+from clarad import outbox, sender, sessions
 from clarad.events import EventType
 from clarad.intake import OWN_BYTES
+from clarad.nurseries.connection import Connection
 from clarad.pool import Pool
 from clarad.rates import Rate
 from tests import peer
@@ -78,6 +79,43 @@ async def test_a_slow_adapter_is_closed_and_given_what_it_missed(
     again = await running.connect()
     await again.register("slow", capabilities)
     await answered(again, accepted)
+
+
+@pytest.mark.usefixtures("small")
+async def test_who_reads_on_is_told_why_it_was_closed_and_given_the_rest_by_a_resume(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sender, "CLOSE_TIMEOUT", 60.0)
+    register = {"node_id": "slow", "platform": "test", "capabilities": ["resume"]}
+    async with RawPeer.connected(running.host, running.port) as slow:
+        await slow.send_text(json.dumps({"type": "register"} | register))
+        session_id = json.loads(await slow.receive_text())["session_id"]
+        for n in range(MESSAGES):
+            await slow.send_text(
+                json.dumps({"type": "message"} | message(f"m-{n}", ANSWER, f"c-{n}"))
+            )
+        await overflow(running)
+        texts, code = await slow.rest()
+        assert code == 4008
+    frames = [json.loads(text) for text in texts]
+    again = await running.connect()
+    last_seq = frames[-1]["seq"]
+    await again.register("slow", ["resume"], session_id=session_id, last_seq=last_seq)
+    accepted = {event.request_id or "" for event in running.events_of(EventType.MESSAGE_RECEIVED)}
+    read = {frame["request_id"] for frame in frames if frame["type"] == "response_end"}
+    assert read < accepted
+    await answered(again, accepted - read)
+    assert await again.is_silent()
+
+
+async def overflow(running: Running) -> None:
+    """Wait until the node `slow` is about to be closed."""
+    node = running.daemon.nodes.known("slow", "test")
+    assert node is not None
+    assert isinstance(node.outlet, Connection)
+    with trio.fail_after(30):
+        while node.outlet._sender.closing is None:
+            await trio.sleep(0.01)
 
 
 # --- a flood -------------------------------------------------------------------------------------
