@@ -23,11 +23,16 @@ OVERHEAD: Final = 8 * 1024
 """Bytes that a message costs beside its text, with its task and its session."""
 
 
+QUEUE_RETRY: Final = 5
+"""Seconds until a message that finds no room is worth another try."""
+
+
 class Refusal(NamedTuple):
-    """What a message is refused with; it may be sent again."""
+    """What a message is refused with; it may be sent again, after so many seconds."""
 
     code: ErrorCode
     why: str
+    retry_after: int = QUEUE_RETRY
 
 
 def size(text: str) -> int:
@@ -64,9 +69,9 @@ class Intake:
                 ErrorCode.QUEUE_FULL, "Too many messages of this node are waiting; try later."
             )
         user = node.platform, message.user.id
-        if wait := self._rates.wait(_owner(node), user, now):
-            why = f"Too many messages in a short time; send it again in {math.ceil(wait)} s."
-            return Refusal(ErrorCode.RATE_LIMITED, why)
+        if wait := math.ceil(self._rates.wait(_owner(node), user, now)):
+            why = f"Too many messages in a short time; send it again in {wait} s."
+            return Refusal(ErrorCode.RATE_LIMITED, why, wait)
         return None
 
     def add(self, turn: Turn) -> None:

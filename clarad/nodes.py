@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 from clarad.kept import Kept, Window, shared
 from clarad.pool import Pool
@@ -148,9 +148,17 @@ class Node:
         elif self.outlet is not None:
             self.outlet.send(encode(frame))
 
-    def send_error(self, request_id: str, code: ErrorCode, text: str, *, recoverable: bool) -> None:
+    def send_error(
+        self,
+        request_id: str,
+        code: ErrorCode,
+        text: str,
+        retry_after: float | UnsetType = UNSET,
+        *,
+        recoverable: bool,
+    ) -> None:
         """Send an `error` about a message."""
-        self.send(Error(code=code, message=text, recoverable=recoverable, request_id=request_id))
+        self.send(Error(code, text, recoverable, request_id, retry_after))
 
     def reserve(self, key: MessageKey) -> Kept | None:
         """Give a terminal frame that is about to be stored its place; `None` if it needs none."""

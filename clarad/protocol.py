@@ -273,12 +273,16 @@ class Cancelled(Struct, frozen=True, tag="cancelled"):
 
 
 class Error(Struct, frozen=True, tag="error"):
-    """Something was refused or failed; terminal for a message if it names an accepted one."""
+    """Something was refused or failed; terminal for a message if it names an accepted one.
+
+    With `retry_after` the message is not accepted, and worth sending again in so many seconds.
+    """
 
     code: ErrorCode
     message: str
     recoverable: bool
     request_id: str | UnsetType = UNSET
+    retry_after: Annotated[float, Meta(ge=0)] | UnsetType = UNSET
     seq: int | UnsetType = UNSET
 
 

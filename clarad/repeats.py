@@ -3,6 +3,7 @@
 import logging
 
 from clarad import protocol
+from clarad.intake import Refusal
 from clarad.lifecycle import State
 from clarad.nodes import Node
 from clarad.protocol import ErrorCode
@@ -67,7 +68,8 @@ def refuse_unstored(turn: Turn, error: StoreError) -> None:
     if isinstance(error, InDoubt):
         return  # the daemon ends; the node sends it again, and finds out
     if isinstance(error, ChannelFull):
-        turn.node.send_error(request_id, ErrorCode.QUEUE_FULL, str(error), recoverable=True)
+        full = Refusal(ErrorCode.QUEUE_FULL, str(error))
+        turn.node.send_error(request_id, *full, recoverable=True)
         return
     about = catalogue.STORE_FAILED.about(**turn.fields())
     log.error("message %r is not accepted, the store failed: %s", request_id, error, extra=about)

@@ -11,7 +11,7 @@ import trio
 
 from clarad import outbox, sender, sessions
 from clarad.events import EventType
-from clarad.intake import OWN_BYTES
+from clarad.intake import OWN_BYTES, QUEUE_RETRY
 from clarad.nurseries.connection import Connection
 from clarad.pool import Pool
 from clarad.rates import Rate
@@ -132,7 +132,8 @@ async def test_a_flood_of_one_node_is_refused_and_another_node_is_answered(
     while len(refusals) < 100:
         if (frame := await flooder.receive())["type"] == "error":
             refusals.append(frame)
-    assert {(frame["code"], frame["recoverable"]) for frame in refusals} == {("queue_full", True)}
+    told = {(frame["code"], frame["recoverable"], frame["retry_after"]) for frame in refusals}
+    assert told == {("queue_full", True, QUEUE_RETRY)}
     good = await running.node("good")
     await good.ask("m", "hello")
     assert (await good.outcome_of("m"))["full_text"] == "hello"
@@ -148,6 +149,7 @@ async def test_a_message_above_the_rate_is_refused_and_a_cancel_never(start: Sta
     refused = await node.outcome_of("m-2")
     assert (refused["code"], refused["recoverable"]) == ("rate_limited", True)
     assert "send it again in 60 s" in refused["message"]
+    assert refused["retry_after"] == 60
     for n in range(2):
         await node.send("cancel", request_id=f"m-{n}")
         assert (await node.outcome_of(f"m-{n}"))["type"] == "cancelled"

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import anyio
 import msgspec
+from anyio.abc import TaskGroup
 
 from clarad import protocol
 from clarad.adapters.errors import GatewayError
@@ -55,7 +56,8 @@ class Adapter:
         self._url = url
         self._tls = tls
         self._register = register
-        self._session = Session(on_stray, self._wake)
+        self._session = Session(on_stray, self._wake, self._send_later)
+        self._tasks: TaskGroup | None = None
         self._outgoing: deque[protocol.Inbound] = deque()
         self._wakeup = anyio.Event()
         self._connected = False
@@ -96,6 +98,17 @@ class Adapter:
 
     def _wake(self) -> None:
         self._wakeup.set()
+
+    def _send_later(self, request_id: str, seconds: float) -> None:
+        """Send a message again that was refused; a new connection begins with it anyway."""
+        assert self._tasks is not None  # a frame has come
+        self._tasks.start_soon(self._send_again, request_id, seconds)
+
+    async def _send_again(self, request_id: str, seconds: float) -> None:
+        # Not before; and not all at once, who were refused together.
+        await anyio.sleep(seconds * random.uniform(1, 1.5))  # noqa: S311 - no secret
+        if (message := self._session.again(request_id)) is not None:
+            self._send(message)
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -175,6 +188,7 @@ class Adapter:
         self._connected = True
         try:
             async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
 
                 async def until_lost(talk: Callable[[WebSocket], Any]) -> None:
                     try:

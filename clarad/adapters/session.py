@@ -3,7 +3,8 @@
 Rules (docs/protocol.md, sections 4 and 5):
 
 1. A message is sent again, with its id, on each connection until it is known to be accepted; in a
-   session that is new, until it has ended: the gateway may know nothing of it.
+   session that is new, until it has ended: the gateway may know nothing of it. One that is refused
+   for now (`retry_after`) is sent again on the same connection, and is nobody's until then.
 2. A frame whose `seq` is not above the highest seen was here already.
 3. A message has one outcome. What comes for a message that nobody waits for is a stray: the answer
    to one that an earlier process of this adapter has sent.
@@ -87,6 +88,7 @@ class _Pending:
         self.message = message
         self.answer = answer
         self.accepted = False
+        self.refused = False
         self.cancel: protocol.Cancel | None = None
 
 
@@ -100,11 +102,18 @@ class Session:
     """The messages under way, and how far the gateway's frames have come."""
 
     def __init__(
-        self, on_stray: Callable[[Outcome], None], on_taken: Callable[[], None] = lambda: None
+        self,
+        on_stray: Callable[[Outcome], None],
+        on_taken: Callable[[], None] = lambda: None,
+        on_refused: Callable[[str, float], None] = lambda _id, _seconds: None,
     ) -> None:
-        """`on_taken` is called when there may be something to ack."""
+        """`on_taken` is called when there may be something to ack.
+
+        `on_refused` is called with the id of a message to be sent `again` in so many seconds.
+        """
         self._on_stray = on_stray
         self._on_taken = on_taken
+        self._on_refused = on_refused
         self._pending: dict[str, _Pending] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
         self._untaken: dict[str, tuple[int, weakref.ref[Answer]]] = {}
@@ -134,7 +143,17 @@ class Session:
         if pending is None:
             return False
         pending.cancel = cancel
+        if pending.refused:
+            self._end_refused(pending)
         return True
+
+    def again(self, request_id: str) -> protocol.Message | None:
+        """Return a message that was refused, to be sent again now; `None` if it need not be."""
+        pending = self._pending.get(request_id)
+        if pending is None or not pending.refused:
+            return None
+        pending.refused = False
+        return pending.message
 
     def registered(self, registered: protocol.Registered) -> list[protocol.Inbound]:
         """Begin a connection; return what is to be sent on it first."""
@@ -145,6 +164,7 @@ class Session:
         self.session_id = registered.session_id
         frames: list[protocol.Inbound] = []
         for pending in self._pending.values():
+            pending.refused = False
             if not (registered.resumed and pending.accepted):
                 frames.append(pending.message)
             if pending.cancel is not None:
@@ -212,7 +232,7 @@ class Session:
 
     def _accept(self, request_id: str) -> None:
         if (pending := self._pending.get(request_id)) is not None:
-            pending.accepted = True
+            pending.accepted, pending.refused = True, False
 
     def _end(self, frame: Outcome) -> None:
         request_id = frame.request_id
@@ -225,6 +245,9 @@ class Session:
                 return  # about a cancel that came too late
             if frame.code is ErrorCode.SHUTTING_DOWN and pending and not pending.accepted:
                 return  # it is sent again to the next daemon
+            if isinstance(frame.retry_after, (int, float)) and pending:
+                self._refuse(pending, frame.retry_after)
+                return
         if pending is not None:
             answer = pending.answer()
             del self._pending[request_id]
@@ -237,6 +260,19 @@ class Session:
             self._remember(request_id)
             self._on_stray(frame)
             self._on_taken()
+
+    def _refuse(self, pending: _Pending, seconds: float) -> None:
+        pending.accepted, pending.refused = False, True
+        if pending.cancel is not None:
+            self._end_refused(pending)
+        else:
+            self._on_refused(pending.message.id, seconds)
+
+    def _end_refused(self, pending: _Pending) -> None:
+        """End a message that was cancelled, and that the gateway knows nothing of."""
+        assert pending.cancel is not None
+        reason = pending.cancel.reason or "requested"
+        self._end(protocol.Cancelled(pending.message.id, reason, protocol.Stopped()))
 
     def _remember(self, request_id: str) -> None:
         self._ended[request_id] = None

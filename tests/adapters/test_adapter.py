@@ -117,6 +117,17 @@ def test_a_message_that_is_cancelled_says_why(process: Process, run: Run) -> Non
     run(scenario)
 
 
+def test_what_is_above_a_rate_is_answered_a_little_later(run: Run, tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with open_adapter(limited.url, node_id="n", platform="test") as node:
+            answers = [node.ask(message(f"m-{n}")) for n in range(2)]
+            outcomes = [await answer.outcome() for answer in answers]
+        assert [type(outcome) for outcome in outcomes] == [protocol.ResponseEnd] * 2
+
+    with daemon(tmp_path, CLARA_RATE_NODE="600/1") as limited:
+        run(scenario)
+
+
 def test_an_id_is_used_once_at_a_time(process: Process, run: Run) -> None:
     async def scenario() -> None:
         async with open_adapter(process.url, node_id=fresh("n"), platform="test") as node:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from clarad import protocol
 from clarad.adapters import Outcome
 from clarad.adapters.session import Session
-from clarad.protocol import Accepted, Cancel, Error, ErrorCode, Message, Registered, ResponseEnd
+from clarad.protocol import (
+    Accepted,
+    Cancel,
+    Cancelled,
+    Error,
+    ErrorCode,
+    Message,
+    Registered,
+    ResponseEnd,
+)
 
 
 def message(request_id: str) -> Message:
@@ -32,7 +41,10 @@ class Adapter(Session):
 
     def __init__(self) -> None:
         self.strays: list[Outcome] = []
-        super().__init__(self.strays.append)
+        self.refused: list[tuple[str, float]] = []
+        super().__init__(
+            self.strays.append, on_refused=lambda *refused: self.refused.append(refused)
+        )
 
     def take(self, *frames: protocol.Outbound) -> None:
         for frame in frames:
@@ -75,6 +87,48 @@ async def test_what_a_daemon_that_stops_refuses_is_sent_to_the_next(session: Ada
     answer = session.ask(message("1"))
     session.take(Error(ErrorCode.SHUTTING_DOWN, "later", recoverable=True, request_id="1"))
     assert session.registered(registered(resumed=True)) == [answer.message]
+
+
+def refusal(request_id: str, seconds: float) -> Error:
+    return Error(ErrorCode.RATE_LIMITED, "slower", True, request_id, seconds)
+
+
+async def test_what_is_refused_for_now_is_sent_again_once_when_it_is_time(
+    session: Adapter,
+) -> None:
+    answer = session.ask(message("1"))
+    session.take(refusal("1", 3))
+    assert session.refused == [("1", 3)]
+    assert session.again("1") == answer.message
+    assert session.again("1") is None
+    session.take(end("1", 1))
+    assert isinstance(await answer.outcome(), ResponseEnd)
+
+
+async def test_what_is_sent_on_another_connection_meanwhile_is_not_sent_again(
+    session: Adapter,
+) -> None:
+    answer = session.ask(message("1"))
+    session.take(refusal("1", 3))
+    assert session.registered(registered(resumed=True)) == [answer.message]
+    assert session.again("1") is None
+
+
+@pytest.mark.parametrize("cancel_first", [True, False])
+async def test_what_is_refused_and_cancelled_ends_at_once(
+    session: Adapter, cancel_first: bool
+) -> None:
+    answer = session.ask(message("1"))
+    cancel = Cancel(request_id="1", reason="too slow")
+    if cancel_first:
+        session.cancel(cancel)
+    session.take(refusal("1", 3))
+    if not cancel_first:
+        session.cancel(cancel)
+    outcome = await answer.outcome()
+    assert isinstance(outcome, Cancelled)
+    assert outcome.reason == "too slow"
+    assert session.again("1") is None
 
 
 # --- what is handed on ---------------------------------------------------------------------------
