@@ -78,12 +78,18 @@ async def two(share: Share, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPat
     return [side(SharedDesk(daemon)) for daemon in await share(2)]
 
 
+async def begin(side: Side, number: int) -> None:
+    """Try again until the message has begun."""
+    while not await side.elsewhere.begin(key(number), lambda: None):
+        pass
+
+
 async def waits(nursery: trio.Nursery, side: Side, number: int) -> trio.Event:
     """Have a message wait for its turn; the event is set when it has begun."""
     has_begun = trio.Event()
 
     async def wait() -> None:
-        await side.elsewhere.begin(key(number))
+        await begin(side, number)
         has_begun.set()
 
     nursery.start_soon(wait)
@@ -106,7 +112,7 @@ async def test_a_message_begins_at_once_if_none_is_before_it(
 ) -> None:
     here, _ = two
     await here.messages.accept(1)
-    await here.elsewhere.begin(key(1))
+    assert await here.elsewhere.begin(key(1), lambda: pytest.fail("it need not wait"))
     assert outside.rows(STATES) == [("1", "begun")]
 
 
@@ -129,6 +135,19 @@ async def test_a_message_begins_when_its_channel_has_moved_on(
         await has_begun.wait()
 
 
+async def test_a_message_that_has_to_wait_lets_others_of_its_daemon_run_meanwhile(
+    two: list[Side], nursery: trio.Nursery
+) -> None:
+    here, there = two
+    await here.messages.admit(1)
+    await there.messages.admit(2)
+    others_may = trio.Event()
+    nursery.start_soon(there.elsewhere.begin, key(2), others_may.set)
+    with trio.fail_after(PATIENCE):
+        await others_may.wait()
+    there.elsewhere.channel_moved("test", "channel-1")
+
+
 async def test_what_is_said_while_the_store_looks_is_not_missed(
     two: list[Side], nursery: trio.Nursery
 ) -> None:
@@ -143,7 +162,7 @@ async def test_what_is_said_while_the_store_looks_is_not_missed(
     has_begun = trio.Event()
 
     async def wait() -> None:
-        await there.elsewhere.begin(key(2))
+        await begin(there, 2)
         has_begun.set()
 
     async with queueing_up(there.messages.writer):
@@ -190,7 +209,7 @@ async def test_a_store_that_fails_is_an_error_to_who_waits(two: list[Side]) -> N
     here, _ = two
     here.messages.daemon.life.is_lost = True
     with pytest.raises(StoreError):
-        await here.elsewhere.begin(key(1))
+        await here.elsewhere.begin(key(1), lambda: None)
 
 
 # --- cancellations -------------------------------------------------------------------------------
