@@ -3,13 +3,21 @@
 import argparse
 import logging
 import secrets
+import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from tests import postgres
+from tests.soak.faults import UnknownFault
+from tests.soak.sandboxes import MODE
 from tests.soak.soak import Plan, soak
+
+INTERRUPTED: Final = 128 + signal.SIGINT
 
 
 def main() -> int:
@@ -21,24 +29,49 @@ def main() -> int:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--fault", action="append", default=[], help="only this; may be repeated")
     arguments = parser.parse_args()
+    if arguments.database == "postgresql" and postgres.BINARIES is None:
+        parser.error("no PostgreSQL is installed")
     logging.getLogger("clarad").addHandler(logging.NullHandler())  # lost connections are no news
-    seed = arguments.seed or secrets.token_hex(4)
+    plan = Plan(
+        seconds=60 * arguments.minutes,
+        seed=arguments.seed or secrets.token_hex(4),
+        kinds=tuple(arguments.fault),
+        sandboxes=MODE,
+    )
     directory = Path(tempfile.mkdtemp(prefix="clarad-soak-"))
-    print(f"seed {seed}, in {directory}", flush=True)
-    plan = Plan(seconds=60 * arguments.minutes, seed=seed, kinds=tuple(arguments.fault))
-    cluster = None
-    if arguments.database == "postgresql":
-        if postgres.BINARIES is None:
-            parser.error("no PostgreSQL is installed")
-        cluster = postgres.Cluster(postgres.BINARIES)
-        cluster.start()
+    print(f"seed {plan.seed}, in {directory}", flush=True)
+    is_kept = False
     try:
-        report = soak(plan, directory, cluster)
+        with _cluster(arguments.database) as cluster:
+            report = soak(plan, directory, cluster)
+        report.show()
+        is_kept = bool(report.broken)
+        if is_kept:
+            print(f"\nThe daemon's log is {report.log_path}; what else there is lies beside it.")
+        return is_kept
+    except UnknownFault as error:
+        parser.error(str(error))
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing is left, and nothing is said of promises", file=sys.stderr)
+        return INTERRUPTED
     finally:
-        if cluster is not None:
-            cluster.stop()
-    report.show()
-    return bool(report.broken)
+        if not is_kept:
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def _cluster(database: str) -> Iterator[postgres.Cluster | None]:
+    """A PostgreSQL cluster that nobody else feels stopping, if that is the database."""
+    if database == "sqlite":
+        yield None
+        return
+    assert postgres.BINARIES is not None
+    cluster = postgres.Cluster(postgres.BINARIES)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
 
 
 if __name__ == "__main__":

@@ -4,17 +4,38 @@ import os
 import random
 import resource
 import signal
-from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
 
 import trio
 
 from tests.postgres import Cluster
 from tests.soak.installation import Installation
 from tests.soak.line import Line
+from tests.villains import TURNED_AWAY, VILLAINS, Villain
 
 Fault = Callable[[], Awaitable[None]]
+
+
+class UnknownFault(Exception):  # noqa: N818 - it is an answer, not a fault
+    """There is no fault of this name, or the database cannot have it."""
+
+
+KILL: Final = "SIGKILL and restart"
+
+LONG_OUTAGE: Final = 30.0
+"""Seconds that PostgreSQL is gone once in a soak that has room for it; else a tenth of that."""
+
+
+@dataclass(frozen=True)
+class Happened:
+    """A fault that is over; its times are Trio's, in seconds."""
+
+    kind: str
+    began: float
+    ended: float
 
 
 class Faults:
@@ -26,42 +47,61 @@ class Faults:
         lines: Sequence[Line],
         cluster: Cluster | None,
         chance: random.Random,
+        *,
         kinds: Collection[str] = (),
+        seconds: float,
     ) -> None:
-        """`kinds` are those that there are to be; without, it is all that the database can have."""
+        """`kinds` are those that there are to be; without, it is all that the database can have.
+
+        `seconds` is the length of the soak.
+        """
         self._installation = installation
         self._lines = lines
         self._cluster = cluster
         self._chance = chance
-        self.injected: Counter[str] = Counter()
+        self._outage = min(LONG_OUTAGE, seconds / 10)
+        self.happened: list[Happened] = []
         self._kinds: dict[str, Fault] = {
-            "SIGKILL and restart": self._kill,
+            KILL: self._kill,
             "SIGTERM and restart": self._stop,
             "connection cut": self._cut,
             "all connections cut": self._cut_all,
             "slow reader": self._slow,
+            "rubbish": self._rubbish,
             "reload": self._reload,
             "SIGSTOP and SIGCONT": self._pause,
+            "clock stepped": self._step_clock,
         }
         if cluster is None:
-            self._kinds["disk full"] = self._fill_disk
+            self._kinds |= {"disk full": self._fill_disk, "read-only": self._forbid_writing}
         else:
             self._kinds["database stopped"] = self._stop_database
+        if unknown := set(kinds) - set(self._kinds):
+            raise UnknownFault(
+                f"there is no fault {min(unknown)!r} here; there are: {', '.join(self._kinds)}"
+            )
         if kinds:
             self._kinds = {kind: self._kinds[kind] for kind in kinds}
 
     async def inject(self, pause: float) -> None:
         """Go on until cancelled; what is under way then is brought to its end first.
 
-        All kinds come equally often, in an order that is another each time round. `pause` is the
-        most between two, in seconds.
+        All kinds come equally often, in an order that is another each time round; only a kill comes
+        after each of the others too. `pause` is the most between two, in seconds.
         """
         while True:
-            for kind in self._chance.sample(list(self._kinds), len(self._kinds)):
+            for kind in self._order():
                 await trio.sleep(self._chance.uniform(0, pause))
+                began = trio.current_time()
                 with trio.CancelScope(shield=True):
                     await self._kinds[kind]()
-                self.injected[kind] += 1
+                self.happened.append(Happened(kind, began, trio.current_time()))
+
+    def _order(self) -> Iterator[str]:
+        for kind in self._chance.sample(list(self._kinds), len(self._kinds)):
+            yield kind
+            if kind != KILL and KILL in self._kinds:
+                yield KILL
 
     async def _kill(self) -> None:
         await self._installation.end(signal.SIGKILL)
@@ -88,6 +128,15 @@ class Faults:
         if self._chance.random() < 0.5:
             line.cut()
 
+    async def _rubbish(self) -> None:
+        async with trio.open_nursery() as crowd:
+            for villain in VILLAINS:
+                crowd.start_soon(self._let_loose, villain)
+
+    async def _let_loose(self, villain: Villain) -> None:
+        with suppress(*TURNED_AWAY):
+            await villain("127.0.0.1", self._installation.port, self._chance)
+
     async def _reload(self) -> None:
         self._installation.write_hooks()
         self._signal(signal.SIGHUP)
@@ -110,10 +159,24 @@ class Faults:
             await trio.sleep(self._chance.uniform(0.3, 2))
             resource.prlimit(self._installation.pid, resource.RLIMIT_FSIZE, (hard, hard))
 
+    async def _forbid_writing(self) -> None:
+        await self._installation.end(self._chance.choice((signal.SIGTERM, signal.SIGKILL)))
+        await self._installation.fail_to_start()
+        await self._installation.start()
+
+    async def _step_clock(self) -> None:
+        """Set it forward or back, and right again after a while: one of the two is back."""
+        self._installation.clock.set_ahead(
+            self._chance.uniform(2, 15) * self._chance.choice((1, -1))
+        )
+        await trio.sleep(self._chance.uniform(0.5, 3))
+        self._installation.clock.set_ahead(0)
+
     async def _stop_database(self) -> None:
         assert self._cluster is not None
+        seconds, self._outage = max(self._outage, self._chance.uniform(0.3, 4)), 0
         await trio.to_thread.run_sync(self._cluster.halt)
-        await trio.sleep(self._chance.uniform(0.3, 4))
+        await trio.sleep(seconds)
         await trio.to_thread.run_sync(self._cluster.go_on)
 
     def _signal(self, number: signal.Signals) -> None:

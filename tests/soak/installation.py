@@ -1,6 +1,7 @@
-"""The installation that is soaked: its hooks, tasks and responder, and a daemon with many lives."""
+"""The installation that is soaked, and the daemon in it, which has many lives."""
 
 import os
+import random
 import secrets
 import signal
 import sys
@@ -10,104 +11,80 @@ from typing import Final
 
 import trio
 
-from tests.process import LIFE, environment, lives_of
+from tests.process import LIFE, PATIENCE, environment, lives_of
+from tests.soak.automation import COMMAND, HOOKS
+from tests.soak.clock import Clock
+from tests.soak.sandboxes import Sandboxes
 
-HOOKS: Final = """\
-# {version}
-hooks:
-  - name: heard
-    event: message:received
-    match: {{channel_id: "*-0"}}
-    command: printf x >> "$SOAK_ACTS/hook-$CLARA_RUN"
-  - name: ended
-    event: [message:sent, message:cancelled]
-    match: {{channel_id: "*-1"}}
-    overlap: queue
-    retries: 1
-    command: printf x >> "$SOAK_ACTS/hook-$CLARA_RUN"
-"""
+TOOLS_OFTEN: Final = 0.3
+"""How many of the daemon's lives have the tools for a responder, where there are sandboxes."""
 
-INTERVALS: Final = {"every": 0.5, "some": 0.4, "hang": 2.0}
-"""The tasks, and the seconds between their occurrences."""
+REFUSED: Final = 74
+"""EX_IOERR of sysexits(3): how a daemon ends that cannot write."""
 
-TASKS: Final = """\
-tasks:
-  - name: every
-    interval: 0.5
-    overlap: queue
-    catch_up: all
-    command: printf x >> "$SOAK_ACTS/task-$CLARA_RUN"
-  - name: some
-    interval: 0.4
-    overlap: skip
-    command: printf x >> "$SOAK_ACTS/task-$CLARA_RUN"; sleep 0.5
-  - name: hang
-    interval: 2
-    overlap: cancel
-    command: setsid sleep 1000 & sleep 1000
-"""
-
-NO_TASKS: Final = "tasks: []\n"
-
-RESPONDER: Final = r"""
-printf x >> "$SOAK_ACTS/begun-$CLARA_REQUEST_ID"
-case "$CLARA_CONTENT" in
-    hang) setsid sleep 1000 & sleep 1000;;
-    slow*) sleep 0.2;;
-    big*) head -c 100000 /dev/zero | tr '\0' x;;
-    parts*) for part in a b c d; do printf "$part "; sleep 0.02; done;;
-esac
-printf '%s' "$CLARA_CONTENT"
-printf x >> "$SOAK_ACTS/ended-$CLARA_REQUEST_ID"
-"""
-"""Each thing that runs leaves one byte in a file of its own: so it shows how often it did, and
-when, and a full disk that lets small files through does not hide it."""
+BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
+"""Has root bound by the modes of files, as everybody else is."""
 
 
 class Installation:
     """A directory, and the daemon of the moment in it; `log_path` has what all of them wrote."""
 
-    def __init__(self, directory: Path, port: int, **settings: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        chance: random.Random,
+        sandboxes: str | None,
+        database_url: str | None,
+    ) -> None:
+        """`sandboxes` is the engine for them, if any; without a URL the database is SQLite."""
         self.acts = directory / "acts"
         self.log_path = directory / "clarad.log"
         self.port = port
         self.broken: list[str] = []
-        self.lives = 0
+        self.lives = self.lives_with_tools = 0
+        self.clock = Clock(directory / "clock")
+        self._database = directory / "database"
+        self._database.mkdir()
+        self.database_url = database_url or f"sqlite:///{self._database}/clarad.db"
+        self._chance = chance
         self._directory = directory
         self._name = secrets.token_hex(8)
         self._process: trio.Process | None = None
         self._versions = 0
+        self._webhook = ""
+        self._sandboxes = Sandboxes(sandboxes, directory / "state") if sandboxes else None
         self._environment = environment(
             directory / "state",
+            DATABASE_URL=self.database_url,
             CLARA_HOOKS_DIR=f"{directory}",
             CLARA_SCHEDULER_DIR=f"{directory}",
             CLARA_GATEWAY_PORT=f"{port}",
-            CLARA_RESPONDER="command",
-            CLARA_RESPONDER_COMMAND=RESPONDER,
-            CLARA_MESSAGE_TIMEOUT="5",
+            CLARA_RESPONDER_COMMAND=COMMAND,
+            CLARA_MESSAGE_TIMEOUT="3",
+            CLARA_SESSION_TIMEOUT="4",
             CLARA_DRAIN_TIMEOUT="1",
             SOAK_ACTS=f"{self.acts}",
-            **settings,
+            NO_PROXY="127.0.0.1",
         )
         self.acts.mkdir(parents=True)
-        self.write_hooks()
-        self.write_tasks(TASKS)
-
-    @property
-    def database_url(self) -> str:
-        return self._environment.get(
-            "DATABASE_URL", f"sqlite:///{self._directory / 'state' / 'clarad.db'}"
-        )
 
     @property
     def pid(self) -> int:
         assert self._process is not None
         return self._process.pid
 
+    def define(self, webhook: str, tasks: str) -> None:
+        """Write both files; `webhook` is where to post."""
+        self._webhook = webhook
+        self.write_hooks()
+        self.write_tasks(tasks)
+
     def write_hooks(self) -> None:
         """Write hooks.yaml anew, as another text that says the same."""
         self._versions += 1
-        (self._directory / "hooks.yaml").write_text(HOOKS.format(version=self._versions))
+        text = HOOKS.format(version=self._versions, url=self._webhook)
+        (self._directory / "hooks.yaml").write_text(text)
 
     def write_tasks(self, text: str) -> None:
         """Have other tasks from the next start on."""
@@ -115,23 +92,51 @@ class Installation:
 
     async def start(self) -> None:
         """Start the daemon and wait until it listens; then nothing of an earlier one is left."""
-        self.lives += 1
-        with self.log_path.open("a") as log:
-            said = log.tell()
-            self._process = await trio.lowlevel.open_process(
-                [sys.executable, "-m", "clarad", "run"],
-                env=self._environment | {LIFE: f"{self._name}-{self.lives}"},
-                stderr=log,
-            )
-        with trio.move_on_after(30) as patience:
+        earlier = await self._sandboxes.names() if self._sandboxes and self.lives else set()
+        said = await self._begin_life(self._choose_responder())
+        with trio.move_on_after(PATIENCE) as patience:
             while "listening on" not in self._said_since(said):
-                if self._process.poll() is not None:
-                    self.broken.append(f"the daemon did not start: {self._said_since(said)!r}")
+                if self._process is not None and self._process.poll() is not None:
+                    self.broken.append(f"the daemon did not start: {self._last_words(said)}")
                     return
                 await trio.sleep(0.02)
         if patience.cancelled_caught:
-            self.broken.append(f"the daemon did not listen within 30 s: {self._said_since(said)!r}")
-        self._look_for_leftovers(self.lives)
+            self.broken.append(f"the daemon did not listen in time: {self._last_words(said)}")
+        await self._look_for_leftovers(self.lives, earlier)
+
+    async def fail_to_start(self) -> None:
+        """Start the daemon where its database may not be written: it has to say so, and end."""
+        self._database.chmod(0o555)
+        try:
+            prefix = BOUND_BY_MODES if os.geteuid() == 0 else ()
+            said = await self._begin_life({"CLARA_RESPONDER": "echo"}, *prefix)
+            assert self._process is not None
+            with trio.move_on_after(PATIENCE):
+                await self._process.wait()
+        finally:
+            self._database.chmod(0o755)
+        text = self._said_since(said)
+        if self._process.returncode != REFUSED or f"cannot write to {self._database}" not in text:
+            self.broken.append(f"on a read-only database: {self._process.returncode}, {text}")
+            self._process.kill()
+
+    async def _begin_life(self, settings: dict[str, str], *prefix: str) -> int:
+        """Return where the log of this life begins."""
+        self.lives += 1
+        life = {LIFE: f"{self._name}-{self.lives}"}
+        program = [sys.executable, "-m", "tests.soak.clock", str(self.clock.path), "run"]
+        with self.log_path.open("a") as log:
+            said = log.tell()
+            self._process = await trio.lowlevel.open_process(
+                [*prefix, *program], env=self._environment | settings | life, stderr=log
+            )
+        return said
+
+    def _choose_responder(self) -> dict[str, str]:
+        if self._sandboxes is None or self._chance.random() > TOOLS_OFTEN:
+            return {"CLARA_RESPONDER": "command"}
+        self.lives_with_tools += 1
+        return {"CLARA_RESPONDER": "tools", **self._sandboxes.settings}
 
     async def end(self, number: signal.Signals) -> None:
         """Have the daemon end, and say so if it had ended by itself, or ends otherwise."""
@@ -141,7 +146,7 @@ class Installation:
             self.broken.append(f"the daemon has ended by itself: {process.returncode}")
             return
         process.send_signal(number)
-        with trio.move_on_after(30) as patience:
+        with trio.move_on_after(PATIENCE) as patience:
             await process.wait()
         if patience.cancelled_caught:
             self.broken.append(f"{number.name} did not end the daemon within 30 s")
@@ -153,13 +158,16 @@ class Installation:
     async def stop_for_good(self) -> None:
         """End the daemon; then nothing is left at all."""
         await self.end(signal.SIGTERM)
-        self._look_for_leftovers(self.lives + 1)
+        left = await self._sandboxes.names() if self._sandboxes else set()
+        await self._look_for_leftovers(self.lives + 1, left)
 
     def clean_up(self) -> None:
         """Kill what is left of a soak that did not come to its end."""
         for _, line in lives_of(self._name):
             with suppress(ProcessLookupError):
                 os.kill(int(line.partition(" ")[0]), signal.SIGKILL)
+        if self._sandboxes is not None and self.lives:
+            trio.run(self._sandboxes.remove)
 
     def rss(self) -> int | None:
         """Return the daemon's resident set size in KiB, `None` while there is none."""
@@ -169,11 +177,17 @@ class Installation:
                     return int(line.split()[1])
         return None
 
+    def _last_words(self, offset: int) -> str:
+        lines = [line for line in self._said_since(offset).splitlines() if line[:4].isdigit()]
+        return lines[-1] if lines else "it said nothing"
+
     def _said_since(self, offset: int) -> str:
         with self.log_path.open() as log:
             log.seek(offset)
             return log.read()
 
-    def _look_for_leftovers(self, before_life: int) -> None:
+    async def _look_for_leftovers(self, before_life: int, sandboxes: set[str]) -> None:
         left = [line for life, line in lives_of(self._name) if life < before_life]
-        self.broken += [f"left by an earlier daemon: {line}" for line in left]
+        if self._sandboxes is not None:
+            left += sorted(await self._sandboxes.left_of(sandboxes))
+        self.broken += [f"left by an earlier daemon: {one}" for one in left]

@@ -1,6 +1,5 @@
 """What was asked and what came of it, as the nodes' users see it."""
 
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -19,12 +18,12 @@ class Asked:
 
     id: str
     channel: str
-    content: str
+    kind: str
+    """What it has the responder do."""
     number: int
     """Its place among those of its channel."""
     asked_at: float = field(default_factory=trio.current_time)
     ended_at: float | None = None
-    cancelled: bool = False
     refusals: int = 0
     outcomes: list[Outcome] = field(default_factory=list)
     over: trio.Event = field(default_factory=trio.Event)
@@ -69,12 +68,12 @@ class Ledger:
     def __init__(self) -> None:
         self.asked: dict[str, Asked] = {}
         self.broken: list[str] = []
-        self.faults: Counter[str] = Counter()
+        self.sent_twice = 0
 
-    def ask(self, node: str, channel: int, content: str) -> Asked:
+    def ask(self, node: str, channel: int, kind: str) -> Asked:
         """Enter a new message."""
         number = len(self.asked)
-        message = Asked(f"{node}-{number}", f"{node}-{channel}", content, number)
+        message = Asked(f"{node}-{number}", f"{node}-{channel}", kind, number)
         self.asked[message.id] = message
         return message
 

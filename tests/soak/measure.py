@@ -6,7 +6,7 @@ import trio
 
 from tests.soak.installation import Installation
 from tests.soak.ledger import Asked, Ledger
-from tests.soak.nodes import HANGS
+from tests.soak.users import HANGS
 
 
 @dataclass
@@ -26,13 +26,15 @@ class Meter:
         """`seconds` is the length of a stretch."""
         self._seconds = seconds
         self.spans: list[Span] = []
+        self.seconds = 0.0
+        """How long it has been measuring."""
 
     async def run(self, installation: Installation, ledger: Ledger) -> None:
         """Measure until cancelled."""
         start = trio.current_time()
         try:
             while True:
-                now = trio.current_time() - start
+                self.seconds = now = trio.current_time() - start
                 if now >= len(self.spans) * self._seconds:
                     self.spans.append(Span(len(self.spans) * self._seconds, self._seconds))
                 if (rss := installation.rss()) is not None:
@@ -43,7 +45,7 @@ class Meter:
                 self._count(message, start)
 
     def _count(self, message: Asked, start: float) -> None:
-        if message.ended_at is not None and message.content != HANGS:
+        if message.ended_at is not None and message.kind != HANGS:
             at = int((message.ended_at - start) / self._seconds)
             span = self.spans[min(at, len(self.spans) - 1)]
             span.answers.append(message.took)

@@ -1,66 +1,23 @@
 """Adapters with users: some resume, some are plain ones that only send again what has not ended."""
 
-import random
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final
 
+import anyio
 import msgspec
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from clarad import protocol
-from clarad.adapters import Adapter, Outcome, open_adapter
-from tests.soak.ledger import Asked, Ledger, is_refusal
+from clarad.adapters import Adapter, Answer, Outcome, open_adapter
+from tests.soak.ledger import Asked, is_refusal
 from tests.soak.line import Line
-
-CHANNELS: Final = 3
-
-PLATFORM: Final = "soak"
-
-HANGS: Final = "hang"
+from tests.soak.users import CHANNELS, PLATFORM, Users, frame_of
 
 LOST: Final = (OSError, HandshakeError, ConnectionClosed, trio.TooSlowError)
 
 MOST: Final = 10_000
 """Frames that wait to be written on one connection."""
-
-
-class Users:
-    """Those who write through one node: a task a channel."""
-
-    def __init__(self, name: str, ledger: Ledger, chance: random.Random, pause: float) -> None:
-        """`pause` is the most between two bursts, in seconds."""
-        self.name = name
-        self.ledger = ledger
-        self.chance = chance
-        self._pause = pause
-        self.enough = trio.Event()
-
-    async def write(self, channel: int, node: "Resuming | Plain") -> None:
-        """Ask in bursts, wait for the answers, and cancel some, until it is enough."""
-        while not self.enough.is_set():
-            burst = [self._ask(channel) for _ in range(self.chance.choice((1, 1, 2, 4)))]
-            async with trio.open_nursery() as nursery:
-                for message in burst:
-                    node.ask(message)
-                    likely = 0.8 if message.content == HANGS else 0.1
-                    if self.chance.random() < likely:
-                        nursery.start_soon(self._cancel, node, message)
-                for message in burst:
-                    await message.over.wait()
-            with trio.move_on_after(self.chance.uniform(0, self._pause)):
-                await self.enough.wait()
-
-    def _ask(self, channel: int) -> Asked:
-        kinds = ("text", "text", "text", "parts", "slow", "big")
-        kind = HANGS if self.chance.random() < 0.03 else self.chance.choice(kinds)
-        return self.ledger.ask(self.name, channel, kind)
-
-    async def _cancel(self, node: "Resuming | Plain", message: Asked) -> None:
-        await trio.sleep(self.chance.uniform(0, 0.3))
-        message.cancelled = True
-        node.cancel(message)
 
 
 class Resuming:
@@ -76,7 +33,10 @@ class Resuming:
         """Live until the users have had enough."""
         async with (
             open_adapter(
-                self._line.url, node_id=self._users.name, platform=PLATFORM, on_stray=self._stray
+                self._line.url,
+                node_id=self._users.name,
+                platform=PLATFORM,
+                on_stray=self._users.on_stray,
             ) as self._adapter,
             trio.open_nursery() as self._nursery,
         ):
@@ -87,25 +47,25 @@ class Resuming:
         assert self._nursery is not None
         assert self._adapter is not None
         # At once, so that the order of a burst is that of its channel.
-        answer = self._adapter.ask(_message(message))
-        self._nursery.start_soon(self._follow, message, answer.outcome)
+        answer = self._adapter.ask(frame_of(message))
+        self._nursery.start_soon(self._await, message, answer)
 
     def cancel(self, message: Asked) -> None:
         assert self._adapter is not None
         self._adapter.cancel(message.id, "changed their mind")
 
-    async def _follow(self, message: Asked, outcome_of: Callable[[], Any]) -> None:
+    async def _await(self, message: Asked, answer: Answer) -> None:
         assert self._adapter is not None
-        while is_refusal(outcome := await outcome_of()):
-            message.refusals += 1
-            await trio.sleep(0.5)
-            outcome_of = self._adapter.ask(_message(message)).outcome
-        message.end(outcome)
+        message.end(await follow(self._adapter, message, answer))
 
-    def _stray(self, outcome: Outcome) -> None:
-        self._users.ledger.broken.append(
-            f"{self._users.name} was answered what it knows: {outcome}"
-        )
+
+async def follow(adapter: Adapter, message: Asked, answer: Answer) -> Outcome:
+    """Wait for the outcome; what is refused is asked again. Under Trio and under asyncio."""
+    while is_refusal(outcome := await answer.outcome()):
+        message.refusals += 1
+        await anyio.sleep(0.5)
+        answer = adapter.ask(frame_of(message))
+    return outcome
 
 
 class Plain:
@@ -134,9 +94,9 @@ class Plain:
     def ask(self, message: Asked) -> None:
         self._waiting[message.id] = message
         twice = self._users.chance.random() < 0.1
-        self._users.ledger.faults["sent twice"] += twice
+        self._users.ledger.sent_twice += twice
         for _ in range(1 + twice):
-            self._send(_message(message))
+            self._send(frame_of(message))
 
     def cancel(self, message: Asked) -> None:
         if message.id in self._waiting:
@@ -164,7 +124,7 @@ class Plain:
         self._outgoing, frames = trio.open_memory_channel[protocol.Inbound](MOST)
         nursery.start_soon(self._write, websocket, frames)
         for message in self._waiting.values():
-            self._send(_message(message))
+            self._send(frame_of(message))
         ended: set[str] = set()
         while True:
             try:
@@ -207,13 +167,4 @@ class Plain:
     async def _send_later(self, message: Asked) -> None:
         await trio.sleep(0.5)
         if message.id in self._waiting:
-            self._send(_message(message))
-
-
-def _message(message: Asked) -> protocol.Message:
-    return protocol.Message(
-        id=message.id,
-        user=protocol.User(id="soak-u", platform_id="u"),
-        channel=protocol.Channel(id=message.channel),
-        content=message.content,
-    )
+            self._send(frame_of(message))

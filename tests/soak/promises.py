@@ -3,16 +3,17 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Engine, select, text
 
 from clarad.store.models import HookRunRow, MessageRow, TaskRunRow
-from tests.soak.installation import INTERVALS
+from tests.soak.automation import INTERVALS
 from tests.soak.ledger import Ledger
+from tests.soak.users import PLATFORM
 
 
 class Acts:
@@ -32,14 +33,16 @@ class Acts:
         return path.stat().st_mtime_ns if path.exists() else None
 
 
-def broken(engine: Engine, ledger: Ledger, acts: Acts) -> Iterator[str]:
-    """Say in one line each which promises were not kept."""
+def broken(
+    engine: Engine, ledger: Ledger, acts: Acts, once: Sequence[datetime] = ()
+) -> Iterator[str]:
+    """Say in one line each which promises were not kept; `once` is when the one-shots were due."""
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite":
             said = connection.execute(text("PRAGMA integrity_check")).scalars().all()
             if said != ["ok"]:
                 yield f"PRAGMA integrity_check: {said}"
-        messages = connection.execute(select(*MessageRow.__table__.columns)).all()
+        messages = connection.execute(_MESSAGES).all()
         hooks = connection.execute(select(*HookRunRow.__table__.columns)).all()
         tasks = connection.execute(select(*TaskRunRow.__table__.columns)).all()
     yield from ledger.broken
@@ -49,6 +52,20 @@ def broken(engine: Engine, ledger: Ledger, acts: Acts) -> Iterator[str]:
     yield from _runs("task", [row for row in tasks if row.task != "hang"], acts)
     yield from _hooks_once(hooks)
     yield from _occurrences(tasks)
+    yield from _one_shots(tasks, once)
+
+
+def gaps(engine: Engine) -> list[str]:
+    """Say which occurrences have no row."""
+    columns = TaskRunRow.task, TaskRunRow.nominal_at
+    with engine.connect() as connection:
+        return list(_occurrences(connection.execute(select(*columns)).all()))
+
+
+_MESSAGES: Final = select(
+    MessageRow.id, MessageRow.channel_id, MessageRow.request_id, MessageRow.outcome
+).where(MessageRow.platform == PLATFORM)
+"""Of the users; who sends rubbish may lose what it likes."""
 
 
 def _messages(rows: Sequence[Any], ledger: Ledger, acts: Acts) -> Iterator[str]:
@@ -111,10 +128,18 @@ def _runs(kind: str, rows: Sequence[Any], acts: Acts) -> Iterator[str]:
 
 
 def _hooks_once(rows: Sequence[Any]) -> Iterator[str]:
-    events = Counter((row.hook, json.loads(row.event)["request_id"]) for row in rows)
-    for (hook, request_id), times in events.items():
+    """Each hook had one run for what happened: to a message, to a session, or by a task's run."""
+    about: Counter[tuple[str, str, str]] = Counter()
+    for row in rows:
+        event = json.loads(row.event)
+        about[row.hook, event["type"], _subject(event)] += 1
+    for (hook, kind, subject), times in about.items():
         if times > 1:
-            yield f"hook {hook} has {times} runs for {request_id}"
+            yield f"hook {hook} has {times} runs for {kind} of {subject}"
+
+
+def _subject(event: dict[str, Any]) -> str:
+    return str(event["request_id"] or event["session_id"] or event["data"]["run"])
 
 
 def _occurrences(rows: Sequence[Any]) -> Iterator[str]:
@@ -124,3 +149,10 @@ def _occurrences(rows: Sequence[Any]) -> Iterator[str]:
         for before, after in pairwise(times):
             if after - before != timedelta(seconds=interval):
                 yield f"task {task} has nothing between {before} and {after}"
+
+
+def _one_shots(rows: Sequence[Any], once: Sequence[datetime]) -> Iterator[str]:
+    for number, due_at in enumerate(once):
+        times = sum(row.task == f"once-{number}" for row in rows)
+        if times != 1:
+            yield f"task once-{number} was due once, at {due_at}, and has {times} rows"

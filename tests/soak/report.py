@@ -1,53 +1,119 @@
 """What a soak says at its end."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
+from typing import Final
 
 from bench.report import percentile, show
-from tests.soak.ledger import Ledger
+from tests.soak.faults import Happened
+from tests.soak.ledger import Asked, Ledger
 from tests.soak.measure import Meter, Span
+from tests.soak.users import HANGS
 
-MOST_SHOWN = 20
-"""Broken promises that are listed; the others are counted."""
+MOST_SHOWN: Final = 20
+"""Broken promises, and faults during one answer, that are listed; the others are counted."""
+
+MOST_CHARACTERS: Final = 500
+"""Of one of them."""
 
 
 @dataclass(frozen=True)
 class Report:
     """Everything there is to say; nothing in `broken` is what it is about."""
 
-    seed: str
+    title: str
     log_path: Path
     ledger: Ledger
     meter: Meter
+    happened: Sequence[Happened]
+    """What went wrong."""
+    ran: Mapping[str, int]
+    """What else there was, and how often."""
     broken: list[str]
+
+    @property
+    def faults(self) -> Counter[str]:
+        """How often each kind was."""
+        return Counter(fault.kind for fault in self.happened)
 
     def show(self) -> None:
         """Print it."""
-        spans = [span for span in self.meter.spans if span.rss]
-        seconds = sum(span.seconds for span in spans)
+        print(f"\n{self.title}")
+        self._show_load()
+        self._show_faults()
+        head = ["from, s", "answers", "p50, ms", "p99, ms", "memory, MiB", "at most"]
+        show("Over time", head, [_row(span) for span in self.meter.spans if span.rss])
+        self._show_slowest()
+        self._show_promises()
+
+    def _show_load(self) -> None:
         asked = self.ledger.asked.values()
         ends = Counter(message.outcome for message in asked if message.outcomes)
+        seconds = self.meter.seconds
         show(f"Load over {seconds:.0f} s", ["", ""], [
             ["messages asked", f"{len(asked)}"],
             ["messages answered a second", f"{ends.total() / seconds:.1f}"],
+            ["sent twice", f"{self.ledger.sent_twice}"],
             ["refused, and sent again", f"{sum(message.refusals for message in asked)}"],
-            *([f"ended as {outcome}", f"{times}"] for outcome, times in sorted(ends.items())),
-            ["lost", f"{len(self.ledger.lost)}"],
-            ["answered twice", f"{len(self.ledger.answered_twice)}"],
+            ["accepted", f"{ends.total() + len(self.ledger.lost)}"],
+            *([f"  ended as {outcome}", f"{times}"] for outcome, times in sorted(ends.items())),
+            *([what, f"{times}"] for what, times in self.ran.items()),
         ])  # fmt: skip
-        faults = sorted(self.ledger.faults.items())
-        show("Faults", ["kind", "times"], [[kind, f"{times}"] for kind, times in faults])
-        head = ["from, s", "answers", "p50, ms", "p99, ms", "memory, MiB", "at most"]
-        show("Over time", head, [_row(span) for span in spans])
-        if answered := [message for message in asked if message.ended_at is not None]:
-            slowest = max(answered, key=lambda message: message.took)
-            print(f"\nThe slowest was {slowest.id} ({slowest.content}) with {slowest.took:.1f} s")
+
+    def _show_faults(self) -> None:
+        rows = []
+        for kind, times in sorted(self.faults.items()):
+            longest = max(one.ended - one.began for one in self.happened if one.kind == kind)
+            rows.append([kind, f"{times}", f"{longest:.1f}"])
+        rows.append(["all", f"{len(self.happened)}", ""])
+        show("Faults", ["kind", "times", "the longest, s"], rows)
+
+    def _show_slowest(self) -> None:
+        """Say what the slowest answer waited for; one that hangs waits for its own timeout."""
+        answered = [
+            message
+            for message in self.ledger.asked.values()
+            if message.ended_at is not None and message.kind != HANGS
+        ]
+        if not answered:
+            return
+        slowest = max(answered, key=lambda message: message.took)
+        print(
+            f"\nThe slowest answer was that to {slowest.id} ({slowest.kind}): {slowest.took:.1f} s"
+        )
+        ahead = [message for message in answered if _is_ahead(message, slowest)]
+        print(f"  refused {slowest.refusals} times, {len(ahead)} messages before it in its channel")
+        meanwhile = [one for one in self.happened if _is_during(one, slowest)]
+        for one in meanwhile[:MOST_SHOWN]:
+            after, seconds = one.began - slowest.asked_at, one.ended - one.began
+            print(f"  {one.kind}, {seconds:.1f} s long, {after:.1f} s after it was asked")
+        if len(meanwhile) > MOST_SHOWN:
+            print(f"  ... and {len(meanwhile) - MOST_SHOWN} more faults")
+
+    def _show_promises(self) -> None:
+        show("Promises", ["", ""], [
+            ["accepted messages that were lost", f"{len(self.ledger.lost)}"],
+            ["messages answered twice", f"{len(self.ledger.answered_twice)}"],
+            ["promises broken, those included", f"{len(self.broken)}"],
+        ])  # fmt: skip
         for problem in self.broken[:MOST_SHOWN]:
-            print(f"BROKEN: {problem}")
+            print(f"BROKEN: {shorten(problem, MOST_CHARACTERS)}")
         if len(self.broken) > MOST_SHOWN:
             print(f"... and {len(self.broken) - MOST_SHOWN} more")
-        print(f"\nseed {self.seed}, the daemon's log is {self.log_path}", flush=True)
+
+
+def _is_ahead(message: Asked, other: Asked) -> bool:
+    assert message.ended_at is not None
+    same = message.channel == other.channel and message.number < other.number
+    return same and message.ended_at > other.asked_at
+
+
+def _is_during(fault: Happened, message: Asked) -> bool:
+    assert message.ended_at is not None
+    return fault.ended >= message.asked_at and fault.began <= message.ended_at
 
 
 def _row(span: Span) -> list[str]:

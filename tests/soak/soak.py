@@ -1,26 +1,34 @@
 """The whole: nodes with users, a daemon, and what goes wrong; then the promises are looked at."""
 
+import itertools
 import random
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from socket import create_server
 
 import trio
 from sqlalchemy import Engine, text
 
+from clarad.adapters import adapter
 from clarad.store import open_engine
 from tests.postgres import Cluster
-from tests.soak.faults import Faults
-from tests.soak.installation import NO_TASKS, Installation
+from tests.receiver import Receiver, answers, receiver
+from tests.soak.automation import NO_TASKS, moments, tasks
+from tests.soak.faults import Faults, Happened
+from tests.soak.installation import Installation
 from tests.soak.ledger import Ledger
 from tests.soak.line import Line
 from tests.soak.measure import Meter
-from tests.soak.nodes import Plain, Resuming, Users
-from tests.soak.promises import Acts, broken
+from tests.soak.nodes import Plain, Resuming
+from tests.soak.promises import Acts, broken, gaps
 from tests.soak.report import Report
+from tests.soak.under_asyncio import UnderAsyncio
+from tests.soak.users import Users
 
 SETTLING = 60.0
 """Seconds after the last fault until every message has to have its answer."""
@@ -32,87 +40,192 @@ class Plan:
 
     seconds: float
     seed: str
-    resuming: int = 4
+    resuming: int = 3
     plain: int = 2
-    between_faults: float = 2.0
+    under_asyncio: int = 2
+    between_faults: float = 1.5
     """At the most."""
     between_bursts: float = 1.5
-    """Of each channel, at the most."""
+    """Of each channel, at the most; one in twenty is longer."""
     kinds: tuple[str, ...] = ()
     """The faults, as `Faults` calls them; all, if there are none here."""
+    sandboxes: str | None = None
+    """The engine that the tools have; without one there are no tools."""
+
+    @property
+    def nodes(self) -> Sequence[type[Resuming | Plain | UnderAsyncio]]:
+        """Their kinds."""
+        return (
+            [Resuming] * self.resuming + [Plain] * self.plain + [UnderAsyncio] * self.under_asyncio
+        )
 
 
 def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
     """Run it, with PostgreSQL if there is a cluster; its files stay in the directory."""
-    with _database(cluster) as settings:
+    with _database(cluster) as url, _eager_adapters():
         with create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
-        installation = Installation(directory, port, **settings)
-        ledger = Ledger()
-        meter = Meter(max(1.0, plan.seconds / 15))
+        chance = random.Random(f"{plan.seed}-installation")
+        installation = Installation(directory, port, chance, plan.sandboxes, url)
         try:
-            trio.run(_soak, plan, installation, cluster, ledger, meter)
+            run = Soak(plan, installation, cluster)
+            trio.run(run.run)
             engine = open_engine(installation.database_url)
-            problems = [*installation.broken, *broken(engine, ledger, Acts(installation.acts))]
+            kept = Acts(installation.acts)
+            problems = [*installation.broken, *broken(engine, run.ledger, kept, run.once)]
+            ran = run.ran(engine)
             engine.dispose()
         finally:
             installation.clean_up()
-    return Report(plan.seed, installation.log_path, ledger, meter, problems)
+    where = f"{'SQLite' if cluster is None else 'PostgreSQL'}, {plan.sandboxes or 'no'} sandboxes"
+    return Report(
+        title=f"Soaked with {where}, seed {plan.seed}",
+        log_path=installation.log_path,
+        ledger=run.ledger,
+        meter=run.meter,
+        happened=run.happened,
+        ran=ran,
+        broken=problems,
+    )
 
 
 @contextmanager
-def _database(cluster: Cluster | None) -> Iterator[dict[str, str]]:
+def _eager_adapters() -> Iterator[None]:
+    """Have adapters connect again soon.
+
+    Their pause grows to half a minute. The daemon is gone every few seconds here, and back for few:
+    an adapter that looks that seldom can miss it for minutes, and its users' time would be the
+    time of those pauses.
+    """
+    patient = adapter.FIRST_PAUSE, adapter.LONGEST_PAUSE
+    adapter.FIRST_PAUSE, adapter.LONGEST_PAUSE = 0.05, 0.5  # type: ignore[misc]
+    try:
+        yield
+    finally:
+        adapter.FIRST_PAUSE, adapter.LONGEST_PAUSE = patient  # type: ignore[misc]
+
+
+@contextmanager
+def _database(cluster: Cluster | None) -> Iterator[str | None]:
     if cluster is None:
-        yield {}
+        yield None
     else:
         with cluster.database() as url:
-            yield {"DATABASE_URL": url}
+            yield url
 
 
-async def _soak(
-    plan: Plan,
-    installation: Installation,
-    cluster: Cluster | None,
-    ledger: Ledger,
-    meter: Meter,
-) -> None:
-    chance = random.Random(plan.seed)
-    lines = [Line(installation.port) for _ in range(plan.resuming + plan.plain)]
-    users = [
-        Users(f"node{n}", ledger, random.Random(f"{plan.seed}-{n}"), plan.between_bursts)
-        for n in range(len(lines))
-    ]
-    faults = Faults(installation, lines, cluster, chance, plan.kinds)
-    await installation.start()
-    async with trio.open_nursery() as nursery:
-        for line in lines:
-            await nursery.start(line.serve)
-        nursery.start_soon(meter.run, installation, ledger)
-        async with trio.open_nursery() as nodes:
-            for n, (user, line) in enumerate(zip(users, lines, strict=True)):
-                kind = Resuming if n < plan.resuming else Plain
-                nodes.start_soon(kind(user, line).run)
-            with trio.move_on_after(plan.seconds):
-                await faults.inject(plan.between_faults)
-            for user in users:
-                user.enough.set()
-            nodes.cancel_scope.deadline = trio.current_time() + SETTLING
-        nursery.cancel_scope.cancel("all have left")
-    ledger.faults += faults.injected
-    await _settle(installation)
+class Soak:
+    """What is under way in it, and what there is to say after it."""
+
+    def __init__(self, plan: Plan, installation: Installation, cluster: Cluster | None) -> None:
+        self._plan = plan
+        self._installation = installation
+        self._lines = [Line(installation.port) for _ in plan.nodes]
+        self.ledger = Ledger()
+        self.meter = Meter(max(1.0, plan.seconds / 15))
+        self.once = moments(datetime.now(UTC), plan.seconds)
+        self._faults = Faults(
+            installation,
+            self._lines,
+            cluster,
+            random.Random(plan.seed),
+            kinds=plan.kinds,
+            seconds=plan.seconds,
+        )
+
+    @property
+    def happened(self) -> Sequence[Happened]:
+        """What went wrong."""
+        return self._faults.happened
+
+    def ran(self, engine: Engine) -> dict[str, int]:
+        """Return what there was besides messages, and how often."""
+        installation = self._installation
+        with engine.connect() as connection:
+
+            def count(table: str, where: str = "1 = 1") -> int:
+                query = f"SELECT count(*) FROM {table} WHERE {where}"
+                return int(connection.execute(text(query)).scalar_one())
+
+            return {
+                "runs of hooks": count("clarad_hook_runs"),
+                "  of sessions that timed out": count("clarad_hook_runs", "hook = 'gone-quiet'"),
+                "  of tools": count("clarad_hook_runs", "hook = 'used'"),
+                "occurrences of tasks": count("clarad_task_runs"),
+                "lives of the daemon": installation.lives,
+                "  with tools in sandboxes": installation.lives_with_tools,
+            }
+
+    async def run(self) -> None:
+        """Soak, and let all come to its end."""
+        async with receiver(answers(200)) as webhooks:
+            self._installation.define(webhooks.url, tasks(self.once))
+            await self._installation.start()
+            await self._live()
+            await self._settle()
+        _note(webhooks, self._installation.acts)
+
+    async def _live(self) -> None:
+        plan = self._plan
+        users = [
+            Users(f"node{n}", self.ledger, random.Random(f"{plan.seed}-{n}"), plan.between_bursts)
+            for n in range(len(self._lines))
+        ]
+        async with trio.open_nursery() as nursery:
+            for line in self._lines:
+                await nursery.start(line.serve)
+            nursery.start_soon(self.meter.run, self._installation, self.ledger)
+            nursery.start_soon(self._say_how_it_goes)
+            async with trio.open_nursery() as nodes:
+                for kind, user, line in zip(plan.nodes, users, self._lines, strict=True):
+                    nodes.start_soon(kind(user, line).run)
+                with trio.move_on_after(plan.seconds):
+                    await self._faults.inject(plan.between_faults)
+                for user in users:
+                    user.enough.set()
+                nodes.cancel_scope.deadline = trio.current_time() + SETTLING
+            nursery.cancel_scope.cancel("all have left")
+
+    async def _say_how_it_goes(self) -> None:
+        minutes = self._plan.seconds / 60
+        for minute in itertools.count(1):
+            await trio.sleep(60)
+            ended = sum(message.ended_at is not None for message in self.ledger.asked.values())
+            known = len(self._installation.broken) + len(self.ledger.broken)
+            print(
+                f"{minute} of {minutes:g} minutes: {len(self.happened)} faults, {ended} answers, "
+                f"{known} promises known to be broken",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    async def _settle(self) -> None:
+        """Have each occurrence written down, live on without tasks until no run waits, and stop.
+
+        Rows need not be written in order: were the tasks removed first, nobody would ask for those
+        that a kill has left out.
+        """
+        engine = open_engine(self._installation.database_url)
+        try:
+            with trio.move_on_after(SETTLING):
+                while gaps(engine):
+                    await trio.sleep(0.1)
+            await self._installation.end(signal.SIGTERM)
+            self._installation.write_tasks(NO_TASKS)
+            await self._installation.start()
+            with trio.move_on_after(SETTLING):
+                while _unfinished(engine):
+                    await trio.sleep(0.1)
+        finally:
+            engine.dispose()
+        await self._installation.stop_for_good()
 
 
-async def _settle(installation: Installation) -> None:
-    """Live on without tasks until no run waits, and stop."""
-    await installation.end(signal.SIGTERM)
-    installation.write_tasks(NO_TASKS)
-    await installation.start()
-    engine = open_engine(installation.database_url)
-    with trio.move_on_after(SETTLING):
-        while _unfinished(engine):
-            await trio.sleep(0.1)
-    engine.dispose()
-    await installation.stop_for_good()
+def _note(webhooks: Receiver, acts: Path) -> None:
+    """Write what was posted down as what commands do."""
+    for request in webhooks.requests:
+        with (acts / f"hook-{request.headers['webhook-id']}").open("a") as file:
+            file.write("x")
 
 
 def _unfinished(engine: Engine) -> int:

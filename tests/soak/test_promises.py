@@ -34,7 +34,7 @@ class Told:
         self.ledger.asked[name] = asked
         self._insert(
             MessageRow,
-            platform="p",
+            platform="soak",
             channel_id="c",
             request_id=name,
             node_id="n",

@@ -8,7 +8,6 @@ from typing import Final
 
 import pytest
 
-from clarad.adapters import adapter
 from tests import postgres
 from tests.postgres import BACKENDS, Cluster
 from tests.soak.soak import Plan, soak
@@ -22,19 +21,13 @@ def short(seconds: float, *kinds: str) -> Plan:
     return Plan(
         seconds=seconds,
         seed=seed,
-        resuming=2,
+        resuming=1,
         plain=1,
+        under_asyncio=1,
         between_faults=0.5,
         between_bursts=0.5,
         kinds=kinds,
     )
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Connect again sooner than people need."""
-    monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.05)
-    monkeypatch.setattr(adapter, "LONGEST_PAUSE", 0.5)
 
 
 def test_whatever_goes_wrong_no_promise_is_broken(tmp_path: Path) -> None:
@@ -47,7 +40,7 @@ def test_whatever_goes_wrong_no_promise_is_broken(tmp_path: Path) -> None:
 def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_accepted(tmp_path: Path) -> None:
     report = soak(short(3, "disk full"), tmp_path)
     assert report.broken == []
-    assert report.ledger.faults["disk full"]
+    assert report.faults["disk full"]
 
 
 if "postgresql" in BACKENDS:
@@ -66,4 +59,4 @@ if "postgresql" in BACKENDS:
     ) -> None:
         report = soak(short(4, "database stopped"), tmp_path, cluster)
         assert report.broken == []
-        assert report.ledger.faults["database stopped"]
+        assert report.faults["database stopped"]
