@@ -47,18 +47,20 @@ class Faults:
         lines: Sequence[Line],
         cluster: Cluster | None,
         chance: random.Random,
+        look: Callable[[], Awaitable[None]],
         *,
         kinds: Collection[str] = (),
         seconds: float,
     ) -> None:
         """`kinds` are those that there are to be; without, it is all that the database can have.
 
-        `seconds` is the length of the soak.
+        `look` is called after each restart; `seconds` is the length of the soak.
         """
         self._installation = installation
         self._lines = lines
         self._cluster = cluster
         self._chance = chance
+        self._look = look
         self._outage = min(LONG_OUTAGE, seconds / 10)
         self.happened: list[Happened] = []
         self._kinds: dict[str, Fault] = {
@@ -83,14 +85,16 @@ class Faults:
         if kinds:
             self._kinds = {kind: self._kinds[kind] for kind in kinds}
 
-    async def inject(self, pause: float) -> None:
-        """Go on until cancelled; what is under way then is brought to its end first.
+    async def inject(self, pause: float, most: int | None = None) -> None:
+        """Go on until cancelled, or there were `most`; one that is under way is brought to its end.
 
         All kinds come equally often, in an order that is another each time round; only a kill comes
         after each of the others too. `pause` is the most between two, in seconds.
         """
         while True:
             for kind in self._order():
+                if len(self.happened) == most:
+                    return
                 await trio.sleep(self._chance.uniform(0, pause))
                 began = trio.current_time()
                 with trio.CancelScope(shield=True):
@@ -107,11 +111,15 @@ class Faults:
         await self._installation.end(signal.SIGKILL)
         if self._chance.random() < 0.3:  # who commands belong to is known after a while, too
             await trio.sleep(self._chance.uniform(0, 1))
-        await self._installation.start()
+        await self._restart()
 
     async def _stop(self) -> None:
         await self._installation.end(signal.SIGTERM)
+        await self._restart()
+
+    async def _restart(self) -> None:
         await self._installation.start()
+        await self._look()
 
     async def _cut(self) -> None:
         self._chance.choice(self._lines).cut()
@@ -162,7 +170,7 @@ class Faults:
     async def _forbid_writing(self) -> None:
         await self._installation.end(self._chance.choice((signal.SIGTERM, signal.SIGKILL)))
         await self._installation.fail_to_start()
-        await self._installation.start()
+        await self._restart()
 
     async def _step_clock(self) -> None:
         """Set it forward or back, and right again after a while: one of the two is back."""

@@ -66,6 +66,7 @@ class Installation:
             CLARA_DRAIN_TIMEOUT="1",
             SOAK_ACTS=f"{self.acts}",
             NO_PROXY="127.0.0.1",
+            **(self._sandboxes.settings if self._sandboxes else {}),
         )
         self.acts.mkdir(parents=True)
 
@@ -136,7 +137,7 @@ class Installation:
         if self._sandboxes is None or self._chance.random() > TOOLS_OFTEN:
             return {"CLARA_RESPONDER": "command"}
         self.lives_with_tools += 1
-        return {"CLARA_RESPONDER": "tools", **self._sandboxes.settings}
+        return {"CLARA_RESPONDER": "tools"}
 
     async def end(self, number: signal.Signals) -> None:
         """Have the daemon end, and say so if it had ended by itself, or ends otherwise."""

@@ -2,17 +2,17 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Connection, Engine, select, text
 
 from clarad.store.models import HookRunRow, MessageRow, TaskRunRow
 from tests.soak.automation import INTERVALS
-from tests.soak.ledger import Ledger
+from tests.soak.ledger import Asked, Ledger
 from tests.soak.users import PLATFORM
 
 
@@ -38,10 +38,7 @@ def broken(
 ) -> Iterator[str]:
     """Say in one line each which promises were not kept; `once` is when the one-shots were due."""
     with engine.connect() as connection:
-        if engine.dialect.name == "sqlite":
-            said = connection.execute(text("PRAGMA integrity_check")).scalars().all()
-            if said != ["ok"]:
-                yield f"PRAGMA integrity_check: {said}"
+        yield from _torn(connection)
         messages = connection.execute(_MESSAGES).all()
         hooks = connection.execute(select(*HookRunRow.__table__.columns)).all()
         tasks = connection.execute(select(*TaskRunRow.__table__.columns)).all()
@@ -55,17 +52,34 @@ def broken(
     yield from _one_shots(tasks, once)
 
 
-def gaps(engine: Engine) -> list[str]:
-    """Say which occurrences have no row."""
+def broken_so_far(engine: Engine, told: Sequence[Asked]) -> list[str]:
+    """Say which of these ends the store does not know, or knows otherwise, and if it is torn."""
+    these = _MESSAGES.where(MessageRow.request_id.in_([message.id for message in told]))
+    with engine.connect() as connection:
+        torn = list(_torn(connection))
+        stored = {row.request_id: row for row in connection.execute(these)}
+    return [*torn, *_told_otherwise(told, stored)]
+
+
+def gaps(engine: Engine, once: Sequence[datetime] = ()) -> list[str]:
+    """Say which occurrences have no row; `once` is as for `broken`."""
     columns = TaskRunRow.task, TaskRunRow.nominal_at
     with engine.connect() as connection:
-        return list(_occurrences(connection.execute(select(*columns)).all()))
+        rows = connection.execute(select(*columns)).all()
+    return [*_occurrences(rows), *_one_shots(rows, once)]
 
 
 _MESSAGES: Final = select(
     MessageRow.id, MessageRow.channel_id, MessageRow.request_id, MessageRow.outcome
 ).where(MessageRow.platform == PLATFORM)
 """Of the users; who sends rubbish may lose what it likes."""
+
+
+def _torn(connection: Connection) -> Iterator[str]:
+    if connection.dialect.name == "sqlite":
+        said = connection.execute(text("PRAGMA integrity_check")).scalars().all()
+        if said != ["ok"]:
+            yield f"PRAGMA integrity_check: {said}"
 
 
 def _messages(rows: Sequence[Any], ledger: Ledger, acts: Acts) -> Iterator[str]:
@@ -78,21 +92,25 @@ def _messages(rows: Sequence[Any], ledger: Ledger, acts: Acts) -> Iterator[str]:
         yield f"lost: {message.id}, {'no row' if found is None else f'stored as {found.outcome}'}"
     for message in ledger.answered_twice:
         yield f"answered twice: {message.outcomes}"
+    told = [message for message in ledger.asked.values() if message.outcomes]
+    yield from _told_otherwise(told, stored)
     for message in ledger.asked.values():
+        if acts.times("begun", message.id) > 1 or acts.times("ended", message.id) > 1:
+            yield f"{message.id} was run twice"
+    for request_id in stored.keys() - ledger.asked.keys():
+        yield f"{request_id} is in the store, and nobody asked it"
+
+
+def _told_otherwise(told: Sequence[Asked], stored: Mapping[str, Any]) -> Iterator[str]:
+    """What was told of the end of a message was committed before."""
+    for message in told:
         row = stored.get(message.id)
-        if not message.outcomes:
-            continue
         if row is None:
             yield f"{message.id} was answered and has no row: {message.outcomes}"
         elif row.outcome != message.outcome:
             yield f"{message.id} is stored as {row.outcome}, and was told as {message.outcomes}"
         elif message.outcome == "failed":
             yield f"{message.id} failed, and nothing was wrong with it: {message.outcomes}"
-    for message in ledger.asked.values():
-        if acts.times("begun", message.id) > 1 or acts.times("ended", message.id) > 1:
-            yield f"{message.id} was run twice"
-    for request_id in stored.keys() - ledger.asked.keys():
-        yield f"{request_id} is in the store, and nobody asked it"
 
 
 def _order(rows: Sequence[Any], ledger: Ledger, acts: Acts) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The whole: nodes with users, a daemon, and what goes wrong; then the promises are looked at."""
 
 import itertools
+import math
 import random
 import signal
 import sys
@@ -25,7 +26,7 @@ from tests.soak.ledger import Ledger
 from tests.soak.line import Line
 from tests.soak.measure import Meter
 from tests.soak.nodes import Plain, Resuming
-from tests.soak.promises import Acts, broken, gaps
+from tests.soak.promises import Acts, broken, broken_so_far, gaps
 from tests.soak.report import Report
 from tests.soak.under_asyncio import UnderAsyncio
 from tests.soak.users import Users
@@ -47,6 +48,8 @@ class Plan:
     """At the most."""
     between_bursts: float = 1.5
     """Of each channel, at the most; one in twenty is longer."""
+    faults: int | None = None
+    """How many; then it ends, however long it takes."""
     kinds: tuple[str, ...] = ()
     """The faults, as `Faults` calls them; all, if there are none here."""
     sandboxes: str | None = None
@@ -70,11 +73,10 @@ def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
         try:
             run = Soak(plan, installation, cluster)
             trio.run(run.run)
-            engine = open_engine(installation.database_url)
-            kept = Acts(installation.acts)
-            problems = [*installation.broken, *broken(engine, run.ledger, kept, run.once)]
-            ran = run.ran(engine)
-            engine.dispose()
+            with _engine(installation) as engine:
+                kept = Acts(installation.acts)
+                problems = [*installation.broken, *broken(engine, run.ledger, kept, run.once)]
+                ran = run.ran(engine)
         finally:
             installation.clean_up()
     where = f"{'SQLite' if cluster is None else 'PostgreSQL'}, {plan.sandboxes or 'no'} sandboxes"
@@ -87,6 +89,15 @@ def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
         ran=ran,
         broken=problems,
     )
+
+
+@contextmanager
+def _engine(installation: Installation) -> Iterator[Engine]:
+    engine = open_engine(installation.database_url)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 @contextmanager
@@ -122,6 +133,8 @@ class Soak:
         self._installation = installation
         self._lines = [Line(installation.port) for _ in plan.nodes]
         self.ledger = Ledger()
+        self._looks = 0
+        self._seen: set[str] = set()
         self.meter = Meter(max(1.0, plan.seconds / 15))
         self.once = moments(datetime.now(UTC), plan.seconds)
         self._faults = Faults(
@@ -129,6 +142,7 @@ class Soak:
             self._lines,
             cluster,
             random.Random(plan.seed),
+            self._look,
             kinds=plan.kinds,
             seconds=plan.seconds,
         )
@@ -152,6 +166,7 @@ class Soak:
                 "  of sessions that timed out": count("clarad_hook_runs", "hook = 'gone-quiet'"),
                 "  of tools": count("clarad_hook_runs", "hook = 'used'"),
                 "occurrences of tasks": count("clarad_task_runs"),
+                "looks at the promises after a restart": self._looks,
                 "lives of the daemon": installation.lives,
                 "  with tools in sandboxes": installation.lives_with_tools,
             }
@@ -179,12 +194,24 @@ class Soak:
             async with trio.open_nursery() as nodes:
                 for kind, user, line in zip(plan.nodes, users, self._lines, strict=True):
                     nodes.start_soon(kind(user, line).run)
-                with trio.move_on_after(plan.seconds):
-                    await self._faults.inject(plan.between_faults)
+                with trio.move_on_after(plan.seconds if plan.faults is None else math.inf):
+                    await self._faults.inject(plan.between_faults, plan.faults)
                 for user in users:
                     user.enough.set()
                 nodes.cancel_scope.deadline = trio.current_time() + SETTLING
             nursery.cancel_scope.cancel("all have left")
+
+    async def _look(self) -> None:
+        """See whether what was told since the last look is what the store says."""
+        told = [
+            message
+            for message in self.ledger.asked.values()
+            if message.outcomes and message.id not in self._seen
+        ]
+        self._seen |= {message.id for message in told}
+        self._looks += 1
+        with _engine(self._installation) as engine:
+            self._installation.broken += await trio.to_thread.run_sync(broken_so_far, engine, told)
 
     async def _say_how_it_goes(self) -> None:
         minutes = self._plan.seconds / 60
@@ -205,10 +232,9 @@ class Soak:
         Rows need not be written in order: were the tasks removed first, nobody would ask for those
         that a kill has left out.
         """
-        engine = open_engine(self._installation.database_url)
-        try:
+        with _engine(self._installation) as engine:
             with trio.move_on_after(SETTLING):
-                while gaps(engine):
+                while gaps(engine, self.once):
                     await trio.sleep(0.1)
             await self._installation.end(signal.SIGTERM)
             self._installation.write_tasks(NO_TASKS)
@@ -216,8 +242,6 @@ class Soak:
             with trio.move_on_after(SETTLING):
                 while _unfinished(engine):
                     await trio.sleep(0.1)
-        finally:
-            engine.dispose()
         await self._installation.stop_for_good()
 
 

@@ -1,5 +1,6 @@
 """What was not kept is said: each kind of broken promise, one at a time."""
 
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,9 +11,9 @@ from sqlalchemy import Engine, insert
 from clarad.protocol import Error, ErrorCode, ResponseEnd
 from clarad.store import open_engine
 from clarad.store.migrate import require_head
-from clarad.store.models import MessageRow, TaskRunRow
+from clarad.store.models import HookRunRow, MessageRow, TaskRunRow
 from tests.soak.ledger import Asked, Ledger
-from tests.soak.promises import Acts, broken
+from tests.soak.promises import Acts, broken, broken_so_far, gaps
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -65,6 +66,24 @@ class Told:
         )
         self.act("task", f"{number}")
 
+    def hook_run(self, number: int, request_id: str) -> None:
+        """Have a run of a hook for a message that was heard."""
+        event = {"type": "message:received", "request_id": request_id}
+        self._insert(
+            HookRunRow,
+            run_id=f"{number}",
+            hook="heard",
+            event_id=f"{number}",
+            event_type=event["type"],
+            event=json.dumps(event),
+            caused_by="",
+            due_at=NOW,
+            ended_at=NOW,
+            attempts=1,
+            outcome="ran",
+        )
+        self.act("hook", f"{number}")
+
     def act(self, kind: str, name: str) -> None:
         """Do as a command does."""
         with (self.acts / f"{kind}-{name}").open("a") as file:
@@ -74,7 +93,7 @@ class Told:
     def broken(self) -> str:
         return "\n".join(broken(self.engine, self.ledger, Acts(self.acts)))
 
-    def _insert(self, model: type[MessageRow | TaskRunRow], **values: object) -> None:
+    def _insert(self, model: type[MessageRow | HookRunRow | TaskRunRow], **values: object) -> None:
         with self.engine.begin() as connection:
             connection.execute(insert(model).values(**values))
 
@@ -144,3 +163,21 @@ def test_a_run_that_acted_more_often_than_it_was_tried_is_said(told: Told) -> No
 def test_an_occurrence_without_a_row_is_said(told: Told) -> None:
     told.occurrence(4)
     assert told.broken.startswith("task every has nothing between 2026-01-01 00:00:01")
+    assert list(gaps(told.engine)) == told.broken.splitlines()
+
+
+def test_a_one_shot_that_was_never_due_is_said(told: Told) -> None:
+    found = list(broken(told.engine, told.ledger, Acts(told.acts), [NOW]))
+    assert found == [f"task once-0 was due once, at {NOW}, and has 0 rows"]
+
+
+def test_a_hook_that_heard_of_one_message_twice_is_said(told: Told) -> None:
+    told.hook_run(1, "m1")
+    told.hook_run(2, "m1")
+    assert told.broken == "hook heard has 2 runs for message:received of m1"
+
+
+def test_an_answer_that_the_store_knows_otherwise_is_said_after_a_restart(told: Told) -> None:
+    kept, other = told.message("m2"), told.message("m3", "cancelled")
+    (said,) = broken_so_far(told.engine, [kept, other])
+    assert said.startswith("m3 is stored as cancelled, and was told as [ResponseEnd")

@@ -1,4 +1,8 @@
-"""A short soak: `make soak` is a long one. `CLARAD_SEED` repeats the moments of an earlier one."""
+"""A short soak: `make soak` is a long one.
+
+`CLARAD_KILLS=500` makes the one that kills a long one, too; `CLARAD_SEED` repeats the moments of an
+earlier one.
+"""
 
 import os
 import secrets
@@ -10,12 +14,17 @@ import pytest
 
 from tests import postgres
 from tests.postgres import BACKENDS, Cluster
+from tests.soak.faults import KILL
+from tests.soak.sandboxes import MODE
 from tests.soak.soak import Plan, soak
 
 SEED: Final = os.environ.get("CLARAD_SEED")
 
 
-def short(seconds: float, *kinds: str) -> Plan:
+KILLS: Final = int(os.environ.get("CLARAD_KILLS", "6"))
+
+
+def short(seconds: float, *kinds: str, faults: int | None = None) -> Plan:
     seed = SEED or secrets.token_hex(4)
     print(f"CLARAD_SEED={seed}")
     return Plan(
@@ -26,7 +35,9 @@ def short(seconds: float, *kinds: str) -> Plan:
         under_asyncio=1,
         between_faults=0.5,
         between_bursts=0.5,
+        faults=faults,
         kinds=kinds,
+        sandboxes=MODE,
     )
 
 
@@ -35,6 +46,12 @@ def test_whatever_goes_wrong_no_promise_is_broken(tmp_path: Path) -> None:
     report.show()
     assert report.broken == []
     assert report.ledger.asked
+
+
+def test_a_daemon_that_is_killed_again_and_again_keeps_every_promise(tmp_path: Path) -> None:
+    report = soak(short(KILLS, KILL, faults=KILLS), tmp_path)
+    assert report.broken == []
+    assert report.faults[KILL] == KILLS
 
 
 def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_accepted(tmp_path: Path) -> None:
