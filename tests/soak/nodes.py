@@ -6,15 +6,14 @@ from typing import Final
 import anyio
 import msgspec
 import trio
-from trio_websocket import ConnectionClosed, HandshakeError, WebSocketConnection, wrap_client_stream
 
 from clarad import protocol
 from clarad.adapters import Adapter, Answer, Outcome, open_adapter
+from clarad.adapters.adapter import CONNECT_TIMEOUT
+from clarad.adapters.websocket import Lost, WebSocket, connect
 from tests.soak.ledger import Asked, is_refusal
 from tests.soak.line import Line
 from tests.soak.users import CHANNELS, PLATFORM, Users, frame_of
-
-LOST: Final = (OSError, HandshakeError, ConnectionClosed, trio.TooSlowError)
 
 MOST: Final = 10_000
 """Frames that wait to be written on one connection."""
@@ -105,22 +104,19 @@ class Plain:
     async def _keep_connected(self) -> None:
         while True:
             try:
-                # Not connect_websocket, which leaves its socket open if it is cut in the handshake.
-                stream = await trio.open_tcp_stream("127.0.0.1", self._line.port)
+                websocket, stream = await connect(self._line.url, CONNECT_TIMEOUT)
                 async with stream, trio.open_nursery() as nursery:
-                    await self._talk(nursery, stream)
-            except* LOST:
+                    await self._talk(nursery, websocket)
+            except* Lost:
                 pass
             await trio.sleep(self._users.chance.uniform(0.05, 0.3))
 
-    async def _talk(self, nursery: trio.Nursery, stream: trio.SocketStream) -> None:
-        with trio.fail_after(2):  # trio-websocket does not notice that it is cut in a handshake
-            websocket = await wrap_client_stream(nursery, stream, "localhost", "/")
-            register = protocol.Register(
-                node_id=self._users.name, platform=PLATFORM, capabilities=["accepted"]
-            )
-            await websocket.send_message(protocol.encode(register).decode())
-            await websocket.get_message()
+    async def _talk(self, nursery: trio.Nursery, websocket: WebSocket) -> None:
+        register = protocol.Register(
+            node_id=self._users.name, platform=PLATFORM, capabilities=["accepted"]
+        )
+        await websocket.send(protocol.encode(register).decode())
+        await websocket.receive()
         self._outgoing, frames = trio.open_memory_channel[protocol.Inbound](MOST)
         nursery.start_soon(self._write, websocket, frames)
         for message in self._waiting.values():
@@ -128,17 +124,17 @@ class Plain:
         ended: set[str] = set()
         while True:
             try:
-                frame = protocol.decode_outbound(await websocket.get_message())
+                frame = protocol.decode_outbound(await websocket.receive())
             except msgspec.ValidationError:
                 continue
             self._take(frame, ended)
 
     async def _write(
-        self, websocket: WebSocketConnection, frames: "trio.MemoryReceiveChannel[protocol.Inbound]"
+        self, websocket: WebSocket, frames: "trio.MemoryReceiveChannel[protocol.Inbound]"
     ) -> None:
-        with frames, suppress(ConnectionClosed):
+        with frames, suppress(Lost):
             async for frame in frames:
-                await websocket.send_message(protocol.encode(frame).decode())
+                await websocket.send(protocol.encode(frame).decode())
 
     def _send(self, frame: protocol.Inbound) -> None:
         with suppress(trio.BrokenResourceError):  # no connection: it is sent on the next
