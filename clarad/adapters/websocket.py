@@ -55,6 +55,7 @@ class WebSocket:
         self._url = url
         self._protocol = WSConnection(ConnectionType.CLIENT)
         self._lock = anyio.Lock()
+        self._closed: CloseConnection | None = None
         self.pong = anyio.Event()
         """Set by the next pong; `ping` makes a new one."""
 
@@ -130,20 +131,26 @@ class WebSocket:
             except ProtocolError as error:
                 raise Lost(f"{self._url} does not speak this protocol: {error}") from None
             except _GONE:
-                raise Lost(f"the connection to {self._url} was lost") from None
+                raise self._lost() from None
 
     async def _answer_close(self, event: CloseConnection) -> None:
+        self._closed = event
         with suppress(Lost):  # it is gone, or this is the answer to ours
             await self._write(event.response())
-        why = event.reason or event.code
-        raise Lost(f"{self._url} closed the connection: {why}", event.code)
+        raise self._lost()
+
+    def _lost(self) -> Lost:
+        if self._closed is None:
+            return Lost(f"the connection to {self._url} was lost")
+        why = self._closed.reason or self._closed.code
+        return Lost(f"{self._url} closed the connection: {why}", self._closed.code)
 
     async def _write(self, *events: Event) -> None:
         async with self._lock:  # a pong may come between
             try:
                 await self._stream.send(b"".join(map(self._protocol.send, events)))
-            except (*_GONE, LocalProtocolError):  # or the gateway has closed it
-                raise Lost(f"the connection to {self._url} was lost") from None
+            except (*_GONE, LocalProtocolError):  # the last: a side has closed it meanwhile
+                raise self._lost() from None
 
 
 async def connect(

@@ -1,44 +1,53 @@
-"""The connection of an adapter, against a gateway that says only what a test has it say."""
+"""The adapters' end of a connection, against a gateway that does what it is told."""
 
-from functools import partial
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
-import anyio.abc
 import pytest
+from anyio.abc import SocketStream
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, CloseConnection, Request
+from wsproto.events import AcceptConnection, CloseConnection
 
-from clarad.adapters import websocket
+from clarad.adapters.websocket import Lost, WebSocket, connect
+from clarad.protocol import CloseCode
+
+pytestmark = pytest.mark.parametrize("backend", ["trio", "asyncio"])
 
 
-async def close_at_once(stream: anyio.abc.SocketStream) -> None:
-    """Shake hands, close with 1001, and read on."""
-    async with stream:
-        gateway = WSConnection(ConnectionType.SERVER)
-        while not any(isinstance(event, Request) for event in gateway.events()):
+@asynccontextmanager
+async def closed_by_the_gateway() -> AsyncIterator[WebSocket]:
+    """A connection that the gateway closes right after the handshake: another has replaced it."""
+
+    async def serve(stream: SocketStream) -> None:
+        async with stream:
+            gateway = WSConnection(ConnectionType.SERVER)
             gateway.receive_data(await stream.receive())
-        said = gateway.send(AcceptConnection()) + gateway.send(CloseConnection(1001, "stopping"))
-        await stream.send(said)
-        async for _ in stream:
-            pass
+            [_request] = gateway.events()
+            await stream.send(gateway.send(AcceptConnection()))
+            await stream.send(gateway.send(CloseConnection(CloseCode.REPLACED, "replaced")))
+            async for _ in stream:
+                pass
 
-
-@pytest.mark.parametrize("backend", ["trio", "asyncio"])
-def test_what_is_written_after_the_gateway_has_closed_says_that_it_is_lost(backend: str) -> None:
-    async def scenario() -> None:
-        listener = await anyio.create_tcp_listener(local_host="127.0.0.1", local_port=0)
+    listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
+    async with listener, anyio.create_task_group() as tasks:
+        tasks.start_soon(listener.serve, serve)
         port = listener.extra(anyio.abc.SocketAttribute.local_port)
-        async with listener, anyio.create_task_group() as tasks:
-            tasks.start_soon(listener.serve, close_at_once)
-            here, stream = await websocket.connect(f"ws://127.0.0.1:{port}", timeout=30)
-            async with stream:
-                with pytest.raises(websocket.Lost, match="stopping") as lost:
-                    await here.receive()
-                assert lost.value.code == 1001
-                # The writer may come to this before the reader has had it stopped.
-                for write in (partial(here.send, "{}"), here.ping, here.close):
-                    with pytest.raises(websocket.Lost, match="lost"):
-                        await write()
-            tasks.cancel_scope.cancel()
+        websocket, stream = await connect(f"ws://127.0.0.1:{port}", 10)
+        async with stream:
+            yield websocket
+        tasks.cancel_scope.cancel()
+
+
+def test_what_is_sent_when_the_gateway_has_closed_says_why_it_did(backend: str) -> None:
+    async def scenario() -> None:
+        with anyio.fail_after(30):
+            async with closed_by_the_gateway() as websocket:
+                with pytest.raises(Lost, match="replaced"):
+                    await websocket.receive()
+                for write in (websocket.ping(), websocket.send("too late"), websocket.close()):
+                    with pytest.raises(Lost, match="replaced") as late:
+                        await write
+                    assert late.value.code == CloseCode.REPLACED
 
     anyio.run(scenario, backend=backend)
