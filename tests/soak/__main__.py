@@ -22,6 +22,7 @@ INTERRUPTED: Final = 128 + signal.SIGINT
 
 def main() -> int:
     """Soak a daemon, and return 1 if a promise was broken."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `make soak &` has it ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--minutes", type=float, default=30)

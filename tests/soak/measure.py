@@ -18,6 +18,10 @@ class Span:
     answers: list[float] = field(default_factory=list)
     rss: list[int] = field(default_factory=list)
 
+    @property
+    def ended(self) -> float:
+        return self.began + self.seconds
+
 
 class Meter:
     """Looks once in a while; answers count where they came."""
@@ -26,15 +30,17 @@ class Meter:
         """`seconds` is the length of a stretch."""
         self._seconds = seconds
         self.spans: list[Span] = []
+        self.began = 0.0
+        """When, as Trio's clock has it."""
         self.seconds = 0.0
         """How long it has been measuring."""
 
     async def run(self, installation: Installation, ledger: Ledger) -> None:
         """Measure until cancelled."""
-        start = trio.current_time()
+        self.began = trio.current_time()
         try:
             while True:
-                self.seconds = now = trio.current_time() - start
+                self.seconds = now = trio.current_time() - self.began
                 if now >= len(self.spans) * self._seconds:
                     self.spans.append(Span(len(self.spans) * self._seconds, self._seconds))
                 if (rss := installation.rss()) is not None:
@@ -42,10 +48,10 @@ class Meter:
                 await trio.sleep(0.25)
         finally:
             for message in ledger.asked.values():
-                self._count(message, start)
+                self._count(message)
 
-    def _count(self, message: Asked, start: float) -> None:
+    def _count(self, message: Asked) -> None:
         if message.ended_at is not None and message.kind != HANGS:
-            at = int((message.ended_at - start) / self._seconds)
+            at = int((message.ended_at - self.began) / self._seconds)
             span = self.spans[min(at, len(self.spans) - 1)]
             span.answers.append(message.took)

@@ -44,8 +44,8 @@ class Report:
         print(f"\n{self.title}")
         self._show_load()
         self._show_faults()
-        head = ["from, s", "answers", "p50, ms", "p99, ms", "memory, MiB", "at most"]
-        show("Over time", head, [_row(span) for span in self.meter.spans if span.rss])
+        head = ["from, s", "faults", "answers", "p50, ms", "p99, ms", "memory, MiB", "at most"]
+        show("Over time", head, [self._row(span) for span in self.meter.spans if span.rss])
         self._show_slowest()
         self._show_promises()
 
@@ -53,14 +53,14 @@ class Report:
         asked = self.ledger.asked.values()
         ends = Counter(message.outcome for message in asked if message.outcomes)
         seconds = self.meter.seconds
-        show(f"Load over {seconds:.0f} s", ["", ""], [
-            ["messages asked", f"{len(asked)}"],
-            ["messages answered a second", f"{ends.total() / seconds:.1f}"],
-            ["sent twice", f"{self.ledger.sent_twice}"],
-            ["refused, and sent again", f"{sum(message.refusals for message in asked)}"],
-            ["accepted", f"{ends.total() + len(self.ledger.lost)}"],
-            *([f"  ended as {outcome}", f"{times}"] for outcome, times in sorted(ends.items())),
-            *([what, f"{times}"] for what, times in self.ran.items()),
+        _show_pairs(f"Load over {seconds:.0f} s", [
+            ("messages asked", f"{len(asked)}"),
+            ("answered a second", f"{ends.total() / seconds:.1f}"),
+            ("sent twice", f"{self.ledger.sent_twice}"),
+            ("refused, and sent again", f"{sum(message.refusals for message in asked)}"),
+            ("accepted", f"{ends.total() + len(self.ledger.lost)}"),
+            *((f"  ended as {outcome}", f"{times}") for outcome, times in sorted(ends.items())),
+            *((what, f"{times}") for what, times in self.ran.items()),
         ])  # fmt: skip
 
     def _show_faults(self) -> None:
@@ -70,6 +70,15 @@ class Report:
             rows.append([kind, f"{times}", f"{longest:.1f}"])
         rows.append(["all", f"{len(self.happened)}", ""])
         show("Faults", ["kind", "times", "the longest, s"], rows)
+
+    def _row(self, span: Span) -> list[str]:
+        faults = sum(
+            span.began <= one.began - self.meter.began < span.ended for one in self.happened
+        )
+        times = [1000 * taken for taken in span.answers]
+        fast, slow = (f"{percentile(times, p):.0f}" if times else "-" for p in (50, 99))
+        memory = [f"{span.rss[-1] / 1024:.0f}", f"{max(span.rss) / 1024:.0f}"]
+        return [f"{span.began:.0f}", f"{faults}", f"{len(times)}", fast, slow, *memory]
 
     def _show_slowest(self) -> None:
         """Say what the slowest answer waited for; one that hangs waits for its own timeout."""
@@ -81,28 +90,33 @@ class Report:
         if not answered:
             return
         slowest = max(answered, key=lambda message: message.took)
-        print(
-            f"\nThe slowest answer was that to {slowest.id} ({slowest.kind}): {slowest.took:.1f} s"
-        )
         ahead = [message for message in answered if _is_ahead(message, slowest)]
+        print(f"\nThe slowest answer: {slowest.took:.1f} s, to {slowest.id} ({slowest.kind})")
         print(f"  refused {slowest.refusals} times, {len(ahead)} messages before it in its channel")
         meanwhile = [one for one in self.happened if _is_during(one, slowest)]
         for one in meanwhile[:MOST_SHOWN]:
-            after, seconds = one.began - slowest.asked_at, one.ended - one.began
-            print(f"  {one.kind}, {seconds:.1f} s long, {after:.1f} s after it was asked")
+            began, ended = max(0, one.began - slowest.asked_at), one.ended - slowest.asked_at
+            print(f"  {began:5.1f} s to {ended:5.1f} s: {one.kind}")
         if len(meanwhile) > MOST_SHOWN:
             print(f"  ... and {len(meanwhile) - MOST_SHOWN} more faults")
 
     def _show_promises(self) -> None:
-        show("Promises", ["", ""], [
-            ["accepted messages that were lost", f"{len(self.ledger.lost)}"],
-            ["messages answered twice", f"{len(self.ledger.answered_twice)}"],
-            ["promises broken, those included", f"{len(self.broken)}"],
+        _show_pairs("Promises", [
+            ("accepted messages that were lost", f"{len(self.ledger.lost)}"),
+            ("messages answered twice", f"{len(self.ledger.answered_twice)}"),
+            ("promises broken, those included", f"{len(self.broken)}"),
         ])  # fmt: skip
         for problem in self.broken[:MOST_SHOWN]:
             print(f"BROKEN: {shorten(problem, MOST_CHARACTERS)}")
         if len(self.broken) > MOST_SHOWN:
             print(f"... and {len(self.broken) - MOST_SHOWN} more")
+        if not self.broken:
+            print("\nEvery promise was kept.")
+
+
+def _show_pairs(title: str, pairs: Sequence[tuple[str, str]]) -> None:
+    first, *others = pairs
+    show(title, first, others)
 
 
 def _is_ahead(message: Asked, other: Asked) -> bool:
@@ -114,10 +128,3 @@ def _is_ahead(message: Asked, other: Asked) -> bool:
 def _is_during(fault: Happened, message: Asked) -> bool:
     assert message.ended_at is not None
     return fault.ended >= message.asked_at and fault.began <= message.ended_at
-
-
-def _row(span: Span) -> list[str]:
-    times = [1000 * taken for taken in span.answers]
-    fast, slow = (f"{percentile(times, p):.0f}" if times else "-" for p in (50, 99))
-    last, most = span.rss[-1] / 1024, max(span.rss) / 1024
-    return [f"{span.began:.0f}", f"{len(times)}", fast, slow, f"{last:.0f}", f"{most:.0f}"]

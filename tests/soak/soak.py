@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from socket import create_server
+from typing import Final
 
 import trio
 from sqlalchemy import Engine, text
@@ -33,6 +34,8 @@ from tests.soak.users import Users
 
 SETTLING = 60.0
 """Seconds after the last fault until every message has to have its answer."""
+
+NO_TOOLS: Final = "no tools, as no engine of sandboxes answers (make engines)"
 
 
 @dataclass(frozen=True)
@@ -79,9 +82,10 @@ def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
                 ran = run.ran(engine)
         finally:
             installation.clean_up()
-    where = f"{'SQLite' if cluster is None else 'PostgreSQL'}, {plan.sandboxes or 'no'} sandboxes"
+    database = "SQLite" if cluster is None else "PostgreSQL"
+    tools = f"tools in sandboxes of {plan.sandboxes}" if plan.sandboxes else NO_TOOLS
     return Report(
-        title=f"Soaked with {where}, seed {plan.seed}",
+        title=f"Soaked with {database} and {tools}; seed {plan.seed}",
         log_path=installation.log_path,
         ledger=run.ledger,
         meter=run.meter,
