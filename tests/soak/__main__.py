@@ -41,7 +41,7 @@ def main() -> int:
     )
     directory = Path(tempfile.mkdtemp(prefix="clarad-soak-"))
     print(f"seed {plan.seed}, in {directory}", flush=True)
-    is_kept = False
+    is_kept = True
     try:
         with _cluster(arguments.database) as cluster:
             report = soak(plan, directory, cluster)
@@ -51,8 +51,10 @@ def main() -> int:
             print(f"\nThe daemon's log is {report.log_path}; what else there is lies beside it.")
         return is_kept
     except UnknownFault as error:
+        is_kept = False
         parser.error(str(error))
     except KeyboardInterrupt:
+        is_kept = False
         print("\ninterrupted: nothing is left, and nothing is said of promises", file=sys.stderr)
         return INTERRUPTED
     finally:
