@@ -11,13 +11,16 @@ from typing import Final
 
 import trio
 
-from tests.process import LIFE, PATIENCE, environment, lives_of
+from tests.process import LIFE, environment, lives_of
 from tests.soak.automation import COMMAND, HOOKS
 from tests.soak.clock import Clock
 from tests.soak.sandboxes import Sandboxes
 
 TOOLS_OFTEN: Final = 0.3
 """How many of the daemon's lives have the tools for a responder, where there are sandboxes."""
+
+PATIENCE: Final = 120.0
+"""Seconds until a daemon that does not start, or end, counts as one that never will."""
 
 REFUSED: Final = 74
 """EX_IOERR of sysexits(3): how a daemon ends that cannot write."""
@@ -150,7 +153,7 @@ class Installation:
         with trio.move_on_after(PATIENCE) as patience:
             await process.wait()
         if patience.cancelled_caught:
-            self.broken.append(f"{number.name} did not end the daemon within 30 s")
+            self.broken.append(f"{number.name} did not end the daemon in time")
             process.kill()
             await process.wait()
         elif number is signal.SIGTERM and process.returncode != 0:

@@ -12,7 +12,7 @@ from tests.sandbox import engines
 MODE: Final = next(iter(engines.ANSWERING), None)
 """The engine that is used; without one, messages run beside the daemon only."""
 
-PATIENCE: Final = 30.0
+PATIENCE: Final = 60.0
 """Seconds until those of a daemon that was killed have to be gone."""
 
 

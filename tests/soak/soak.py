@@ -32,7 +32,7 @@ from tests.soak.report import Report
 from tests.soak.under_asyncio import UnderAsyncio
 from tests.soak.users import Users
 
-SETTLING = 60.0
+SETTLING = 120.0
 """Seconds after the last fault until every message has to have its answer."""
 
 NO_TOOLS: Final = "no tools, as no engine of sandboxes answers (make engines)"
@@ -75,7 +75,7 @@ def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
         installation = Installation(directory, port, chance, plan.sandboxes, url)
         try:
             run = Soak(plan, installation, cluster)
-            trio.run(run.run)
+            _run(run)
             with _engine(installation) as engine:
                 kept = Acts(installation.acts)
                 problems = [*installation.broken, *broken(engine, run.ledger, kept, run.once)]
@@ -118,6 +118,15 @@ def _eager_adapters() -> Iterator[None]:
         yield
     finally:
         adapter.FIRST_PAUSE, adapter.LONGEST_PAUSE = patient  # type: ignore[misc]
+
+
+def _run(run: "Soak") -> None:
+    try:
+        trio.run(run.run)
+    except BaseExceptionGroup as group:
+        if group.subgroup(KeyboardInterrupt) is None:
+            raise
+        raise KeyboardInterrupt from None  # nurseries have wrapped it
 
 
 @contextmanager
