@@ -192,8 +192,8 @@ class Turns:
                     self.look_for_cancels()
 
     def look_for_cancels(self) -> None:
-        """Cancel what other daemons were asked to have cancelled."""
-        if self._elsewhere is not None:
+        """Cancel what other daemons were asked to have cancelled; not before the start."""
+        if self._elsewhere is not None and self._serving:
             self._elsewhere.look_for_cancels()
 
     # --- a message's way -------------------------------------------------------------------------
