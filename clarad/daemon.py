@@ -25,6 +25,7 @@ from clarad.nurseries.connection import Connection
 from clarad.nurseries.gateway import LINGER
 from clarad.nurseries.hooks import Hooks
 from clarad.nurseries.lease import Lease
+from clarad.nurseries.notices import Notices
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, wall_clock
 from clarad.nurseries.session import Session
@@ -44,15 +45,11 @@ from clarad.store import (
     Look,
     Messages,
     Missed,
-    NodeCame,
-    NodeOwed,
     NodeSessions,
-    Notice,
     SharedMessages,
     SharedNodeSessions,
     TaskRuns,
     Tasks,
-    TasksChanged,
     Tokens,
     Writer,
 )
@@ -144,7 +141,8 @@ class Daemon:
             operations=self.operations,
             outboxes=outboxes,
         )
-        self._lease = None if self._life is None else self._make_lease(engine, self._life)
+        self._notices = self._make_notices()
+        self._lease = self._make_lease(engine)
         self._stop_requested = trio.Event()
         self._drain = trio.CancelScope()
         self._living = trio.CancelScope()
@@ -202,15 +200,31 @@ class Daemon:
         self._scheduler.stop_firing()
         self._stop_requested.set()
 
-    def _make_lease(self, engine: Engine, life: Life) -> Lease:
+    def _make_notices(self) -> Notices | None:
+        messages, node_sessions = self._messages, self._node_sessions
+        if not isinstance(messages, SharedMessages):
+            return None
+        assert isinstance(node_sessions, SharedNodeSessions)
+        return Notices(
+            scheduler=self._scheduler,
+            nodes=self.nodes,
+            turns=self.turns,
+            messages=messages,
+            node_sessions=node_sessions,
+            close_revoked=self._gateways.close_revoked,
+        )
+
+    def _make_lease(self, engine: Engine) -> Lease | None:
+        if self._life is None or self._notices is None:
+            return None
         from clarad.store.members import Members  # needs psycopg
 
         name = instance.identify(self._settings.state_dir)
         return Lease(
-            Members(engine, life, instance=name, lease=self._settings.lease),
+            Members(engine, self._life, instance=name, lease=self._settings.lease),
             inherit=(self._hooks.inherit, self._inherit_messages, self._scheduler.inherit),
             looked=self._looked,
-            heard=self._hear,
+            heard=self._notices.hear,
             tasks=lambda: self._scheduler.digest,
             lose=self._end_life,
         )
@@ -224,24 +238,6 @@ class Daemon:
         if isinstance(self._node_sessions, SharedNodeSessions):
             await self._node_sessions.inherit(lives)
         await self._recover(lives)
-
-    def _hear(self, notice: Notice | None) -> None:
-        """Take what another daemon has said; `None` if something may have been missed."""
-        match notice:
-            case None:
-                self._scheduler.look_again()
-                self.nodes.look_for_more()
-                self.turns.look_for_cancels()
-            case TasksChanged():
-                self._scheduler.look_again()
-            case NodeOwed():
-                node = self.nodes.known(notice.node_id, notice.platform)
-                if node is not None and node.outlet is not None:
-                    node.outlet.look_for_more()
-            case NodeCame():
-                self.nodes.go(notice.node_id, notice.platform, notice.after_seq)
-            case _:
-                self.turns.hear(notice)
 
     def _end_life(self) -> None:
         """End all that goes on, side by side and at once; nothing more is written."""
@@ -284,6 +280,8 @@ class Daemon:
         if self._sandboxes is not None:
             await supervisor.start("sandboxes", self._sandboxes.run)
         await supervisor.start("turns", self.turns.run)
+        if self._notices is not None:
+            await supervisor.start("notices", self._notices.run)
         self.nodes.restore(*await self._node_sessions.restore())
         await self._recover()
         host, port = await self._gateways.start(supervisor)
@@ -318,7 +316,6 @@ class Daemon:
         while page := await self._messages.unfinished(after, lives):
             self.turns.recover(page)
             after = page[-1].number
-        self.turns.look_for_cancels()
 
     async def _stop(self, supervisor: Supervisor) -> None:
         """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.

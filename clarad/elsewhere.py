@@ -21,16 +21,10 @@ have been missed."""
 class Elsewhere:
     """Waits for turns, and asks for cancellations, where other daemons have messages too."""
 
-    def __init__(
-        self,
-        store: SharedMessages,
-        start_soon: Callable[..., None],
-        cancel: Callable[[MessageKey, str], None],
-    ) -> None:
-        """`start_soon` starts a task in the turns' nursery, `cancel` cancels what is here."""
+    def __init__(self, store: SharedMessages, start_soon: Callable[..., None]) -> None:
+        """`start_soon` starts a task in the turns' nursery."""
         self._store = store
         self._start_soon = start_soon
-        self._cancel_here = cancel
         self._moved: dict[tuple[str, str], trio.Event] = {}
 
     async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
@@ -57,22 +51,6 @@ class Elsewhere:
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         """Have the node's messages with this id cancelled that other daemons have."""
         self._start_soon(self._cancel, node, cancel)
-
-    def look_for_cancels(self) -> None:
-        """Cancel what other daemons were asked to have cancelled."""
-        self._start_soon(self._look_for_cancels)
-
-    async def _look_for_cancels(self) -> None:
-        while True:
-            try:
-                found = await self._store.to_cancel()
-            except StoreError as error:
-                log.error("whether anything is to be cancelled cannot be read yet: %s", error)
-                await trio.sleep(LOOK_AGAIN)
-            else:
-                break
-        for key, reason in found:
-            self._cancel_here(key, reason)
 
     async def _cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         reason = cancel.reason or "requested"

@@ -62,6 +62,7 @@ class Endings:
             node_id=turn.node.id,
             is_here=turn.node.outlet is not None,
             then=partial(self._written, turn, terminal, place, stopped_in),
+            moved=turn.node.go,
         )
 
     def _written(

@@ -109,6 +109,20 @@ class Gateways:
         await trio.lowlevel.checkpoint()  # and has to hear of it
         return sum(gateway.close_token(token) for gateway in self._of_adapters())
 
+    async def close_revoked(self) -> None:
+        """Close the connections of tokens that there are no more.
+
+        Raises:
+            StoreError: the database fails; none is closed.
+        """
+        await self._tokens.caught_up()
+        await trio.lowlevel.checkpoint()
+        shown = {token for gateway in self._of_adapters() for token in gateway.tokens_shown()}
+        if shown:
+            revoked = await self._tokens.revoked(shown)
+            for gateway in self._of_adapters():
+                gateway.close_shown(revoked)
+
     def apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
         """Put reloaded settings in force, a renewed certificate among them."""
         self._door.allowed_origins = settings.gateway_allowed_origins

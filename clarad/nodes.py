@@ -321,6 +321,10 @@ class Nodes:
             self._away.pop((platform, node_id), None)
             node.go()
 
+    def numbered_here(self) -> dict[tuple[str, str], int]:
+        """Return after which numbers this daemon numbers the frames of nodes that it has."""
+        return {key: node.after_seq for key, node in self._nodes.items() if node.after_seq}
+
     def look_for_more(self) -> None:
         """Have each node that is connected given what others have stored for it."""
         for node in list(self._nodes.values()):

@@ -380,6 +380,123 @@ async def test_a_channel_is_full_when_all_daemons_together_have_filled_it(
         await peer.drop()
 
 
+# --- what is said while somebody does not listen -------------------------------------------------
+
+
+@pytest.fixture
+def cut_off(start: Start, url: str, gate: Path) -> Iterator[tuple[Process, Process, Network]]:
+    """Two daemons whose answers wait for the gate, and the network of the first one."""
+    settings = {
+        "CLARA_RESPONDER": "command",
+        "CLARA_RESPONDER_COMMAND": UNTIL_GATE.format(gate),
+        "CLARA_LEASE": "1000",
+    }
+    network = Network(url)
+    try:
+        yield start(DATABASE_URL=network.url, **settings), start(**settings), network
+    finally:
+        network.close()
+
+
+async def test_a_token_that_is_revoked_is_good_for_nothing_with_any_daemon(
+    two: tuple[Process, Process], nursery: trio.Nursery
+) -> None:
+    here, there = two
+    token = clarad("tokens", "create", "t", env=here.environment).stdout.strip()
+    clarad("tokens", "create", "another", env=here.environment)
+    peer = await connect(nursery, there.url)
+    await peer.register(secret=token)
+    assert clarad("tokens", "revoke", "t", env=here.environment).returncode == 0
+    assert await peer.close_code() == 1008
+    await peer.drop()
+
+
+async def test_who_does_not_hear_that_a_token_is_revoked_finds_it_in_the_table(
+    cut_off: tuple[Process, Process, Network], nursery: trio.Nursery
+) -> None:
+    here, there, network = cut_off
+    shown = [
+        clarad("tokens", "create", name, env=there.environment).stdout.strip() for name in "ab"
+    ]
+    revoked, other = [await connect(nursery, here.url) for _ in shown]
+    for n, peer in enumerate((revoked, other)):
+        await peer.register(f"node-{n}", secret=shown[n])
+    network.cut()
+    assert clarad("tokens", "revoke", "a", env=there.environment).returncode == 0
+    # Another one of the same name is not the same token.
+    assert clarad("tokens", "create", "a", env=there.environment).returncode == 0
+    network.mend()
+    revoked.patience = PATIENCE
+    assert await revoked.close_code() == 1008
+    assert await other.is_silent()
+    for peer in (revoked, other):
+        await peer.drop()
+
+
+async def test_who_does_not_hear_of_a_cancel_finds_it_in_the_table(
+    cut_off: tuple[Process, Process, Network], outside: Outside, nursery: trio.Nursery
+) -> None:
+    here, there, network = cut_off
+    peer = await node(nursery, here)
+    await start_message(peer, "m1")
+    network.cut()
+    elsewhere = await node(nursery, there)
+    await elsewhere.send("cancel", request_id="m1", reason="enough")
+    await until(outside, "SELECT cancel_reason FROM clarad_messages", [("enough",)])
+    network.mend()
+    assert (await elsewhere.outcome_of("m1"))["reason"] == "enough"
+    for one in (peer, elsewhere):
+        await one.drop()
+
+
+async def test_who_does_not_hear_that_a_node_is_with_another_daemon_finds_it_in_the_table(
+    cut_off: tuple[Process, Process, Network], gate: Path, nursery: trio.Nursery
+) -> None:
+    here, there, network = cut_off
+    peer = await node(nursery, here)
+    await start_message(peer, "m1")
+    network.cut()
+    elsewhere = await node(nursery, there)
+    await trio.Path(gate).touch()
+    network.mend()
+    assert (await elsewhere.outcome_of("m1"))["full_text"] == "started\ndone\n"
+    assert await peer.close_code() == 4000
+    for one in (peer, elsewhere):
+        await one.drop()
+
+
+async def test_a_message_whose_daemon_is_dead_can_be_cancelled(
+    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
+) -> None:
+    killed, other = two
+    peer = await node(nursery, killed)
+    await start_message(peer, "m1")
+    await peer.ask("m2")
+    await peer.expect("accepted")
+    killed.kill()
+    elsewhere = await node(nursery, other)
+    await elsewhere.send("cancel", request_id="m2")
+    await until(outside, OUTCOMES, [("m1", "interrupted"), ("m2", "cancelled")])
+    for one in (peer, elsewhere):
+        await one.drop()
+
+
+async def test_nothing_goes_on_for_a_node_that_unregisters_whichever_daemon_has_it(
+    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
+) -> None:
+    killed, other = two
+    peer = await node(nursery, killed)
+    await start_message(peer, "m1")
+    await peer.ask("m2")
+    await peer.expect("accepted")
+    killed.kill()
+    elsewhere = await node(nursery, other)
+    await elsewhere.send("unregister")
+    await until(outside, OUTCOMES, [("m1", "interrupted"), ("m2", "cancelled")])
+    for one in (peer, elsewhere):
+        await one.drop()
+
+
 # --- tasks ---------------------------------------------------------------------------------------
 
 SHARES = "SELECT count(*) FROM clarad_tasks GROUP BY owner ORDER BY 1"

@@ -11,7 +11,7 @@ from clarad import elsewhere, protocol
 from clarad.elsewhere import Elsewhere
 from clarad.kept import shared
 from clarad.nodes import Node, Outlet
-from clarad.store import CancelAsked, MessageKey, StoreError
+from clarad.store import CancelAsked, StoreError
 from tests.postgres import SHARED
 from tests.process import PATIENCE
 from tests.store.conftest import Outside
@@ -29,7 +29,6 @@ class Side(NamedTuple):
 
     messages: SharedDesk
     elsewhere: Elsewhere
-    cancelled: list[tuple[MessageKey, str]]
 
 
 class Told:
@@ -66,16 +65,8 @@ def node(told: Told) -> Node:
 async def two(share: Share, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> list[Side]:
     """Two daemons."""
     monkeypatch.setattr(elsewhere, "LOOK_AGAIN", FOR_EVER)
-
-    def side(messages: SharedDesk) -> Side:
-        cancelled: list[tuple[MessageKey, str]] = []
-
-        def cancel(key: MessageKey, reason: str) -> None:
-            cancelled.append((key, reason))
-
-        return Side(messages, Elsewhere(messages.messages, nursery.start_soon, cancel), cancelled)
-
-    return [side(SharedDesk(daemon)) for daemon in await share(2)]
+    sides = [SharedDesk(daemon) for daemon in await share(2)]
+    return [Side(side, Elsewhere(side.messages, nursery.start_soon)) for side in sides]
 
 
 async def begin(side: Side, number: int) -> None:
@@ -215,37 +206,16 @@ async def test_a_store_that_fails_is_an_error_to_who_waits(two: list[Side]) -> N
 # --- cancellations -------------------------------------------------------------------------------
 
 
-async def test_the_daemon_that_has_a_message_finds_out_that_it_is_to_be_cancelled(
+async def test_the_daemon_that_has_a_message_is_told_that_it_is_to_be_cancelled(
     two: list[Side], node: Node, told: Told
 ) -> None:
     here, there = two
     await here.messages.admit(1)
-    there.elsewhere.cancel(node, protocol.Cancel("1", "changed my mind"))
+    there.elsewhere.cancel(node, protocol.Cancel("1", "changed my\0 mind"))
     await looked(there)
     assert here.messages.daemon.said() == [CancelAsked("test", "node-1")]
-    for side in two:
-        side.elsewhere.look_for_cancels()
-        await looked(side)
-    assert (here.cancelled, there.cancelled) == ([(key(1), "changed my mind")], [])
+    assert await here.messages.messages.to_cancel() == [(key(1), "changed my mind")]
     assert told.frames == []
-
-
-async def test_what_is_to_be_cancelled_is_looked_for_until_the_store_answers(
-    two: list[Side], node: Node, outside: Outside, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, there = two
-    monkeypatch.setattr(elsewhere, "LOOK_AGAIN", 0.01)
-    await here.messages.admit(1)
-    there.elsewhere.cancel(node, protocol.Cancel("1"))
-    await looked(there)
-    outside.do("ALTER TABLE clarad_messages RENAME TO away")
-    here.elsewhere.look_for_cancels()
-    await looked(here)
-    assert here.cancelled == []
-    outside.do("ALTER TABLE away RENAME TO clarad_messages")
-    with trio.fail_after(PATIENCE):
-        while here.cancelled != [(key(1), "requested")]:
-            await looked(here)
 
 
 async def test_a_cancel_of_what_nobody_has_is_not_found(

@@ -72,6 +72,7 @@ class Connection:
         self._shown = shown
         self._admission = admission
         self.token: str | None = None
+        self.shown: str | None = None
         self._nodes = nodes
         self._redelivery = redelivery
         self._desk = desk
@@ -222,6 +223,8 @@ class Connection:
             if not error.recoverable:
                 self.end(CloseCode.REFUSED, "authentication failed")
             return
+        if self.token is not None:
+            self.shown = self._shown or frame.secret
         if self._sender.closing is None:
             await self._come(frame)
 

@@ -129,6 +129,7 @@ class OperatorConnection:
         self._sender = Sender(websocket, stream, outboxes)
         self._under_way: set[str] = set()
         self.token: str | None = None
+        self.shown: str | None = None
         self.is_stranger = False
 
     def end(self, code: CloseCode, reason: str) -> None:

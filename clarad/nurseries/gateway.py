@@ -2,7 +2,7 @@
 
 import logging
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Final, Generic, Protocol, TypeVar
 
 import trio
@@ -39,6 +39,10 @@ class Connection(Protocol):
     @property
     def token(self) -> str | None:
         """What the token is called that it has shown, if any."""
+
+    @property
+    def shown(self) -> str | None:
+        """The token itself."""
 
     @property
     def is_stranger(self) -> bool:
@@ -254,9 +258,16 @@ class Gateway(Generic[Address]):
     def close_token(self, token: str) -> int:
         """Close the connections whose nodes have shown this token; return how many they are."""
         closed = [connection for connection in self._connections if connection.token == token]
-        for connection in closed:
-            connection.end(CloseCode.REFUSED, "the token was revoked")
+        _end_revoked(closed)
         return len(closed)
+
+    def tokens_shown(self) -> set[str]:
+        """Return the tokens that nodes have shown."""
+        return {connection.shown for connection in self._connections if connection.shown}
+
+    def close_shown(self, tokens: Collection[str]) -> None:
+        """Close the connections whose nodes have shown one of these tokens."""
+        _end_revoked(one for one in self._connections if one.shown in tokens)
 
     async def _talk(self, connection: Connection) -> None:
         if self._stopping:
@@ -271,6 +282,11 @@ class Gateway(Generic[Address]):
             await connection.run()
         finally:
             del self._connections[connection]
+
+
+def _end_revoked(connections: Iterable[Connection]) -> None:
+    for connection in connections:
+        connection.end(CloseCode.REFUSED, "the token was revoked")
 
 
 async def _cancel_at_end(stream: ClientStream, scope: trio.CancelScope) -> None:

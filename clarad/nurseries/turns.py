@@ -30,11 +30,8 @@ from clarad.roster import MAX_WAITING, Roster
 from clarad.sessions import Sessions
 from clarad.slots import Slots
 from clarad.store import (
-    CancelAsked,
-    ChannelMoved,
     MessageKey,
     Messages,
-    Notice,
     SharedMessages,
     StoreError,
     Unfinished,
@@ -67,9 +64,7 @@ class Turns:
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
         shared = store if isinstance(store, SharedMessages) else None
-        self._elsewhere = (
-            None if shared is None else Elsewhere(shared, self._start_soon, self._cancel_asked)
-        )
+        self._elsewhere = None if shared is None else Elsewhere(shared, self._start_soon)
         self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
@@ -171,7 +166,9 @@ class Turns:
             assert isinstance(message, protocol.Message)
             node = self._nodes.find(entry.node_id, entry.key.platform)
             turn = self._enter(node, entry.key.platform, message, entry.frame, State.WAITING)
-            if entry.begun:
+            if entry.cancel_reason is not None and not entry.begun:
+                self._cancel(turn, entry.cancel_reason, node.id)
+            elif entry.begun:
                 turn.fail(
                     Signal.INTERRUPTED,
                     ErrorCode.INTERRUPTED,
@@ -181,20 +178,15 @@ class Turns:
             elif self._elsewhere is not None or self._roster.is_first(turn):
                 self._start(turn)  # among those of other daemons it may have its turn before ours
 
-    def hear(self, notice: Notice) -> None:
-        """Take what another daemon has said."""
-        match notice:
-            case ChannelMoved() if self._elsewhere is not None:
-                self._elsewhere.channel_moved(notice.platform, notice.channel_id)
-            case CancelAsked():
-                node = self._nodes.known(notice.node_id, notice.platform)
-                if node is not None and self._roster.of_node(node):
-                    self.look_for_cancels()
+    def channel_moved(self, platform: str, channel_id: str) -> None:
+        """Look whose turn it is: a message of this channel has ended with another daemon."""
+        if self._elsewhere is not None:
+            self._elsewhere.channel_moved(platform, channel_id)
 
-    def look_for_cancels(self) -> None:
-        """Cancel what other daemons were asked to have cancelled; not before the start."""
-        if self._elsewhere is not None and self._serving:
-            self._elsewhere.look_for_cancels()
+    def cancel_asked(self, key: MessageKey, reason: str) -> None:
+        """Cancel a message, if it lives here, as it was asked for at another daemon."""
+        if (turn := self._roster.find(key)) is not None:
+            self._cancel(turn, reason, turn.node.id)
 
     # --- a message's way -------------------------------------------------------------------------
 
@@ -294,10 +286,6 @@ class Turns:
         elif was_waiting:
             self._settle(turn)
         return True
-
-    def _cancel_asked(self, key: MessageKey, reason: str) -> None:
-        if (turn := self._roster.find(key)) is not None:
-            self._cancel(turn, reason, turn.node.id)
 
     def _decide_from_above(self, turn: Turn) -> None:
         """Settle the outcome of a message whose session has ended: the session knows why."""

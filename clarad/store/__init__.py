@@ -14,6 +14,7 @@ from clarad.store.notices import (
     NodeOwed,
     Notice,
     TasksChanged,
+    TokenRevoked,
 )
 from clarad.store.runs import MISSED, Ending, Outcome
 from clarad.store.shared_messages import ChannelFull, SharedMessages
@@ -57,6 +58,7 @@ __all__ = [
     "TaskState",
     "Tasks",
     "TasksChanged",
+    "TokenRevoked",
     "Tokens",
     "Unfinished",
     "Writer",

@@ -53,6 +53,7 @@ class Unfinished(NamedTuple):
     node_id: str
     frame: str
     begun: bool
+    cancel_reason: str | None = None
 
 
 _ROW: Final = MessageRow.__table__
@@ -89,6 +90,7 @@ _UNFINISHED: Final = (
         MessageRow.node_id,
         MessageRow.frame,
         MessageRow.begun_at,
+        MessageRow.cancel_reason,
     )
     .where(MessageRow.ended_at.is_(None) & (MessageRow.id > bindparam("after")))
     .order_by(MessageRow.id)
@@ -156,11 +158,13 @@ class Messages:
         node_id: str | None = None,
         is_here: bool = True,
         then: Callable[[StoreError | None], None],
+        moved: Callable[[], None] | None = None,
     ) -> None:
         """Have it written how the message ended, with its terminal frame; then call `then`.
 
         `seq` is the number of that frame, if it has one; a frame that is `wanted` is kept for its
-        node until it is delivered. If that is not connected here, other daemons are told.
+        node until it is delivered. If that is not connected here, other daemons are told; if it was
+        thought to be, and is with another one by now, `moved` is called before `then`.
         """
         now = self._writer.now()
         values = {
@@ -176,7 +180,8 @@ class Messages:
         def answer(error: Exception | None) -> None:
             then(None if error is None else as_store_error(error))
 
-        self._write_end(key, values, node_id if wanted else None, is_here, answer)
+        owed_to = node_id if wanted else None
+        self._write_end(key, values, owed_to, is_here, answer, moved)
 
     def _write_end(
         self,
@@ -185,6 +190,7 @@ class Messages:
         _owed_to: str | None,
         _is_here: bool,
         then: Callable[[Exception | None], None],
+        _moved: Callable[[], None] | None,
     ) -> None:
         self._writer.execute(END, this_message(key) | values, then)
 
@@ -224,12 +230,13 @@ class Messages:
             found: list[Unfinished] = []
             characters = 0
             with connection.execute(statement, {"after": after}) as rows:
-                for number, *key, node_id, frame, begun_at in rows:
+                for number, *key, node_id, frame, begun_at, cancel_reason in rows:
                     characters += len(frame)
                     if found and characters > PAGE_CHARACTERS:
                         break
                     begun = begun_at is not None
-                    found.append(Unfinished(number, MessageKey(*key), node_id, frame, begun))
+                    this = MessageKey(*key)
+                    found.append(Unfinished(number, this, node_id, frame, begun, cancel_reason))
             return found
 
         with errors_in_one_line():

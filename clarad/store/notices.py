@@ -57,7 +57,13 @@ class NodeCame(Struct, frozen=True, tag="node"):
     after_seq: int
 
 
-Notice = MembersChanged | TasksChanged | ChannelMoved | CancelAsked | NodeOwed | NodeCame
+class TokenRevoked(Struct, frozen=True, tag="revoked"):
+    """A token is good for nothing any more."""
+
+
+Notice = (
+    MembersChanged | TasksChanged | ChannelMoved | CancelAsked | NodeOwed | NodeCame | TokenRevoked
+)
 
 _DECODER: Final[msgspec.json.Decoder[Notice]] = msgspec.json.Decoder(Notice)
 

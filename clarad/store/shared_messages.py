@@ -121,28 +121,36 @@ class SharedMessages(Messages):
         owed_to: str | None,
         is_here: bool,
         then: Callable[[Exception | None], None],
+        moved: Callable[[], None] | None,
     ) -> None:
         given = this_message(key) | {"me": self._writer.owner}
         del values["ended_at"]
+        is_numbered = values["new_seq"] is not None
 
-        def end(connection: Connection) -> None:
-            has_node, seq = is_here, values["new_seq"]
-            if owed_to is not None and seq is not None:
+        def end(connection: Connection) -> bool:
+            has_node, ending = is_here, this_message(key) | values
+            if owed_to is not None and (is_here or is_numbered):
                 node = given | {"node_id": owed_to}
                 if connection.execute(_HAVE_NODE, node).scalar() is None:
-                    has_node, seq = False, None
-            connection.execute(_END, this_message(key) | values | {"new_seq": seq})
+                    has_node, ending["new_seq"] = False, None
+            connection.execute(_END, ending)
             if connection.execute(_OTHERS_WAIT, given).scalar() is not None:
                 notify(connection, ChannelMoved(key.platform, key.channel_id))
             if owed_to is not None and not has_node:
                 notify(connection, NodeOwed(key.platform, owed_to))
+            return has_node
 
-        self._writer.hand_in(end, then)
+        def answer(error: Exception | None) -> None:
+            if error is None and is_here and not job.result and moved is not None:
+                moved()
+            then(error)
+
+        job = self._writer.hand_in(end, answer)
 
     async def cancel(self, platform: str, node_id: str, request_id: str, reason: str) -> bool:
         """Have the daemons that have a node's unfinished messages of this id cancel them.
 
-        Returns whether there are any.
+        Whoever does not hear of it finds it in the table. Returns whether there are any.
         """
         theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
         theirs &= MessageRow.request_id == request_id
@@ -174,7 +182,7 @@ def ask_to_cancel(
 ) -> bool:
     """Note that these messages of a node are to be cancelled; `False` if none is unfinished."""
     asked = update(MessageRow).where(which, MessageRow.ended_at.is_(None))
-    if not connection.execute(asked.values(cancel_reason=reason)).rowcount:
+    if not connection.execute(asked.values(cancel_reason=reason.replace("\0", ""))).rowcount:
         return False
     notify(connection, CancelAsked(platform, node_id))
     return True

@@ -85,6 +85,17 @@ class SharedNodeSessions(NodeSessions):
         with errors_in_one_line():
             return await self._writer.call(take)
 
+    async def mine(self) -> set[tuple[str, str]]:
+        """Return the platforms and ids of the nodes that registered with this daemon last."""
+        query = select(NodeRow.platform, NodeRow.node_id)
+        query = query.where(NodeRow.owner == self._writer.owner)
+
+        def read(connection: Connection) -> set[tuple[str, str]]:
+            return {(platform, node_id) for platform, node_id in connection.execute(query)}
+
+        with errors_in_one_line():
+            return await self._writer.call(read)
+
     def save(self, platform: str, node_id: str, session_id: str) -> None:
         """Note with which session the node is connected here."""
         values: dict[str, Any] = {"session_id": session_id, "left_at": None}
@@ -97,10 +108,11 @@ class SharedNodeSessions(NodeSessions):
     def forget(self, platform: str, node_id: str) -> None:
         """Keep no session of this node, and have all daemons end what they do for it."""
         this = {"of_platform": platform, "of_node_id": node_id}
+        theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
+        theirs &= MessageRow.owner != self._writer.owner
 
         def forget(connection: Connection) -> None:
             connection.execute(delete(NodeRow).where(THIS_NODE), this)
-            theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
             ask_to_cancel(connection, platform, node_id, theirs, "the node unregistered")
 
         self._writer.hand_in(forget, log_failure)

@@ -7,7 +7,7 @@ could take their names, and with them the answers that they have still to be giv
 
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Final, NamedTuple
@@ -28,6 +28,7 @@ from sqlalchemy import (
 from clarad.store.engine import StoreError, errors_in_one_line
 from clarad.store.messages import log_failure
 from clarad.store.models import NodeOwnerRow, TokenRow
+from clarad.store.notices import TokenRevoked, notify
 from clarad.store.writer import Writer
 
 PREFIX: Final = "clarad_"
@@ -115,6 +116,22 @@ class Tokens:
 
         self._writer.hand_in(free, log_failure)
 
+    async def revoked(self, tokens: Collection[str]) -> set[str]:
+        """Return those of these tokens that there are no more.
+
+        Raises:
+            StoreError: the database fails.
+        """
+        by_digest = {_digest(token): token for token in tokens}
+        query = select(TokenRow.digest).where(TokenRow.digest.in_(by_digest))
+
+        def find(connection: Connection) -> set[str]:
+            known = set(connection.scalars(query))
+            return {token for digest, token in by_digest.items() if digest not in known}
+
+        with errors_in_one_line():
+            return await self._writer.call(find)
+
     async def caught_up(self) -> None:
         """Wait until all claims so far are answered.
 
@@ -148,6 +165,8 @@ def create_token(connection: Connection, name: str, platforms: Sequence[str]) ->
 
 def revoke_token(connection: Connection, name: str) -> bool:
     """Forget a token, and let anybody have its nodes; say whether there was one."""
+    if connection.dialect.name == "postgresql":
+        notify(connection, TokenRevoked())
     return connection.execute(delete(TokenRow).where(TokenRow.name == name)).rowcount > 0
 
 

@@ -271,9 +271,22 @@ async def test_others_are_told_of_a_frame_for_a_node_that_is_not_here(
     two: list[SharedDesk], is_here: bool, wanted: bool, said: list[NodeOwed]
 ) -> None:
     here, there = two
+    await here.have_node()
     await here.admit(1)
+    there.daemon.said()
     await here.end_for_node(1, is_here=is_here, wanted=wanted)
     assert there.daemon.said() == said
+
+
+async def test_others_are_told_of_a_frame_for_a_node_that_has_just_gone_to_one_of_them(
+    two: list[SharedDesk],
+) -> None:
+    here, there = two
+    await there.have_node()
+    await here.admit(1)
+    there.daemon.said()
+    await here.end_for_node(1, is_here=True)
+    assert there.daemon.said() == [NodeOwed("test", "node-1")]
 
 
 async def test_a_frame_keeps_its_number_if_its_node_is_this_daemon_s(
