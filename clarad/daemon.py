@@ -219,9 +219,15 @@ class Daemon:
             return None
         from clarad.store.members import Members  # needs psycopg
 
-        name = instance.identify(self._settings.state_dir)
+        state_dir = self._settings.state_dir
         return Lease(
-            Members(engine, self._life, instance=name, lease=self._settings.lease),
+            Members(
+                engine,
+                self._life,
+                instance=instance.identify(state_dir),
+                holder=instance.holder(state_dir),
+                lease=self._settings.lease,
+            ),
             inherit=(self._hooks.inherit, self._inherit_messages, self._scheduler.inherit),
             looked=self._looked,
             heard=self._notices.hear,

@@ -5,10 +5,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
 FILE_NAME: Final = "instance"
+
+_LOCK: Final = "clarad.lock"
+_BOOT: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class AlreadyRunning(Exception):  # noqa: N818 - it is an answer, not a fault
@@ -36,6 +40,22 @@ def label(state_dir: Path) -> str:
     return f"clarad-{identify(state_dir)}"
 
 
+def holder(state_dir: Path) -> str:
+    """Return what stands for whoever holds the directory: with this one, all before it have ended.
+
+    For there is one lock, of this file and this boot of the kernel. The name alone does not say so:
+    a directory can be copied, or be seen by several machines.
+
+    Raises:
+        OSError: the directory cannot be read or written.
+    """
+    lock = state_dir / _LOCK
+    lock.touch(mode=0o600)
+    found = lock.stat()
+    about = (identify(state_dir), _BOOT.read_text().strip(), found.st_dev, found.st_ino)
+    return blake2b(repr(about).encode(), digest_size=16).hexdigest()
+
+
 @contextmanager
 def only_one(state_dir: Path) -> Iterator[None]:
     """Hold the state directory for this process; the kernel lets go when the process ends.
@@ -45,7 +65,7 @@ def only_one(state_dir: Path) -> Iterator[None]:
     """
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / "clarad.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise AlreadyRunning(
             f"cannot write to {state_dir}: {error.strerror}; set CLARA_STATE_DIR to a directory "

@@ -1,5 +1,6 @@
 """Several daemons on one PostgreSQL, as processes: what one leaves, another goes on with."""
 
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -531,6 +532,35 @@ async def test_daemons_that_know_other_tasks_leave_each_other_s_alone(
     await until(outside, SHARES, [(1,), (2,)])
     tasks = "SELECT count(DISTINCT task) FROM clarad_task_runs WHERE outcome = 'ran'"
     await until(outside, tasks, [(3,)])
+
+
+async def test_what_is_remembered_of_a_task_outlives_daemons_that_do_not_know_it(
+    start: Start, outside: Outside, tmp_path: Path
+) -> None:
+    write_tasks(tmp_path, "known", interval=1000)
+    (tmp_path / "other").mkdir()
+    knows = start()
+    await until(outside, SHARES, [(1,)])
+    assert clarad("tasks", "pause", "known", env=knows.environment).returncode == 0
+    knows.signal(signal.SIGTERM)
+    assert await trio.to_thread.run_sync(knows.wait) == 0
+    start(CLARA_SCHEDULER_DIR=str(tmp_path / "other"))
+    left = "SELECT name, paused_at IS NOT NULL, owner FROM clarad_tasks"
+    await until(outside, left, [("known", True, None)])
+
+
+async def test_a_copy_of_a_daemon_s_state_directory_is_another_daemon(
+    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    first = start(CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND="echo started; sleep 1000")
+    peer = await node(nursery, first)
+    await start_message(peer, "m1")
+    (tmp_path / "state-2").mkdir()
+    shutil.copy(first.state_dir / "instance", tmp_path / "state-2")
+    start()
+    assert await peer.is_silent()
+    assert outside.rows(OUTCOMES) == [("m1", None)]
+    await peer.drop()
 
 
 async def test_a_task_is_paused_from_whichever_daemon(

@@ -1,5 +1,6 @@
 """Which installation it is: a name that stays, and that no other one has."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,3 +38,18 @@ def test_a_label_is_what_engines_take(tmp_path: Path) -> None:
 def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         instance.identify(tmp_path / "nowhere")
+
+
+def test_a_state_directory_has_one_holder_as_long_as_the_machine_runs(tmp_path: Path) -> None:
+    with instance.only_one(tmp_path):
+        before = instance.holder(tmp_path)
+    with instance.only_one(tmp_path):
+        assert instance.holder(tmp_path) == before
+
+
+def test_who_holds_a_copy_of_a_state_directory_is_somebody_else(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    holder = instance.holder(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "copy")
+    assert instance.identify(tmp_path / "copy") == instance.identify(tmp_path / "one")
+    assert instance.holder(tmp_path / "copy") != holder

@@ -127,6 +127,7 @@ class Scheduler:
     async def _set_up(self) -> None:
         """Take the tasks up where the last run of the daemon left them."""
         now = self._now()
+        await self._states.leave([task.name for task in self._tasks])
         await self._states.inherit()
         await self._claim(now, enroll=True)
         known = await self._known(now, is_start=True)

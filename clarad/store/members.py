@@ -28,8 +28,9 @@ ALONE: Final = 10
 away for some minutes costs it nothing. It is shortened as soon as another one comes."""
 
 _JOIN: Final = """
-INSERT INTO clarad_daemons (instance, address, tasks, expires_at)
-VALUES (%(instance)s, '', '', clock_timestamp() + %(lease)s) RETURNING id, clock_timestamp()
+INSERT INTO clarad_daemons (instance, holder, address, tasks, expires_at)
+VALUES (%(instance)s, %(holder)s, '', '', clock_timestamp() + %(lease)s)
+RETURNING id, clock_timestamp()
 """
 _CLAIM: Final = """
 WITH messages AS (
@@ -48,13 +49,13 @@ SET expires_at = clock_timestamp() + CASE WHEN EXISTS (
 WHERE id = %(me)s AND heir IS NULL
 RETURNING clock_timestamp(), extract(epoch FROM expires_at - clock_timestamp())::float
 """
-# One that is in the middle of a transaction is left for the next look. Earlier lives of the same
-# installation are over, however long their leases last: it has one daemon at a time.
+# One that is in the middle of a transaction is left for the next look. Earlier lives with the same
+# state directory are over, however long their leases last: one daemon at a time can hold it.
 _TAKE_OVER: Final = """
 WITH dead AS (
     SELECT id FROM clarad_daemons
     WHERE heir IS NULL AND id <> %(me)s
-    AND (expires_at <= clock_timestamp() OR instance = %(instance)s AND id < %(me)s)
+    AND (expires_at <= clock_timestamp() OR holder = %(holder)s AND id < %(me)s)
     FOR UPDATE SKIP LOCKED
 )
 UPDATE clarad_daemons AS daemon SET heir = %(me)s FROM dead
@@ -82,13 +83,16 @@ class Members:
     All of them raise `StoreError` if the database fails; then `connect` is to be called again.
     """
 
-    def __init__(self, engine: Engine, life: Life, *, instance: str, lease: float) -> None:
-        """`instance` is the installation's name; `lease` in seconds."""
+    def __init__(
+        self, engine: Engine, life: Life, *, instance: str, holder: str, lease: float
+    ) -> None:
+        """`instance` and `holder` are as in `clarad.instance`; `lease` in seconds."""
         self.life = life
         self.lease = lease
         self._engine = engine
         self._given: dict[str, Any] = {
             "instance": instance,
+            "holder": holder,
             "lease": timedelta(seconds=lease),
             "alone": timedelta(seconds=lease * ALONE),
         }

@@ -245,7 +245,9 @@ class DaemonRow(Base):
 
     id: Mapped[int] = mapped_column(_BIG_ID, primary_key=True, autoincrement=True)
     instance: Mapped[str] = mapped_column(String(64))
-    """The installation: of its lives only the newest can be alive."""
+    """The installation."""
+    holder: Mapped[str] = mapped_column(String(64))
+    """Who holds its state directory: of lives with the same one only the newest can be alive."""
     address: Mapped[str] = mapped_column(String(255))
     """Where its adapters connect, for people."""
     tasks: Mapped[str] = mapped_column(String(64))

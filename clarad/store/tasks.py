@@ -15,10 +15,11 @@ from sqlalchemy import (
     update,
 )
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import aliased
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
-from clarad.store.models import TaskRow
+from clarad.store.models import DaemonRow, TaskRow
 from clarad.store.notices import TasksChanged, notify
 from clarad.store.writer import Writer
 
@@ -97,6 +98,26 @@ class Tasks:
 
         with errors_in_one_line():
             await self._writer.call(inherit)
+
+    async def leave(self, known: Sequence[str]) -> None:
+        """Let others have what dead ones of another installation had, and this does not know."""
+        if self._writer.life is None:
+            return
+        mine, theirs = aliased(DaemonRow), aliased(DaemonRow)
+        strange = select(theirs.id).where(
+            theirs.heir == self._writer.owner,
+            mine.id == self._writer.owner,
+            theirs.instance != mine.instance,
+        )
+        unknown = TaskRow.owner.in_(strange) & TaskRow.name.not_in(known)
+        left = update(TaskRow).where(unknown).values(owner=None)
+
+        def leave(connection: Connection) -> None:
+            connection.execute(left, execution_options={"synchronize_session": False})
+            notify(connection, TasksChanged())
+
+        with errors_in_one_line():
+            await self._writer.call(leave)
 
     async def release(self, names: Sequence[str]) -> None:
         """Let other daemons have these tasks."""

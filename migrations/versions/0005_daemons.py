@@ -28,6 +28,7 @@ def upgrade() -> None:
             nullable=False,
         ),
         sa.Column("instance", sa.String(length=64), nullable=False),
+        sa.Column("holder", sa.String(length=64), nullable=False),
         sa.Column("address", sa.String(length=255), nullable=False),
         sa.Column("tasks", sa.String(length=64), nullable=False),
         sa.Column("expires_at", sa.DateTime(timezone=True), nullable=False),

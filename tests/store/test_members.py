@@ -45,8 +45,9 @@ def join(engine: Engine, connect: Callable[[str], Engine], url: str) -> Iterator
     names = (f"instance-{n}" for n in count(1))
     with ExitStack() as stack:
 
-        def join_one(instance: str | None = None) -> Member:
-            member = Member(connect(url), Life(), instance=instance or next(names), lease=60)
+        def join_one(holder: str | None = None) -> Member:
+            name = next(names)
+            member = Member(connect(url), Life(), instance=name, holder=holder or name, lease=60)
             stack.callback(member.close)
             member.connect()
             member.join()
@@ -130,7 +131,7 @@ def test_who_inherits_from_an_heir_inherits_all_that_it_had(join: Join, outside:
     assert third.renew().inherited == {first.number, second.number}
 
 
-def test_an_earlier_life_of_the_same_installation_is_over_whatever_its_lease_says(
+def test_an_earlier_life_with_the_same_state_directory_is_over_whatever_its_lease_says(
     join: Join,
 ) -> None:
     before, other = join("mine"), join("another")
@@ -287,5 +288,5 @@ def test_a_database_that_is_away_is_an_error_in_one_line(
 ) -> None:
     nowhere = connect(url.replace("?host=", "?host=/nowhere"))
     with pytest.raises(StoreError) as caught:
-        Members(nowhere, Life(), instance="i", lease=60).connect()
+        Members(nowhere, Life(), instance="i", holder="h", lease=60).connect()
     assert len(str(caught.value).splitlines()) == 1
