@@ -14,7 +14,7 @@ from typing import Protocol
 
 from clarad import address
 
-PATIENCE = 30.0
+PATIENCE = 90.0
 """Seconds until something that has to happen counts as not happening."""
 
 

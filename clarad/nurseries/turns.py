@@ -159,9 +159,12 @@ class Turns:
     def recover(self, unfinished: Iterable[Unfinished]) -> None:
         """Go on with what an earlier run of the daemon left: run what had not begun.
 
-        What had begun may have acted, and ends as `interrupted`.
+        What had begun may have acted, and ends as `interrupted`. What is here already stays as it
+        is: who could not read all of it reads it again.
         """
         for entry in unfinished:
+            if self._roster.find(entry.key) is not None:
+                continue
             message = protocol.decode(entry.frame)
             assert isinstance(message, protocol.Message)
             node = self._nodes.find(entry.node_id, entry.key.platform)
