@@ -57,6 +57,10 @@ tasks:
 INTERVALS: Final = {"every": 0.25, "some": 0.2, "newest": 0.3, "again": 0.5}
 
 
+UNFINISHED: Final = """\
+SELECT id, channel_id, request_id, owner, received_at, begun_at FROM clarad_messages
+WHERE ended_at IS NULL ORDER BY id LIMIT 20"""
+
 CHANNELS: Final = ("a", "b", "c")
 ANSWER: Final = 'echo "$CLARA_REQUEST_ID" >> messages.log; sleep 0.05; echo "$CLARA_CONTENT"'
 
@@ -154,11 +158,15 @@ class Load:
         self._thread = threading.Thread(target=trio.run, args=(self._run,))
         self._thread.start()
 
-    def end(self) -> None:
+    def end(self, outside: Outside) -> None:
         """Send no more, and wait for the answers that are owed."""
         self.is_over.set()
         self._thread.join(PATIENCE * 3)
-        assert not self.waiting, (len(self.waiting), sorted(self.waiting)[:5])
+        if self.waiting:
+            print(sorted(self.waiting)[:5])
+            print(*outside.rows("SELECT * FROM clarad_daemons"), sep="\n")
+            print(*outside.rows(UNFINISHED), sep="\n")
+        assert not self.waiting
 
     async def _run(self) -> None:
         async with trio.open_nursery() as nursery:
@@ -325,7 +333,7 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
             time.sleep(chance.uniform(0, LEASE))
             for machine in machines:
                 machine.keep_up()
-        load.end()
+        load.end(outside)
         unfinished = "SELECT run_id FROM clarad_task_runs WHERE ended_at IS NULL"
         (tmp_path / "scheduler.yaml").write_text("tasks: []\n")
         for machine in machines:
