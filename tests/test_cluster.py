@@ -67,9 +67,15 @@ async def until(outside: Outside, query: str, wanted: list[tuple[Any, ...]]) -> 
 
 
 async def node(nursery: trio.Nursery, process: Process, node_id: str = "node-1") -> Peer:
+    peer = await reach(nursery, process)
+    await peer.register(node_id, ("streaming", "accepted"))
+    return peer
+
+
+async def reach(nursery: trio.Nursery, process: Process) -> Peer:
+    """Connect, with patience for a machine that does other things meanwhile."""
     peer = await connect(nursery, process.url)
     peer.patience = PATIENCE
-    await peer.register(node_id, ("streaming", "accepted"))
     return peer
 
 
@@ -325,7 +331,7 @@ async def test_an_answer_finds_its_node_with_whichever_daemon(
     capability: str,
     when: str,
 ) -> None:
-    here, there = [await connect(nursery, daemon.url) for daemon in two]
+    here, there = [await reach(nursery, daemon) for daemon in two]
     session = (await here.register("node-1", ("streaming", capability)))["session_id"]
     await start_message(here, "m1")
     await here.drop()
@@ -345,7 +351,7 @@ async def test_a_node_resumes_with_another_daemon_and_its_numbers_go_up(
     await trio.Path(gate).touch()
     last, session, owed = 0, "", ""
     for n, process in enumerate((*two, *two)):
-        peer = await connect(nursery, process.url)
+        peer = await reach(nursery, process)
         about = {"session_id": session, "last_seq": last}
         registered = await peer.register("node-1", ("resume",), **about)
         assert registered["resumed"] is (n > 0)
@@ -405,7 +411,7 @@ async def test_a_token_that_is_revoked_is_good_for_nothing_with_any_daemon(
     here, there = two
     token = clarad("tokens", "create", "t", env=here.environment).stdout.strip()
     clarad("tokens", "create", "another", env=here.environment)
-    peer = await connect(nursery, there.url)
+    peer = await reach(nursery, there)
     await peer.register(secret=token)
     assert clarad("tokens", "revoke", "t", env=here.environment).returncode == 0
     assert await peer.close_code() == 1008
@@ -419,7 +425,7 @@ async def test_who_does_not_hear_that_a_token_is_revoked_finds_it_in_the_table(
     shown = [
         clarad("tokens", "create", name, env=there.environment).stdout.strip() for name in "ab"
     ]
-    revoked, other = [await connect(nursery, here.url) for _ in shown]
+    revoked, other = [await reach(nursery, here) for _ in shown]
     for n, peer in enumerate((revoked, other)):
         await peer.register(f"node-{n}", secret=shown[n])
     network.cut()
@@ -427,7 +433,6 @@ async def test_who_does_not_hear_that_a_token_is_revoked_finds_it_in_the_table(
     # Another one of the same name is not the same token.
     assert clarad("tokens", "create", "a", env=there.environment).returncode == 0
     network.mend()
-    revoked.patience = PATIENCE
     assert await revoked.close_code() == 1008
     assert await other.is_silent()
     for peer in (revoked, other):
