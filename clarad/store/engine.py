@@ -1,5 +1,6 @@
 """Opens the database: SQLite with the settings that keep what was committed, or PostgreSQL."""
 
+import logging
 import os
 import socket
 import sqlite3
@@ -26,6 +27,10 @@ _PATIENCE: Final = {
     "keepalives_count": 2,
     "tcp_user_timeout": 20_000,
 }
+
+
+# What it logs with a traceback, such as that a cut connection cannot be closed, is raised as well.
+logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
 class StoreError(Exception):
