@@ -187,9 +187,11 @@ async def test_one_daemon_has_no_need_to_end_its_work_while_the_database_is_away
 
 
 @pytest.fixture
-def gate(tmp_path: Path) -> Path:
-    """What answers wait for; a file to be made."""
-    return tmp_path / "gate"
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """What answers wait for; a file to be made. Those of killed daemons end with the test."""
+    gate = tmp_path / "gate"
+    yield gate
+    gate.touch()
 
 
 @pytest.fixture
@@ -631,7 +633,7 @@ tasks:
     command: |
       trap 'rmdir {0}/running; exit 1' TERM
       mkdir {0}/running || touch {0}/twice
-      sleep 1000 & wait
+      while [ ! -e {0}/over ]; do sleep 0.1; done
 """
 
 
@@ -666,4 +668,5 @@ async def test_whose_packets_are_lost_ends_its_work_before_another_one_begins(
         assert "Traceback" not in alone.log + other.log
         assert not (tmp_path / "twice").exists()
     finally:
+        (tmp_path / "over").touch()
         network.close()
