@@ -17,7 +17,7 @@ class Daemon(Members):
     """A life on the database, with a writer, and with an ear for what the others say."""
 
     def __init__(self, engine: Engine, instance: str) -> None:
-        super().__init__(engine, Life(), instance=instance, lease=60)
+        super().__init__(engine, Life(), instance=instance, holder=instance, lease=60)
         self.writer = Writer(engine, self.life)
 
     async def begin(self, nursery: trio.Nursery) -> None:

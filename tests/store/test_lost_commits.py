@@ -70,7 +70,7 @@ async def account(
     upgrade(engine)
     outside.do("CREATE TABLE account (total INTEGER NOT NULL)", "INSERT INTO account VALUES (0)")
     life = Life()
-    members = Members(engine, life, instance="here", lease=60)
+    members = Members(engine, life, instance="here", holder="here", lease=60)
     members.connect()
     members.join()
     members.close()
