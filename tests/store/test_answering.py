@@ -31,6 +31,8 @@ async def test_messages_are_answered_and_sent_again_they_are_not(start: Start, u
     assert sorted(running.responder.ran) == sorted(names)
 
 
+# On PostgreSQL it may live still: tests/test_cluster.py.
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 async def test_what_an_earlier_daemon_left_is_run_or_ended(start: Start, url: str) -> None:
     before = await start(database_url=url)
     peer = await before.node()
