@@ -182,7 +182,9 @@ class Lease:
 
     async def _leave(self) -> None:
         try:
-            if not self._life.is_lost and self._members.is_connected:
+            if not self._life.is_lost:
+                if not self._members.is_connected:  # a renewal was cut off in its middle
+                    await self._ask(self._members.connect)
                 await self._ask(self._members.leave)
         except StoreError as error:
             log.warning("the other daemons are not told that this one ends: %s", error)
