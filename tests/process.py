@@ -76,10 +76,11 @@ class Process:
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def wait_for_log(self, text: str) -> None:
-        """Wait until the daemon has logged this."""
+    def wait_for_log(self, text: str, times: int = 1) -> None:
+        """Wait until the daemon has logged this so often."""
         with self._grown:
-            assert self._grown.wait_for(lambda: text in self.log, PATIENCE), self.log
+            found = self._grown.wait_for(lambda: self.log.count(text) >= times, PATIENCE)
+            assert found, self.log
 
     @property
     def url(self) -> str:
