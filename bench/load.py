@@ -6,6 +6,7 @@ prints one JSON object, a `Result`. The server must answer with the message's ow
 """
 
 import argparse
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from trio_websocket import WebSocketConnection
 from bench import client, wire
 from bench.process import cpu_seconds
 from bench.report import percentile
+from bench.server import Server
 
 CONTENT = "What is the weather like today? ".ljust(200, ".")
 _WARM_UP_SHARE = 0.1
@@ -33,6 +35,27 @@ class Result(msgspec.Struct):
     p99_ms: float
     cpu_us_per_turn: float
     frames_per_turn: float
+
+
+def run(server: Server, *, connections: int, in_flight: int, turns: int, limit: float) -> Result:
+    """Run the generator once, in a process of its own, for `limit` seconds at most."""
+    arguments = {
+        "--port": server.port,
+        "--pid": server.pid,
+        "--connections": connections,
+        "--in-flight": in_flight,
+        "--turns": turns,
+        "--limit": limit,
+    }
+    words = [str(word) for pair in arguments.items() for word in pair]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.load", *words],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+        start_new_session=True,
+    )
+    return msgspec.json.decode(done.stdout, type=Result)
 
 
 @dataclass

@@ -9,11 +9,10 @@ from itertools import count
 from typing import Final
 from uuid import uuid4
 
-import msgspec
 import trio
 from trio_websocket import WebSocketConnection
 
-from bench import client
+from bench import client, load
 from bench.load import CONTENT, Result
 from bench.process import memory_kib
 from bench.report import Figure, number, show
@@ -50,23 +49,9 @@ def _row(name: str, result: Result, kib: int) -> list[str]:
 
 
 def _load(server: Server) -> Result:
-    arguments = {
-        "--port": server.port,
-        "--pid": server.pid,
-        "--connections": _CONNECTIONS,
-        "--in-flight": 1,
-        "--turns": _TURNS,
-        "--limit": _LIMIT_SECONDS,
-    }
-    words = [str(word) for pair in arguments.items() for word in pair]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=True,
-        start_new_session=True,
+    return load.run(
+        server, connections=_CONNECTIONS, in_flight=1, turns=_TURNS, limit=_LIMIT_SECONDS
     )
-    return msgspec.json.decode(done.stdout, type=Result)
 
 
 @contextmanager

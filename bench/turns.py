@@ -1,12 +1,9 @@
 """What a turn costs: one message in, three frames out, stored on the way."""
 
-import subprocess
-import sys
 from statistics import median
 from typing import NamedTuple
 
-import msgspec
-
+from bench import load
 from bench.load import Result
 from bench.report import Figure, number, show
 from bench.server import Server, bare, clarad
@@ -61,24 +58,13 @@ def _compare(floor: Server, daemon: Server, shape: _Shape) -> list[Figure]:
 
 
 def _load(server: Server, shape: _Shape) -> Result:
-    """Run the load generator once; it is ended if the bench is."""
-    arguments = {
-        "--port": server.port,
-        "--pid": server.pid,
-        "--connections": shape.connections,
-        "--in-flight": shape.in_flight,
-        "--turns": shape.turns,
-        "--limit": _LIMIT_SECONDS,
-    }
-    words = [str(word) for pair in arguments.items() for word in pair]
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.load", *words],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=True,
-        start_new_session=True,
+    return load.run(
+        server,
+        connections=shape.connections,
+        in_flight=shape.in_flight,
+        turns=shape.turns,
+        limit=_LIMIT_SECONDS,
     )
-    return msgspec.json.decode(done.stdout, type=Result)
 
 
 def _row(name: str, results: list[Result]) -> list[str]:
