@@ -8,6 +8,7 @@ from sqlalchemy import Connection, bindparam, or_, select, update
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.messages import THIS, MessageKey, kept_since, log_failure, this_message
 from clarad.store.models import MessageRow
+from clarad.store.node_sessions import this_node
 from clarad.store.writer import Writer
 
 PAGE: Final = 100
@@ -71,7 +72,7 @@ class Missed:
         Raises:
             StoreError: the database fails.
         """
-        which = _of(platform, node_id)
+        which = this_node(platform, node_id)
         which |= {"after": after, "before": before, "since": kept_since(self._writer.now())}
 
         def read(connection: Connection) -> list[MissedFrame]:
@@ -93,7 +94,7 @@ class Missed:
     def arrived(self, platform: str, node_id: str, seq: int) -> None:
         """Keep nothing up to this number any more; it is noted within a second."""
         values = {"up_to": seq, "now": self._writer.now()}
-        self._writer.execute_later(_ARRIVED, _of(platform, node_id) | values, log_failure)
+        self._writer.execute_later(_ARRIVED, this_node(platform, node_id) | values, log_failure)
 
     def number(self, key: MessageKey, seq: int, then: Callable[[StoreError | None], None]) -> None:
         """Give a frame that another daemon has stored a number of this one's; then call `then`."""
@@ -111,10 +112,6 @@ class Missed:
         every = update(MessageRow).where(_NODE).values(delivered_at=self._writer.now())
 
         def forget(connection: Connection) -> None:
-            connection.execute(every, _of(platform, node_id))
+            connection.execute(every, this_node(platform, node_id))
 
         self._writer.hand_in(forget, log_failure)
-
-
-def _of(platform: str, node_id: str) -> dict[str, object]:
-    return {"of_platform": platform, "of_node_id": node_id}

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, delete, func, insert, literal, select, update
 
@@ -73,7 +73,7 @@ class NodeSessions:
 
     def leave(self, platform: str, node_id: str) -> None:
         """Note that the node has lost its connection."""
-        values = _of(platform, node_id) | {"now": self._writer.now()}
+        values = this_node(platform, node_id) | {"now": self._writer.now()}
         self._writer.execute_later(_LEFT, values, log_failure)
 
     def forget(self, platform: str, node_id: str) -> None:
@@ -119,8 +119,9 @@ def forget_old(connection: Connection, now: datetime) -> None:
 
 
 def _delete(connection: Connection, platform: str, node_id: str) -> None:
-    connection.execute(delete(NodeRow).where(THIS_NODE), _of(platform, node_id))
+    connection.execute(delete(NodeRow).where(THIS_NODE), this_node(platform, node_id))
 
 
-def _of(platform: str, node_id: str) -> dict[str, object]:
+def this_node(platform: str, node_id: str) -> dict[str, Any]:
+    """Return what names a node in a statement."""
     return {"of_platform": platform, "of_node_id": node_id}

@@ -15,7 +15,14 @@ from clarad.store.engine import errors_in_one_line
 from clarad.store.life import owned
 from clarad.store.messages import log_failure
 from clarad.store.models import MessageRow, NodeRow
-from clarad.store.node_sessions import SEQ_BITS, THIS_NODE, NodeSession, NodeSessions, forget_old
+from clarad.store.node_sessions import (
+    SEQ_BITS,
+    THIS_NODE,
+    NodeSession,
+    NodeSessions,
+    forget_old,
+    this_node,
+)
 from clarad.store.notices import NodeCame, notify
 from clarad.store.shared_messages import ask_to_cancel
 
@@ -59,7 +66,7 @@ class SharedNodeSessions(NodeSessions):
 
         `None` if this daemon has it already, and with `is_known` knows more than the store does.
         """
-        this = {"of_platform": platform, "of_node_id": node_id}
+        this = this_node(platform, node_id)
         me = self._writer.owner
         assert me is not None
 
@@ -107,7 +114,7 @@ class SharedNodeSessions(NodeSessions):
 
     def forget(self, platform: str, node_id: str) -> None:
         """Keep no session of this node, and have all daemons end what they do for it."""
-        this = {"of_platform": platform, "of_node_id": node_id}
+        this = this_node(platform, node_id)
         theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
         theirs &= MessageRow.owner != self._writer.owner
 
@@ -118,7 +125,7 @@ class SharedNodeSessions(NodeSessions):
         self._writer.hand_in(forget, log_failure)
 
     def _update(self, platform: str, node_id: str, values: dict[str, Any]) -> None:
-        this = {"of_platform": platform, "of_node_id": node_id, "me": self._writer.owner}
+        this = this_node(platform, node_id) | {"me": self._writer.owner}
         statement = update(NodeRow).where(_MINE).values(values)
 
         def write(connection: Connection) -> None:
