@@ -12,6 +12,7 @@ from typing import NamedTuple
 import trio
 
 from clarad import __version__, config
+from clarad.assignment import UnknownTask
 from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
 from clarad.config import RELOADED, ConfigError, Settings
@@ -20,7 +21,7 @@ from clarad.log import NOTICE, hide
 from clarad.log.redaction import secrets_in
 from clarad.nurseries.hooks import Hooks, UnknownRun
 from clarad.nurseries.sandboxes import Sandboxes
-from clarad.nurseries.scheduler import Scheduler, UnknownTask
+from clarad.nurseries.scheduler import Scheduler
 from clarad.operator import Refused, Report, pruned
 from clarad.store import Ending, StoreError
 from clarad.systemd import catalogue

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from clarad import shell
+from clarad import assignment, shell
+from clarad.assignment import UnknownTask
 from clarad.automation import schedule
 from clarad.automation.task import Task
 from clarad.nurseries import scheduler, supervisor
-from clarad.nurseries.scheduler import UnknownTask
 from tests.machine import NOON, Machine, task
 
 STEP = 5.0
@@ -300,6 +300,7 @@ def _coarse() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "STEP", STEP)
         patch.setattr(scheduler, "CHUNK", 7)
+        patch.setattr(assignment, "AT_ONE_GO", 7)
         patch.setattr(supervisor, "MAX_RESTARTS", 1000)
         yield
 

@@ -14,11 +14,11 @@ import trio
 from trio.testing import MockClock
 
 from clarad import shell
+from clarad.assignment import UnknownTask
 from clarad.automation import agenda, run
 from clarad.automation.schedule import due_at
 from clarad.events import EventType
 from clarad.nurseries import scheduler
-from clarad.nurseries.scheduler import UnknownTask
 from clarad.store import StoreError
 from tests.machine import NOON, Machine, task
 
