@@ -14,7 +14,7 @@ from typing import Final
 
 from tests import postgres
 from tests.soak.faults import UnknownFault
-from tests.soak.sandboxes import MODE
+from tests.soak.sandboxes import find_mode
 from tests.soak.soak import Plan, soak
 
 INTERRUPTED: Final = 128 + signal.SIGINT
@@ -37,7 +37,7 @@ def main() -> int:
         seconds=60 * arguments.minutes,
         seed=arguments.seed or secrets.token_hex(4),
         kinds=tuple(arguments.fault),
-        sandboxes=MODE,
+        sandboxes=find_mode(),
     )
     directory = Path(tempfile.mkdtemp(prefix="clarad-soak-"))
     print(f"seed {plan.seed}, in {directory}", flush=True)

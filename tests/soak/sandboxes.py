@@ -6,14 +6,30 @@ from typing import Final
 import trio
 
 from clarad import instance
-from sandbox import Engine, choose_engine
+from sandbox import Engine, EngineError, choose_engine
 from tests.sandbox import engines
-
-MODE: Final = next(iter(engines.ANSWERING), None)
-"""The engine that is used; without one, messages run beside the daemon only."""
 
 PATIENCE: Final = 60.0
 """Seconds until those of a daemon that was killed have to be gone."""
+
+
+def find_mode() -> str | None:
+    """Return an engine that answers and has its image; without one, there are no tools."""
+    for mode in engines.ANSWERING:
+        try:
+            trio.run(_check, mode)
+        except EngineError:
+            continue
+        return mode
+    return None
+
+
+async def _check(mode: str) -> None:
+    engine = await choose_engine(engines.settings(mode), engines.keeper_name())
+    try:
+        await engine.check()
+    finally:
+        engine.close()
 
 
 class Sandboxes:
@@ -26,7 +42,11 @@ class Sandboxes:
 
     async def names(self) -> set[str]:
         """Return what is there."""
-        return set(await (await self._engine()).names())
+        engine = await self._engine()
+        try:
+            return set(await engine.names())
+        finally:
+            engine.close()
 
     async def left_of(self, names: set[str]) -> set[str]:
         """Wait until none of these is there, for a while; return those that still are."""
@@ -39,8 +59,11 @@ class Sandboxes:
     async def remove(self) -> None:
         """Remove what is there."""
         engine = await self._engine()
-        for name in await engine.names():
-            await engine.destroy(name)
+        try:
+            for name in await engine.names():
+                await engine.destroy(name)
+        finally:
+            engine.close()
 
     async def _engine(self) -> Engine:
         label = instance.label(self._state_dir)

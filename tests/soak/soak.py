@@ -35,7 +35,7 @@ from tests.soak.users import Users
 SETTLING = 120.0
 """Seconds after the last fault until every message has to have its answer."""
 
-NO_TOOLS: Final = "no tools, as no engine of sandboxes answers (make engines)"
+NO_TOOLS: Final = "no tools, as no engine of sandboxes is ready (make engines)"
 
 
 @dataclass(frozen=True)

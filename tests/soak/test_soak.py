@@ -15,7 +15,7 @@ import pytest
 from tests import postgres
 from tests.postgres import BACKENDS, Cluster
 from tests.soak.faults import KILL
-from tests.soak.sandboxes import MODE
+from tests.soak.sandboxes import find_mode
 from tests.soak.soak import Plan, soak
 
 SEED: Final = os.environ.get("CLARAD_SEED")
@@ -37,7 +37,7 @@ def short(seconds: float, *kinds: str, faults: int | None = None) -> Plan:
         between_bursts=0.5,
         faults=faults,
         kinds=kinds,
-        sandboxes=MODE,
+        sandboxes=find_mode(),
     )
 
 
