@@ -148,17 +148,25 @@ class Node:
         elif self.outlet is not None:
             self.outlet.send(encode(frame))
 
-    def send_error(
+    def send_error(self, request_id: str, code: ErrorCode, text: str, *, recoverable: bool) -> None:
+        """Send an `error` about a message."""
+        self.send(Error(code, text, recoverable, request_id))
+
+    def refuse(
         self,
+        came_on: Outlet | None,
         request_id: str,
         code: ErrorCode,
         text: str,
         retry_after: float | UnsetType = UNSET,
-        *,
-        recoverable: bool,
     ) -> None:
-        """Send an `error` about a message."""
-        self.send(Error(code, text, recoverable, request_id, retry_after))
+        """Say on the connection that a message came on that it is not taken, and may be sent again.
+
+        It has no number, and is not kept: on its next connection a node sends again what was not
+        accepted, and a refusal that came there as well would seem to end what is taken then.
+        """
+        if came_on is not None and came_on is self.outlet:
+            came_on.send(encode(Error(code, text, True, request_id, retry_after)))
 
     def reserve(self, key: MessageKey) -> Kept | None:
         """Give a terminal frame that is about to be stored its place; `None` if it needs none."""

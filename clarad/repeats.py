@@ -26,6 +26,8 @@ class Repeats:
             _refuse_reuse(node, message.id)
         elif turn.life.state in (State.RECEIVED, State.DOOMED):
             turn.resent_by.append(node)
+            if node is turn.node:
+                turn.came_on = node.outlet
         else:
             tell_duplicate(node, message.id)
 
@@ -38,7 +40,7 @@ class Repeats:
             about = catalogue.STORE_FAILED.about(**turn.fields())
             log.error("the answer to %r cannot be read: %s", request_id, error, extra=about)
             why = "The answer could not be read; send the message again later."
-            node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
+            node.refuse(turn.came_on, request_id, ErrorCode.PROCESSING_ERROR, why)
             return
         if stored is None:
             return
@@ -68,13 +70,12 @@ def refuse_unstored(turn: Turn, error: StoreError) -> None:
     if isinstance(error, InDoubt):
         return  # the daemon ends; the node sends it again, and finds out
     if isinstance(error, ChannelFull):
-        full = Refusal(ErrorCode.QUEUE_FULL, str(error))
-        turn.node.send_error(request_id, *full, recoverable=True)
+        turn.node.refuse(turn.came_on, request_id, *Refusal(ErrorCode.QUEUE_FULL, str(error)))
         return
     about = catalogue.STORE_FAILED.about(**turn.fields())
     log.error("message %r is not accepted, the store failed: %s", request_id, error, extra=about)
     why = "The message could not be stored; send it again later."
-    turn.node.send_error(request_id, ErrorCode.PROCESSING_ERROR, why, recoverable=True)
+    turn.node.refuse(turn.came_on, request_id, ErrorCode.PROCESSING_ERROR, why)
 
 
 def _refuse_reuse(node: Node, request_id: str) -> None:

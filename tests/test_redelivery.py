@@ -10,6 +10,7 @@ import trio
 
 from clarad import kept
 from clarad.events import EventType
+from clarad.rates import Rate
 from clarad.store import missed
 from tests.conftest import Running, Start
 from tests.peer import TERMINAL, Frame, Peer, connect
@@ -359,6 +360,20 @@ async def test_a_node_that_resumes_no_more_gets_what_it_has_not_acked(node: Resu
     frame = await plain.expect("response_end")
     assert "seq" not in frame
     assert await has_nothing_more(plain)
+
+
+async def test_a_refusal_does_not_come_to_the_connection_on_which_it_may_be_sent_again(
+    start: Start,
+) -> None:
+    node = Resumer(await start(rate_user=Rate(1, 1)))
+    await node.register()
+    await node.peer.ask("m1", "hello")
+    await node.read_until("m1", "response_end")
+    await node.peer.ask("m2", "hello")
+    assert (await node.peer.outcome_of("m2"))["code"] == "rate_limited"
+    await node.lose()  # let it be before the refusal had arrived
+    assert (await node.register())["resumed"] is True
+    assert await has_nothing_more(node.peer)
 
 
 # --- a kill --------------------------------------------------------------------------------------

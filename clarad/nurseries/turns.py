@@ -117,7 +117,7 @@ class Turns:
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Take a message from a node. Everything it is answered with comes through the node."""
         key = MessageKey(node.platform, message.channel.id, message.id)
-        refuse = partial(node.send_error, message.id, recoverable=True)
+        refuse = partial(node.refuse, node.outlet, message.id)
         if (turn := self._roster.find(key)) is not None:
             self._repeats.while_it_lives(turn, node, message)
         elif self._refusing or not self._serving:
