@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 import secrets
 import signal
 import sys
@@ -27,6 +28,9 @@ REFUSED: Final = 74
 
 BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Has root bound by the modes of files, as everybody else is."""
+
+
+_REFUSED: Final = re.compile(r"message '([^']+)' is not accepted")
 
 
 class Installation:
@@ -158,6 +162,10 @@ class Installation:
             await process.wait()
         elif number is signal.SIGTERM and process.returncode != 0:
             self.broken.append(f"told to stop, the daemon ended with {process.returncode}")
+
+    def refused(self) -> set[str]:
+        """Return the messages that a daemon has refused; its word of that may be lost with it."""
+        return set(_REFUSED.findall(self.log_path.read_text()))
 
     async def stop_for_good(self) -> None:
         """End the daemon; then nothing is left at all."""

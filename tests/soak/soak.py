@@ -76,6 +76,8 @@ def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
         try:
             run = Soak(plan, installation, cluster)
             _run(run)
+            for name in installation.refused() & run.ledger.asked.keys():
+                run.ledger.asked[name].refusals = max(run.ledger.asked[name].refusals, 1)
             with _engine(installation) as engine:
                 kept = Acts(installation.acts)
                 problems = [*installation.broken, *broken(engine, run.ledger, kept, run.once)]
