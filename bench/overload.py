@@ -3,14 +3,14 @@
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import count
 from typing import Final
 from uuid import uuid4
 
 import trio
-from trio_websocket import WebSocketConnection
+from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from bench import client, load
 from bench.load import CONTENT, Result
@@ -103,8 +103,9 @@ async def _be_slow(port: int) -> None:
         run = uuid4().hex
         with trio.move_on_after(_LIMIT_SECONDS):
             async with client.registered(port, 1) as (slow,):
-                for n in range(400):
-                    await client.send(slow, client.message(f"{run}-{n}", f"{run}-{n}", _LONG))
+                with suppress(ConnectionClosed):  # as soon as its outbox is full
+                    for n in range(400):
+                        await client.send(slow, client.message(f"{run}-{n}", f"{run}-{n}", _LONG))
                 await trio.sleep(10)
 
 

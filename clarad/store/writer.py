@@ -40,6 +40,10 @@ T = TypeVar("T")
 MAX_BATCH: Final = 512
 """Jobs in one transaction. Bounds how long the first of them waits for the last."""
 
+MAX_CHARACTERS: Final = 1024 * 1024
+"""Characters in the parameters of a transaction's jobs with which it takes no more, for the same
+reason. What functions write is not counted."""
+
 LATER: Final = 1.0
 """Seconds that a job may wait for another to be committed with."""
 
@@ -82,6 +86,11 @@ class Job:
         self.waiter: trio.lowlevel.Task | None = None
         self.result: Any = None
         self.error: Exception | None = None
+
+    @property
+    def characters(self) -> int:
+        """How many there are in its parameters."""
+        return sum(len(value) for value in (self.parameters or {}).values() if type(value) is str)
 
     def run(self, connection: Connection) -> None:
         """Do it, within the transaction that is open."""
@@ -278,7 +287,8 @@ class Writer:
         if job is None:
             return None
         batch = [job]
-        while len(batch) < MAX_BATCH:
+        characters = job.characters
+        while len(batch) < MAX_BATCH and characters < MAX_CHARACTERS:
             try:
                 job = self._jobs.get_nowait()
             except queue.Empty:
@@ -287,6 +297,7 @@ class Writer:
                 self._jobs.put(None)
                 break
             batch.append(job)
+            characters += job.characters
         return batch
 
     def _commit(self, connection: Connection, batch: Sequence[Job]) -> None:

@@ -25,7 +25,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import Writer
-from clarad.store.writer import MAX_BATCH
+from clarad.store.writer import MAX_BATCH, MAX_CHARACTERS
 from tests.store.conftest import Outside
 from tests.store.desk import FAIL_SAFE, queueing_up
 
@@ -187,6 +187,19 @@ async def test_more_jobs_than_fit_into_one_transaction_are_all_done(
     await callers.stop_writer()
     assert things(outside) == list(range(2 * MAX_BATCH + 1))
     assert len(commits) == 4, "one for what held the writer up, three for the others"
+
+
+async def test_long_jobs_do_not_keep_a_short_one_waiting_for_all_of_them(
+    callers: Callers, outside: Outside, commits: list[Connection]
+) -> None:
+    statement = text("INSERT INTO things SELECT CAST(:n AS INTEGER) WHERE CAST(:long AS TEXT) > ''")
+    async with callers.queueing_up():
+        for n in range(6):
+            callers.writer.execute(statement, {"n": n, "long": "x" * (MAX_CHARACTERS // 2)})
+        callers.writer.execute(INSERT, {"n": 6})
+    await callers.stop_writer()
+    assert things(outside) == list(range(7))
+    assert len(commits) == 5, "one for what held the writer up, a pair in each other"
 
 
 async def test_jobs_are_done_in_the_order_in_which_they_came(
