@@ -2,12 +2,12 @@
 
 import math
 import sys
-from typing import Final, NamedTuple
+from typing import Final
 
 from clarad import protocol
 from clarad.nodes import Node
 from clarad.pool import Pool
-from clarad.protocol import ErrorCode
+from clarad.protocol import Error, ErrorCode
 from clarad.rates import Rate, Rates
 from clarad.roster import MAX_WAITING, Roster
 from clarad.store import MessageKey
@@ -22,22 +22,28 @@ OWN_BYTES: Final = 64 * 1024
 OVERHEAD: Final = 8 * 1024
 """Bytes that a message costs beside its text, with its task and its session."""
 
+VALUE: Final = 136
+"""Bytes that a value of JSON costs at the most beside its text, once it is decoded; measured."""
+
 
 QUEUE_RETRY: Final = 5
 """Seconds until a message that finds no room is worth another try."""
 
 
-class Refusal(NamedTuple):
-    """What a message is refused with; it may be sent again, after so many seconds."""
-
-    code: ErrorCode
-    why: str
-    retry_after: int = QUEUE_RETRY
+def queue_full(request_id: str, why: str) -> Error:
+    """Return what a message is refused with that there is no room for."""
+    return Error(ErrorCode.QUEUE_FULL, why, True, request_id, QUEUE_RETRY)
 
 
-def size(text: str) -> int:
-    """Return the bytes that a message counts for; a text may need four for each character."""
-    return sys.getsizeof(text) + OVERHEAD
+def size(text: str, message: protocol.Message) -> int:
+    """Return the bytes that a message counts for; a text may need four for each character.
+
+    Of `{},{},{}` in a chain or in metadata 24 times as much is kept. So what separates values is
+    counted, wherever it is: too much is counted then, if it is in the content.
+    """
+    has_values = message.reply_chain or message.metadata or message.attachments
+    values = sum(map(text.count, "{[,")) if has_values else 0
+    return sys.getsizeof(text) + OVERHEAD + VALUE * values
 
 
 class Intake:
@@ -54,24 +60,23 @@ class Intake:
         if (self._rates.node, self._rates.user) != (node, user):
             self._rates = Rates(node, user)
 
-    def refusal(
-        self, node: Node, message: protocol.Message, text: str, now: float
-    ) -> Refusal | None:
+    def refusal(self, node: Node, message: protocol.Message, text: str, now: float) -> Error | None:
         """Say why a message is not taken in; if it is, it counts for its node and its user."""
         key = MessageKey(node.platform, message.channel.id, message.id)
         if self._roster.is_full(key):
-            return Refusal(
-                ErrorCode.QUEUE_FULL, f"{MAX_WAITING} messages wait in this channel; try later."
+            return queue_full(
+                message.id, f"{MAX_WAITING} messages wait in this channel; try later."
             )
-        held = self._held.get(_owner(node), 0)
-        if not self._room.fits(held, held + size(text)):
-            return Refusal(
-                ErrorCode.QUEUE_FULL, "Too many messages of this node are waiting; try later."
-            )
+        held, more = self._held.get(_owner(node), 0), size(text, message)
+        if not self._room.fits(held, held + more):
+            if not self._room.can_ever_fit(more):
+                why = "The message has too many values for the room there is; send less."
+                return Error(ErrorCode.TOO_LARGE, why, False, message.id)
+            return queue_full(message.id, "Too many messages of this node are waiting; try later.")
         user = node.platform, message.user.id
         if wait := math.ceil(self._rates.wait(_owner(node), user, now)):
             why = f"Too many messages in a short time; send it again in {wait} s."
-            return Refusal(ErrorCode.RATE_LIMITED, why, wait)
+            return Error(ErrorCode.RATE_LIMITED, why, True, message.id, wait)
         return None
 
     def add(self, turn: Turn) -> None:

@@ -11,7 +11,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Sequence
 from typing import Final, Protocol
 
-from msgspec import UNSET, Struct, UnsetType
+from msgspec import Struct
 
 from clarad.kept import Kept, Window, shared
 from clarad.pool import Pool
@@ -69,7 +69,7 @@ class Node:
         """Whether a terminal frame came meanwhile, which is in the store only."""
         self._sent = 0
         self._unsent: deque[Kept] = deque()
-        self._had: OrderedDict[MessageKey, None] = OrderedDict()
+        self._had: deque[int] = deque(maxlen=REMEMBERED)  # by their hashes: 40 bytes each
 
     # --- connections -----------------------------------------------------------------------------
 
@@ -150,23 +150,16 @@ class Node:
 
     def send_error(self, request_id: str, code: ErrorCode, text: str, *, recoverable: bool) -> None:
         """Send an `error` about a message."""
-        self.send(Error(code, text, recoverable, request_id))
+        self.send(Error(code=code, message=text, recoverable=recoverable, request_id=request_id))
 
-    def refuse(
-        self,
-        came_on: Outlet | None,
-        request_id: str,
-        code: ErrorCode,
-        text: str,
-        retry_after: float | UnsetType = UNSET,
-    ) -> None:
-        """Say on the connection that a message came on that it is not taken, and may be sent again.
+    def refuse(self, came_on: Outlet | None, error: Error) -> None:
+        """Say on the connection that a message came on that it is not taken.
 
         It has no number, and is not kept: on its next connection a node sends again what was not
         accepted, and a refusal that came there as well would seem to end what is taken then.
         """
         if came_on is not None and came_on is self.outlet:
-            came_on.send(encode(Error(code, text, True, request_id, retry_after)))
+            came_on.send(encode(error))
 
     def reserve(self, key: MessageKey) -> Kept | None:
         """Give a terminal frame that is about to be stored its place; `None` if it needs none."""
@@ -228,7 +221,7 @@ class Node:
 
     def has_had(self, key: MessageKey) -> bool:
         """Whether the connection that the node has now was given this message's terminal frame."""
-        return key in self._had
+        return hash(key) in self._had
 
     def _queue(self, kept: Kept, frame: bytes) -> None:
         self.window.fill(kept, frame)
@@ -252,9 +245,7 @@ class Node:
 
     def remember(self, key: MessageKey) -> None:
         """Note that this message's terminal frame is given to the connection."""
-        self._had[key] = None
-        if len(self._had) > REMEMBERED:
-            self._had.popitem(last=False)
+        self._had.append(hash(key))
 
 
 class Nodes:

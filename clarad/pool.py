@@ -25,6 +25,10 @@ class Pool:
         more = self._shared(after) - self._shared(before)
         return more <= 0 or self.used + more + self._shared(after) <= self.size
 
+    def can_ever_fit(self, held: int) -> bool:
+        """Whether somebody may have so much if nobody else has anything."""
+        return 2 * self._shared(held) <= self.size
+
     def has_room_for(self, held: int) -> bool:
         """Whether somebody may keep what he has, now that others have what they have."""
         return self.used + self._shared(held) <= self.size

@@ -3,10 +3,10 @@
 import logging
 
 from clarad import protocol
-from clarad.intake import Refusal
+from clarad.intake import queue_full
 from clarad.lifecycle import State
 from clarad.nodes import Node
-from clarad.protocol import ErrorCode
+from clarad.protocol import Error, ErrorCode
 from clarad.store import ChannelFull, InDoubt, Messages, StoreError
 from clarad.systemd import catalogue
 from clarad.turn import Turn
@@ -40,7 +40,7 @@ class Repeats:
             about = catalogue.STORE_FAILED.about(**turn.fields())
             log.error("the answer to %r cannot be read: %s", request_id, error, extra=about)
             why = "The answer could not be read; send the message again later."
-            node.refuse(turn.came_on, request_id, ErrorCode.PROCESSING_ERROR, why)
+            node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
             return
         if stored is None:
             return
@@ -70,12 +70,12 @@ def refuse_unstored(turn: Turn, error: StoreError) -> None:
     if isinstance(error, InDoubt):
         return  # the daemon ends; the node sends it again, and finds out
     if isinstance(error, ChannelFull):
-        turn.node.refuse(turn.came_on, request_id, *Refusal(ErrorCode.QUEUE_FULL, str(error)))
+        turn.node.refuse(turn.came_on, queue_full(request_id, str(error)))
         return
     about = catalogue.STORE_FAILED.about(**turn.fields())
     log.error("message %r is not accepted, the store failed: %s", request_id, error, extra=about)
     why = "The message could not be stored; send it again later."
-    turn.node.refuse(turn.came_on, request_id, ErrorCode.PROCESSING_ERROR, why)
+    turn.node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
 
 
 def _refuse_reuse(node: Node, request_id: str) -> None:

@@ -1,5 +1,6 @@
 """A message on its way from its acceptance to its terminal frame, and the answer to it."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -10,6 +11,7 @@ from clarad import protocol
 from clarad.events import EventType
 from clarad.lifecycle import Lifecycle, Signal, State
 from clarad.nodes import Node
+from clarad.pool import Pool
 from clarad.protocol import ErrorCode
 from clarad.responders import ResponderError
 from clarad.store import MessageKey
@@ -17,11 +19,22 @@ from clarad.store import MessageKey
 MAX_ANSWER: Final = 4 * 1024 * 1024
 """Characters of one answer."""
 
+MAX_SHARED: Final = 128 * 1024 * 1024
+"""Bytes that all answers may have together; `clarad.pool` says how they share them."""
+
+OWN_BYTES: Final = 64 * 1024
+"""Bytes beside those that every answer may have."""
+
 _BY: Final = {
     Signal.FAILED: "responder",
     Signal.TIMED_OUT: "deadline",
     Signal.INTERRUPTED: "daemon",
 }
+
+
+def answers() -> Pool:
+    """Return the room that all answers are to share."""
+    return Pool(MAX_SHARED, OWN_BYTES)
 
 
 class SessionKey(NamedTuple):
@@ -75,8 +88,9 @@ class Turn:
         response_id: str,
         state: State,
         publish: Publish,
+        answers: Pool,
     ) -> None:
-        """`size` is what it takes of the room for all messages, in bytes."""
+        """`size` is what it takes of the room for all messages, in bytes; `answers` is theirs."""
         self.node = node
         self.came_on = node.outlet
         self.message = message
@@ -100,8 +114,14 @@ class Turn:
         self._publish = publish
         self._text: list[str] = []
         self._length = 0
+        self._room = answers
+        self._held = 0
         self._tools = 0
         self._tool_began = 0.0
+
+    def queued(self, ahead: int) -> None:
+        """Note that messages of other daemons are before it."""
+        self.begun, self.ahead = False, ahead
 
     def decide(
         self, signal: Signal, reason: str = "", by: str = "", at: float | None = None
@@ -133,6 +153,10 @@ class Turn:
         self._length += len(chunk)
         if self._length > MAX_ANSWER:
             raise ResponderError(f"The answer is longer than {MAX_ANSWER} characters.")
+        held = self._held + sys.getsizeof(chunk)
+        if not self._room.fits(self._held, held):
+            raise ResponderError("Too many long answers are under way; try again later.")
+        self._hold(held)
         self._text.append(chunk)
         if self.node.streaming:
             request_id = self.message.id
@@ -190,6 +214,14 @@ class Turn:
         if len(self._text) != 1:
             self._text = ["".join(self._text)]
         return self._text[0]
+
+    def forget_answer(self) -> None:
+        """Give its room back: the terminal frame has been sent."""
+        self._hold(0)
+
+    def _hold(self, size: int) -> None:
+        self._room.change(self._held, size)
+        self._held = size
 
     def terminal(self) -> protocol.ResponseEnd | protocol.Cancelled | protocol.Error:
         """Return the one terminal frame that the outcome calls for."""

@@ -1,10 +1,13 @@
 """What is taken in, and what is refused for now."""
 
+import json
+import tracemalloc
 from collections.abc import Iterable
+from typing import Any, Final
 
 import pytest
 
-from clarad import intake, kept
+from clarad import intake, kept, protocol
 from clarad.intake import OWN_BYTES, Intake
 from clarad.lifecycle import State
 from clarad.nodes import Node
@@ -12,7 +15,7 @@ from clarad.nurseries.session import Session
 from clarad.protocol import Channel, ErrorCode, Message, User
 from clarad.rates import Rate, Rates
 from clarad.roster import MAX_WAITING, Roster
-from clarad.turn import SessionKey, Turn
+from clarad.turn import SessionKey, Turn, answers
 
 
 class Door:
@@ -23,20 +26,23 @@ class Door:
         self.intake = Intake(self.roster, rates or Rates())
         self.turns: list[Turn] = []
 
-    def ask(self, node: Node, channel: str, user: str = "u", text: str = "") -> ErrorCode | None:
+    def ask(
+        self, node: Node, channel: str, user: str = "u", text: str = "", **fields: Any
+    ) -> ErrorCode | None:
         """Send a message; return what it is refused with."""
-        message = Message(f"{len(self.turns)}", User(user, user), Channel(channel), "")
+        message = Message(f"{len(self.turns)}", User(user, user), Channel(channel), "", **fields)
         if refusal := self.intake.refusal(node, message, text, 0):
             return refusal.code
         turn = Turn(
             node,
             node.platform,
             message,
-            size=intake.size(text),
+            size=intake.size(text, message),
             session=Session(SessionKey(node.platform, user, channel), 60),
             response_id="r",
             state=State.RECEIVED,
             publish=lambda *_, **__: None,
+            answers=answers(),
         )
         self.roster.add(turn)
         self.intake.add(turn)
@@ -89,6 +95,43 @@ async def test_a_node_that_floods_leaves_room_for_others() -> None:
 async def test_long_messages_take_more_room() -> None:
     (node,) = nodes(1)
     assert Door().flood(node, "x" * 100_000) < Door().flood(node) / 5
+
+
+@pytest.mark.usefixtures("small")
+async def test_what_a_message_takes_once_it_is_decoded_counts() -> None:
+    (node,) = nodes(1)
+    door = Door()
+    chain: list[dict[str, Any]] = [{}] * 10_000
+    text = json.dumps(chain)
+    assert door.ask(node, "c-1", text=text, reply_chain=chain) is None
+    assert door.ask(node, "c-2", text=text, reply_chain=chain) is ErrorCode.QUEUE_FULL
+    assert door.ask(node, "c-3", text=text) is None
+
+
+@pytest.mark.usefixtures("small")
+async def test_what_there_can_never_be_room_for_is_not_to_be_sent_again() -> None:
+    (node,) = nodes(1)
+    chain: list[dict[str, Any]] = [{}] * 20_000
+    refused = Door().ask(node, "c", text=json.dumps(chain), reply_chain=chain)
+    assert refused is ErrorCode.TOO_LARGE
+
+
+VALUES: Final = (
+    "{}", "[]", "[[[[]]]]", "[1]", "0.1", "999", '"\U0001f600"', '{"a":1}', '{"a":{"b":{}}}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_no_value_takes_more_than_is_counted(value: str) -> None:
+    chain = ",".join([f'{{"a":[{",".join([value] * 1000)}]}}'] * 100)
+    text = f"""{{"type":"message","id":"m","user":{{"id":"u","platform_id":"u"}},
+        "channel":{{"id":"c"}},"content":"","reply_chain":[{chain}]}}"""
+    tracemalloc.start()
+    message = protocol.decode(text)
+    taken, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert isinstance(message, Message)
+    assert taken <= intake.size(text, message)
 
 
 @pytest.mark.usefixtures("small")

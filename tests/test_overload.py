@@ -181,6 +181,21 @@ async def test_of_very_many_sessions_the_one_that_was_idle_longest_ends(
     assert (await node.outcome_of("busy"))["type"] == "cancelled"
 
 
+async def test_of_very_long_answers_only_so_many_are_under_way(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = Pool(1_000_000, OWN_BYTES)
+    monkeypatch.setattr(running.daemon.turns, "_answers", room)
+    node = await running.node(capabilities=())
+    await node.ask("m-0", "hold", "c-0")
+    await node.ask("m-1", "endless", "c-1")
+    refused = await node.outcome_of("m-1")
+    assert (refused["code"], "under way" in refused["message"]) == ("processing_error", True)
+    running.responder.release["m-0"].set()
+    assert (await node.outcome_of("m-0"))["full_text"] == "partly done"
+    assert room.used == 0
+
+
 # --- messages that run at once -------------------------------------------------------------------
 
 
@@ -225,7 +240,8 @@ async def test_what_waits_for_others_to_end_has_not_begun(start: Start) -> None:
         await trio.sleep(0.01)
     assert rows == {"m-0": True, "m-1": False}
     before.daemon.request_stop()
-    assert [(await node.outcome_of(f"m-{n}"))["type"] for n in range(2)] == ["cancelled"] * 2
+    outcomes = await node.outcomes_of("m-0", "m-1")
+    assert [outcome["type"] for outcome in outcomes] == ["cancelled"] * 2
 
 
 def begun(running: Running) -> dict[str, bool]:

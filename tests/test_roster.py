@@ -9,7 +9,7 @@ from clarad.nodes import Node
 from clarad.nurseries.session import Session
 from clarad.protocol import Channel, Message, User
 from clarad.roster import MAX_WAITING, Roster
-from clarad.turn import SessionKey, Turn
+from clarad.turn import SessionKey, Turn, answers
 from tests.in_trio import run_in_trio
 
 NODES = [Node("node-1", "test", kept.shared()), Node("node-2", "test", kept.shared())]
@@ -29,6 +29,7 @@ def turn(request_id: str, channel: str = "c", node: Node = NODES[0]) -> Turn:
         response_id="r",
         state=State.WAITING,
         publish=lambda *_, **__: None,
+        answers=answers(),
     )
 
 

@@ -22,7 +22,7 @@ from clarad.events import Bus, EventType
 from clarad.intake import Intake
 from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
-from clarad.protocol import ErrorCode
+from clarad.protocol import Error, ErrorCode
 from clarad.rates import Rates
 from clarad.repeats import Repeats, refuse_unstored, tell_duplicate
 from clarad.responders import Responder
@@ -36,7 +36,7 @@ from clarad.store import (
     StoreError,
     Unfinished,
 )
-from clarad.turn import Session, SessionKey, Turn
+from clarad.turn import Session, SessionKey, Turn, answers
 
 
 class Turns:
@@ -66,6 +66,7 @@ class Turns:
         shared = store if isinstance(store, SharedMessages) else None
         self._elsewhere = None if shared is None else Elsewhere(shared, self._start_soon)
         self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
+        self._answers = answers()
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
@@ -117,13 +118,13 @@ class Turns:
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Take a message from a node. Everything it is answered with comes through the node."""
         key = MessageKey(node.platform, message.channel.id, message.id)
-        refuse = partial(node.refuse, node.outlet, message.id)
         if (turn := self._roster.find(key)) is not None:
             self._repeats.while_it_lives(turn, node, message)
         elif self._refusing or not self._serving:
-            refuse(ErrorCode.SHUTTING_DOWN, "The daemon is stopping; send it again later.")
+            why = "The daemon is stopping; send it again later."
+            node.refuse(node.outlet, Error(ErrorCode.SHUTTING_DOWN, why, True, message.id))
         elif refusal := self.intake.refusal(node, message, text, trio.current_time()):
-            refuse(*refusal)
+            node.refuse(node.outlet, refusal)
         else:
             self._admit(node, message, text)
 
@@ -205,7 +206,7 @@ class Turns:
             frame=text,
             begun=turn.begun,
             then=partial(self._stored, turn),
-            queued=partial(_queue, turn),
+            queued=turn.queued,
             most=MAX_WAITING,
         )
 
@@ -217,11 +218,12 @@ class Turns:
             node,
             platform,
             message,
-            size=intake.size(text),
+            size=intake.size(text, message),
             session=self._sessions.enter(key, node.caused_by),
             response_id=next(self._response_ids),
             state=state,
             publish=self._bus.publish,
+            answers=self._answers,
         )
         self._roster.add(turn)
         self.intake.add(turn)
@@ -314,6 +316,7 @@ class Turns:
         """Forget the message, and let the next one in its channel have its turn."""
         following = self._roster.remove(turn)
         self.intake.remove(turn)
+        turn.forget_answer()
         self._sessions.leave(turn.session)
         if self._elsewhere is not None:
             self._elsewhere.channel_moved(*turn.key[:2])
@@ -342,7 +345,3 @@ class Turns:
 
     def _uptime(self) -> int:
         return int(trio.current_time() - self._started)
-
-
-def _queue(turn: Turn, ahead: int) -> None:
-    turn.begun, turn.ahead = False, ahead
