@@ -12,7 +12,7 @@ from typing import Final
 import trio
 from sqlalchemy import Engine
 
-from clarad import __version__, address, instance, log, outbox
+from clarad import __version__, address, instance, log, outbox, websocket
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.budgets import CANCEL_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
@@ -137,6 +137,7 @@ class Daemon:
                 desk=self.turns,
                 bus=self.bus,
                 outboxes=outboxes,
+                receiving=websocket.receiving(),
             ),
             operations=self.operations,
             outboxes=outboxes,

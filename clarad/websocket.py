@@ -7,14 +7,22 @@ pass through: `ClientStream` is its stream.
 """
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final
 
 import trio
 from trio_websocket import WebSocketConnection
 
+from clarad.pool import Pool
+
 _READ_SIZE: Final = 64 * 1024
+
+MAX_RECEIVED: Final = 128 * 1024 * 1024
+"""Bytes of messages that are not whole yet, of all connections; `clarad.pool` says who has what."""
+
+OWN_BYTES: Final = 64 * 1024
+"""Bytes beside those that every connection may have sent of one."""
 
 _FINAL_TEXT: Final = 0x81
 _SHORT: Final = struct.Struct("!BB")
@@ -37,6 +45,9 @@ class ClientStream(trio.abc.Stream):
         self._lock = trio.Lock()
         self._torn = False
         self._closed = False
+        self._room: Pool | None = None
+        self._received = 0
+        self._too_much: Callable[[], None] | None = None
         self.ended = trio.Event()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -62,8 +73,37 @@ class ClientStream(trio.abc.Stream):
         """Wait until there is room in the socket's buffer."""
         await self._stream.wait_send_all_might_not_block()
 
+    def count(self, room: Pool, too_much: Callable[[], None]) -> None:
+        """Count what comes from here on. When there is no room, drop it, and call `too_much`."""
+        self._room, self._too_much = room, too_much
+
+    def forget_received(self) -> None:
+        """Count anew: the message has come whole, or nobody waits for it."""
+        if self._room is not None:
+            self._room.change(self._received, 0)
+            self._received = 0
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Read; sets `ended` at the end of the stream."""
+        data = await self._receive(max_bytes)
+        while data and not self._has_room(len(data)):
+            data = await self._receive(max_bytes)
+        return data
+
+    def _has_room(self, size: int) -> bool:
+        if self._room is None:
+            return True
+        if self._too_much is None:
+            return False
+        if not self._room.fits(self._received, self._received + size):
+            self._too_much()
+            self._too_much = None
+            return False
+        self._room.change(self._received, self._received + size)
+        self._received += size
+        return True
+
+    async def _receive(self, max_bytes: int | None) -> bytes | bytearray:
         if self._closed:
             raise trio.ClosedResourceError
         try:
@@ -105,6 +145,11 @@ class ClientStream(trio.abc.Stream):
                     pass
         finally:
             await trio.aclose_forcefully(self._stream)
+
+
+def receiving() -> Pool:
+    """Return the room that all connections share for what they have received in part."""
+    return Pool(MAX_RECEIVED, OWN_BYTES)
 
 
 class FrameWriter:

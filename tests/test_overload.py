@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from clarad import outbox, sender, sessions
+from clarad import outbox, sender, sessions, websocket
 from clarad.events import EventType
 from clarad.intake import OWN_BYTES, QUEUE_RETRY
 from clarad.nurseries.connection import Connection
 from clarad.pool import Pool
 from clarad.rates import Rate
+from clarad.websocket import text_frame
 from tests import peer
 from tests.conftest import Running, Start
 from tests.peer import Frame, Peer, message
@@ -179,6 +180,34 @@ async def test_of_very_many_sessions_the_one_that_was_idle_longest_ends(
     assert (ended.channel_id, ended.data["reason"]) == ("c-1", "crowded_out")
     await node.send("cancel", request_id="busy")
     assert (await node.outcome_of("busy"))["type"] == "cancelled"
+
+
+async def test_of_frames_that_come_in_part_only_so_much_is_kept(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(websocket, "MAX_RECEIVED", 1_000_000)
+    running = await start()
+    register = json.dumps({"type": "register", "node_id": "slow", "platform": "test"})
+    half = text_frame(b"x" * 900_000)[:-1]
+    async with (
+        RawPeer.connected(running.host, running.port) as patient,
+        RawPeer.connected(running.host, running.port) as greedy,
+    ):
+        await patient.send_text(register)
+        await patient.receive_text()
+        await patient.stream.send_all(masked(half[:400_000]))
+        await greedy.send_text(register.replace("slow", "greedy"))
+        await greedy.receive_text()
+        await greedy.stream.send_all(masked(half))
+        assert await greedy.close_code() == 1013
+        good = await running.node("good")
+        await good.ask("m", "x" * 100_000)
+        assert len((await good.outcome_of("m"))["full_text"]) == 100_000
+
+
+def masked(frame: bytes) -> bytes:
+    """Return a client's frame, made from a server's: its mask changes nothing (RFC 6455, 5.3)."""
+    return frame[:1] + bytes([frame[1] | 0x80]) + frame[2:10] + bytes(4) + frame[10:]
 
 
 async def test_of_very_long_answers_only_so_many_are_under_way(

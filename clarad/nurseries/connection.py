@@ -65,9 +65,11 @@ class Connection:
         desk: Desk,
         bus: Bus,
         outboxes: Pool,
+        receiving: Pool,
     ) -> None:
         """`shown` is the secret or token that the handshake has shown, if any."""
         self._websocket = websocket
+        self._stream = stream
         self._address = stream.address
         self._shown = shown
         self._admission = admission
@@ -78,6 +80,7 @@ class Connection:
         self._desk = desk
         self._bus = bus
         self._sender = Sender(websocket, stream, outboxes)
+        stream.count(receiving, self._refuse_more)
         self._nursery: trio.Nursery | None = None
         self.node: Node | None = None
 
@@ -101,6 +104,9 @@ class Connection:
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
         self._sender.end(code, reason)
+
+    def _refuse_more(self) -> None:
+        self.end(CloseCode.TOO_MANY_CONNECTIONS, "too much is being received; try later")
 
     @property
     def said_goodbye(self) -> bool:
@@ -126,6 +132,7 @@ class Connection:
                         nursery.cancel_scope.cancel("the peer has closed")
         finally:
             self._sender.give_up()
+            self._stream.forget_received()
             if self.node is not None:
                 self._disconnect(self.node)
 
@@ -153,6 +160,7 @@ class Connection:
         try:
             while True:
                 text = await self._websocket.get_message()
+                self._stream.forget_received()
                 if self._sender.closing is None:
                     await self._take(text)
         except ConnectionClosed:
