@@ -324,13 +324,20 @@ class Writer:
         return self.life.fence(connection)
 
     def _fail(self, connection: Connection, batch: Sequence[Job], error: Exception) -> None:
-        """Note what failed a job; with several, find out which one it was."""
+        """Note what failed a job; with several, find out which one it was.
+
+        What fails for want of a connection fails the rest as well: each attempt can take long.
+        """
         if len(batch) == 1:
             batch[0].error = error
             return
         self._steps += 1
-        for job in batch:
+        for number, job in enumerate(batch, start=1):
             self._commit(connection, [job])
+            if job.error is not None and connection.invalidated:
+                for other in batch[number:]:
+                    other.error = job.error
+                return
 
     def _is_settled(self, connection: Connection, batch: Sequence[Job], transaction: str) -> bool:
         """Ask what became of a transaction whose COMMIT failed; `False` if it is to be done again.

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import trio
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store import InDoubt, Life, Writer
@@ -33,6 +33,8 @@ class Account:
     def __init__(self, writer: Writer, outside: Outside) -> None:
         self.writer = writer
         self.errors: list[Exception | None] = []
+        self.attempts = 0
+        """How often it has tried to connect."""
         self._outside = outside
 
     async def add(self) -> None:
@@ -74,9 +76,15 @@ async def account(
     members.connect()
     members.join()
     members.close()
-    writer = Writer(connect(network.url), life)
-    await nursery.start(writer.run)
+    behind = connect(network.url)
+    writer = Writer(behind, life)
     account = Account(writer, outside)
+
+    def count(*_about: object) -> None:
+        account.attempts += 1
+
+    event.listen(behind, "do_connect", count)
+    await nursery.start(writer.run)
     await account.add()  # through a connection that works
     return account
 
@@ -112,6 +120,21 @@ async def test_while_the_database_is_out_of_reach_it_waits(
         await cut_off_over_a_commit(account, network, waiting, arrives=True)
         network.mend()
     assert (account.total, account.failed) == (2, 0)
+
+
+async def test_a_database_that_is_out_of_reach_is_not_tried_for_each_of_many_jobs(
+    account: Account, network: Network
+) -> None:
+    network.cut()
+    account.attempts = 0
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(account.add)
+    assert account.failed == 50
+    assert account.attempts < 10
+    network.mend()
+    await account.add()
+    assert account.total == 2
 
 
 async def test_a_writer_that_waits_for_the_database_counts_as_alive(
