@@ -10,6 +10,7 @@ from clarad.access import Door, bearer
 from clarad.protocol import ErrorCode, Refused, Register
 from clarad.store import Claim, StoreError, Tokens
 from clarad.store.tokens import PREFIX
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,8 @@ class Admission:
             if await self._tokens.is_known(shown):
                 return None
         except StoreError as error:
-            log.error("a token cannot be looked up: %s", error)
+            about = catalogue.STORE_FAILED.about()
+            log.error("a token cannot be looked up: %s", error, extra=about)
             return 503, "The database fails; try again."
         self._door.note_failure(address, trio.current_time())
         return 401, _WRONG
@@ -82,7 +84,8 @@ class Admission:
                 needed=not self._door.has_secret,
             )
         except StoreError as error:
-            log.error("node %r cannot be registered: %s", frame.node_id, error)
+            about = catalogue.STORE_FAILED.about(node_id=frame.node_id)
+            log.error("node %r cannot be registered: %s", frame.node_id, error, extra=about)
             message = "The database fails; register again in a moment."
             raise Refused(ErrorCode.PROCESSING_ERROR, message, recoverable=True) from None
 

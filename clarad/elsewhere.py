@@ -10,6 +10,7 @@ from clarad import protocol
 from clarad.nodes import Node
 from clarad.protocol import ErrorCode
 from clarad.store import MessageKey, SharedMessages, StoreError
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,9 @@ class Elsewhere:
             if await self._store.cancel(node.platform, node.id, cancel.request_id, reason):
                 return
         except StoreError as error:
-            log.error("whether %r can be cancelled is not known: %s", cancel.request_id, error)
+            about = catalogue.STORE_FAILED.about(node_id=node.id, request_id=cancel.request_id)
+            text = "whether %r can be cancelled is not known: %s"
+            log.error(text, cancel.request_id, error, extra=about)
             code, why = ErrorCode.PROCESSING_ERROR, "The store failed; cancel it again later."
         node.send_error(
             cancel.request_id, code, why, recoverable=code is ErrorCode.PROCESSING_ERROR

@@ -94,7 +94,8 @@ class Redelivery:
             try:
                 page = await self._missed.page(node.platform, node.id, after=after, before=before)
             except StoreError as error:
-                log.error("what %r has missed cannot be read: %s", node.id, error)
+                about = catalogue.STORE_FAILED.about(node_id=node.id)
+                log.error("what %r has missed cannot be read: %s", node.id, error, extra=about)
                 await trio.sleep(STORE_RETRY)
                 continue
             page = [missed for missed in page if not node.has_had(missed.key)]
@@ -138,7 +139,9 @@ class Redelivery:
             if error is None:
                 node.deliver(key, terminal, place, partial(self._messages.delivered, key))
             else:  # it is found again when the node comes again
-                log.error("an answer for %r waits, the store failed: %s", node.id, error)
+                about = catalogue.STORE_FAILED.about(node_id=node.id)
+                text = "an answer for %r waits, the store failed: %s"
+                log.error(text, node.id, error, extra=about)
                 node.withdraw(place)
 
         self._missed.number(key, place.seq, numbered)

@@ -110,7 +110,8 @@ class Lease:
             except LeaseLost as error:
                 self._lose(str(error))
             except StoreError as error:
-                log.error("the lease is not renewed, the database failed: %s", error)
+                about = catalogue.STORE_FAILED.about()
+                log.error("the lease is not renewed, the database failed: %s", error, extra=about)
                 await trio.sleep(min(RETRY, self._pace))
         await trio.sleep_forever()
 
@@ -171,7 +172,8 @@ class Lease:
             try:
                 return await inherit(lives)
             except StoreError as error:
-                log.error("what was taken over cannot be read yet: %s", error)
+                about = catalogue.STORE_FAILED.about()
+                log.error("what was taken over cannot be read yet: %s", error, extra=about)
                 await trio.sleep(RETRY)
 
     def _lose(self, why: str) -> None:
@@ -187,7 +189,9 @@ class Lease:
                     await self._ask(self._members.connect)
                 await self._ask(self._members.leave)
         except StoreError as error:
-            log.warning("the other daemons are not told that this one ends: %s", error)
+            about = catalogue.STORE_FAILED.about()
+            text = "the other daemons are not told that this one ends: %s"
+            log.warning(text, error, extra=about)
         finally:
             self._members.close()
 

@@ -12,6 +12,7 @@ from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
 from clarad.store.models import MessageRow
 from clarad.store.writer import Writer
+from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
@@ -251,7 +252,9 @@ def kept_since(now: datetime) -> datetime:
 def log_failure(error: Exception | None) -> None:
     """Say that what was to be noted is not; a node will get some frame again."""
     if error is not None:
-        log.warning("what has arrived cannot be noted, the store failed: %s", as_store_error(error))
+        about = catalogue.STORE_FAILED.about()
+        text = "what has arrived cannot be noted, the store failed: %s"
+        log.warning(text, as_store_error(error), extra=about)
 
 
 def this_message(key: MessageKey) -> dict[str, Any]:

@@ -200,7 +200,8 @@ class Writer:
         Of a network that has gone the kernel finds it out, but not of one behind a proxy.
         """
         if time.monotonic() - self._began_at > patience:
-            log.error("the store has not answered for %g s; asking again", patience)
+            about = catalogue.STORE_FAILED.about()
+            log.error("the store has not answered for %g s; asking again", patience, extra=about)
             self.cut()
 
     def _hand_in(self, job: Job) -> Job:
