@@ -1,6 +1,6 @@
 """What has been run, for people: read beside a daemon that may be writing it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -33,11 +33,13 @@ class History:
 
     def hook_runs(self, *, hook: str | None, failed: bool, limit: int) -> list[Found]:
         """Return runs of hooks, the newest first."""
-        return self._runs(HookRunRow, HookRunRow.hook, hook, failed, limit)
+        newest = [HookRunRow.id.desc()]
+        return self._runs(HookRunRow, HookRunRow.hook, hook, failed, limit, newest)
 
     def task_runs(self, *, task: str | None, failed: bool, limit: int) -> list[Found]:
-        """Return runs of tasks, the newest first."""
-        return self._runs(TaskRunRow, TaskRunRow.task, task, failed, limit)
+        """Return runs of tasks, those of the newest occurrences first."""
+        newest = [TaskRunRow.nominal_at.desc(), TaskRunRow.id.desc()]
+        return self._runs(TaskRunRow, TaskRunRow.task, task, failed, limit, newest)
 
     def find(self, run_id: str) -> Found | None:
         """Return a run with everything that is known of it."""
@@ -77,9 +79,10 @@ class History:
         name: str | None,
         failed: bool,
         limit: int,
+        newest: Sequence[Any],
     ) -> list[Found]:
         names = _names(row)
-        statement = _select(row, names).order_by(row.id.desc()).limit(limit)
+        statement = _select(row, names).order_by(*newest).limit(limit)
         if name is not None:
             statement = statement.where(column == name)
         if failed:

@@ -104,13 +104,17 @@ def assert_is_nothing(url: str) -> None:
 # --- lists ---------------------------------------------------------------------------------------
 
 
-async def test_runs_are_listed_with_the_newest_first(daemon: Daemon) -> None:
+async def test_runs_of_hooks_are_listed_with_the_newest_first(daemon: Daemon) -> None:
     for name in ("hook-b", "hook-c", "hook-a"):
         await daemon.hook(name)
-    for n, name in ((3, "task-b"), (2, "task-c"), (1, "task-a")):
-        await daemon.task(name, n)
     assert daemon.hooks_seen() == ["hook-a", "hook-c", "hook-b"]
-    assert daemon.tasks_seen() == ["task-a", "task-c", "task-b"]
+
+
+async def test_runs_of_tasks_are_listed_by_when_they_were_due(daemon: Daemon) -> None:
+    # Those that are decided on at one look are written in no order.
+    for n, name in ((2, "task-b"), (3, "task-c"), (1, "task-a")):
+        await daemon.task(name, n)
+    assert daemon.tasks_seen() == ["task-c", "task-b", "task-a"]
 
 
 async def test_a_list_is_as_long_as_it_may_be(daemon: Daemon) -> None:
