@@ -15,7 +15,9 @@ from tests.schedules import every, once, seconds, utc
 
 NOON: Final = utc("2027-03-01T12:00")
 moments: Final = st.integers(-1000, 1000).map(lambda second: NOON + seconds(second))
-names: Final = st.lists(st.text(st.characters(exclude_characters="\0"), max_size=3), unique=True)
+names: Final = st.lists(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=3), unique=True
+)
 
 
 def state(until: datetime) -> TaskState:

@@ -81,7 +81,7 @@ def test_in_the_journal_records_have_their_fields(
     assert clarad.popen.returncode == 0
     (started,) = of(records, catalogue.DAEMON_STARTED)
     assert (started["PRIORITY"], started["SYSLOG_IDENTIFIER"]) == ("5", "clarad")
-    assert started["CODE_FILE"].endswith("daemon.py")
+    assert started["CODE_FILE"].endswith("service.py")
     (failed,) = of(records, catalogue.HOOK_FAILED)
     assert (failed["PRIORITY"], failed["CLARA_HOOK"]) == ("4", "greet")
     out, err = [record for record in records if "CLARA_STREAM" in record]
