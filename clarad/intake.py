@@ -1,8 +1,13 @@
-"""Whether a new message is taken in: its channel, the room for all of them, the rates. No I/O."""
+"""Whether a new message is taken in, and when: its channel, the room for all of them, the rates.
+
+No I/O.
+"""
 
 import math
 import sys
 from typing import Final
+
+import trio
 
 from clarad import protocol
 from clarad.nodes import Node
@@ -25,6 +30,12 @@ OVERHEAD: Final = 8 * 1024
 VALUE: Final = 136
 """Bytes that a value of JSON costs at the most beside its text, once it is decoded; measured."""
 
+MAX_ARRIVING: Final = 16
+"""Messages of one node that are on their way to the store at once; then its next frame waits, and
+with it the node, so that those of others need not wait for a queue of its own."""
+
+MAX_PAUSE: Final = 0.1
+"""Seconds that it waits: a store that stands still is not to keep a `cancel` or a pong from us."""
 
 QUEUE_RETRY: Final = 5
 """Seconds until a message that finds no room is worth another try."""
@@ -54,6 +65,8 @@ class Intake:
         self._rates = rates
         self._room = Pool(MAX_SHARED, OWN_BYTES)
         self._held: dict[tuple[str, str], int] = {}
+        self._arriving: dict[Node, int] = {}
+        self._arrived: dict[Node, trio.Event] = {}
 
     def set_rates(self, node: Rate | None, user: Rate | None) -> None:
         """Limit messages like this from here on; rates that stay the same go on counting."""
@@ -78,6 +91,25 @@ class Intake:
             why = f"Too many messages in a short time; send it again in {wait} s."
             return Error(ErrorCode.RATE_LIMITED, why, True, message.id, wait)
         return None
+
+    def set_out(self, node: Node) -> None:
+        """Count a message that is on its way to the store."""
+        self._arriving[node] = self._arriving.get(node, 0) + 1
+
+    def arrive(self, node: Node) -> None:
+        """Count it no more: it is there, or cannot be."""
+        self._arriving[node] -= 1
+        if not self._arriving[node]:
+            del self._arriving[node]
+        if (arrived := self._arrived.pop(node, None)) is not None:
+            arrived.set()
+
+    async def keep_up(self, node: Node) -> None:
+        """Wait for the store, if very many of the node's messages are on their way to it."""
+        if self._arriving.get(node, 0) >= MAX_ARRIVING:
+            arrived = self._arrived.setdefault(node, trio.Event())
+            with trio.move_on_after(MAX_PAUSE):
+                await arrived.wait()
 
     def add(self, turn: Turn) -> None:
         """Count a message that lives."""

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from clarad import intake, kept, protocol
-from clarad.intake import OWN_BYTES, Intake
+from clarad.intake import MAX_ARRIVING, MAX_PAUSE, OWN_BYTES, Intake
 from clarad.lifecycle import State
 from clarad.nodes import Node
 from clarad.nurseries.session import Session
@@ -160,3 +162,48 @@ async def test_rates_that_stay_the_same_go_on_counting() -> None:
     assert door.ask(node, "c") is ErrorCode.RATE_LIMITED
     door.intake.set_rates(None, None)
     assert door.ask(node, "c") is None
+
+
+# --- how fast they are taken in ------------------------------------------------------------------
+
+
+async def paused(door: Door, node: Node, nursery: trio.Nursery) -> trio.Event:
+    """Ask whether to read on; the event is set when the node is read from again."""
+    reads_on = trio.Event()
+
+    async def keep_up() -> None:
+        await door.intake.keep_up(node)
+        reads_on.set()
+
+    nursery.start_soon(keep_up)
+    await wait_all_tasks_blocked()
+    return reads_on
+
+
+async def test_a_node_that_sends_more_than_the_store_can_write_waits_for_it(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    door, (node, other) = Door(), nodes(2)
+    for _ in range(MAX_ARRIVING):
+        assert (await paused(door, node, nursery)).is_set()
+        door.intake.set_out(node)
+    reads_on = await paused(door, node, nursery)
+    assert not reads_on.is_set()
+    assert (await paused(door, other, nursery)).is_set()
+    door.intake.arrive(node)
+    await wait_all_tasks_blocked()
+    assert reads_on.is_set()
+
+
+async def test_a_store_that_stands_still_does_not_keep_a_node_from_being_heard(
+    nursery: trio.Nursery, mock_clock: MockClock
+) -> None:
+    door, (node,) = Door(), nodes(1)
+    for _ in range(MAX_ARRIVING):
+        door.intake.set_out(node)
+    reads_on = await paused(door, node, nursery)
+    mock_clock.jump(MAX_PAUSE)
+    await wait_all_tasks_blocked()
+    assert reads_on.is_set()
+    for _ in range(MAX_ARRIVING):
+        door.intake.arrive(node)

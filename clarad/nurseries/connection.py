@@ -35,10 +35,13 @@ PONG_TIMEOUT: Final = 10.0
 
 
 class Desk(Protocol):
-    """Where messages are handed in: the sessions. Nothing here blocks."""
+    """Where messages are handed in: the turns. Only `keep_up` waits."""
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Take a message; the answer comes through the node."""
+
+    async def keep_up(self, node: Node) -> None:
+        """Wait for a moment if the node hands in more than can be taken."""
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         """Stop a message of this node."""
@@ -156,7 +159,10 @@ class Connection:
             await trio.sleep(PING_INTERVAL)
 
     async def _read(self) -> None:
-        """Take frames as they come, and never wait for the work that they cause."""
+        """Take frames as they come; the work that they cause is waited for by none of them.
+
+        Only who sends faster than the store can write is read from more slowly.
+        """
         try:
             while True:
                 text = await self._websocket.get_message()
@@ -179,6 +185,7 @@ class Connection:
                 await self._register(frame)
             else:
                 self._handle(self.node, frame, text)
+                await self._desk.keep_up(self.node)
         except protocol.Refused as refused:
             self._reply(refused.error)
 

@@ -128,6 +128,10 @@ class Turns:
         else:
             self._admit(node, message, text)
 
+    async def keep_up(self, node: Node) -> None:
+        """Wait for a moment if very many of the node's messages are not in the store yet."""
+        await self.intake.keep_up(node)
+
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         """Cancel the node's messages with this id; `not_found` if none can be cancelled."""
         reason = cancel.reason or "requested"
@@ -198,6 +202,7 @@ class Turns:
         """Give the message its place, and have it written down."""
         turn = self._enter(node, node.platform, message, text, State.RECEIVED)
         turn.begun = self._roster.is_first(turn) and self.answering.take_slot(turn)
+        self.intake.set_out(node)
         self._store.accept(
             turn.key,
             node_id=node.id,
@@ -243,6 +248,7 @@ class Turns:
 
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
         """The message is written down, and owed an answer from here on; or it is not."""
+        self.intake.arrive(turn.node)
         if isinstance(result, StoreError):
             self._drop(turn)
             refuse_unstored(turn, result)
