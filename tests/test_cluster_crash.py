@@ -335,9 +335,11 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
                 machine.keep_up()
         load.end(outside)
         unfinished = "SELECT run_id FROM clarad_task_runs WHERE ended_at IS NULL"
-        (tmp_path / "scheduler.yaml").write_text("tasks: []\n")
+        # Who starts while others have forgotten a task would take it for a new one.
         for machine in machines:
             machine.wait_until_it_listens()
+        (tmp_path / "scheduler.yaml").write_text("tasks: []\n")
+        for machine in machines:
             machine.process.signal(signal.SIGHUP)
         wait_until(lambda: not outside.rows(unfinished), "runs are waiting")
         for machine in machines:

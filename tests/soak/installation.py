@@ -175,9 +175,10 @@ class Installation:
 
     def clean_up(self) -> None:
         """Kill what is left of a soak that did not come to its end."""
-        for _, line in lives_of(self._name):
-            with suppress(ProcessLookupError):
-                os.kill(int(line.partition(" ")[0]), signal.SIGKILL)
+        while left := list(lives_of(self._name)):  # again: what is killed may just have forked
+            for _, line in left:
+                with suppress(ProcessLookupError):
+                    os.kill(int(line.partition(" ")[0]), signal.SIGKILL)
         if self._sandboxes is not None and self.lives:
             trio.run(self._sandboxes.remove)
 

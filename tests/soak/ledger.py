@@ -8,7 +8,7 @@ import trio
 from clarad.adapters import Outcome
 from clarad.protocol import Cancelled, Error, ErrorCode, ResponseEnd
 
-ASK_ANEW: Final = frozenset({ErrorCode.INTERRUPTED, ErrorCode.TIMEOUT})
+ASK_ANEW: Final = frozenset({ErrorCode.INTERRUPTED, ErrorCode.TIMEOUT, ErrorCode.NO_SANDBOX})
 """Ends of messages that had begun: recoverable, but only with a new id."""
 
 
