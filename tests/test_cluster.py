@@ -283,21 +283,6 @@ async def test_a_message_is_cancelled_from_whichever_daemon(
         await peer.drop()
 
 
-async def test_a_cancellation_that_was_not_heard_is_found_when_the_daemon_listens_again(
-    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
-) -> None:
-    here = await node(nursery, two[0])
-    await start_message(here, "m1")
-    outside.do("UPDATE clarad_messages SET cancel_reason = 'not heard'")
-    outside.do(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-    )
-    assert (await here.outcome_of("m1"))["reason"] == "not heard"
-    await until(outside, OUTCOMES, [("m1", "cancelled")])
-    await here.drop()
-
-
 async def test_a_node_that_unregisters_leaves_nothing_with_other_daemons(
     two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
 ) -> None:
