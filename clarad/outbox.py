@@ -77,10 +77,11 @@ class Outbox:
     def when_written(self, then: Callable[[], None]) -> None:
         """Have `then` called once all that is queued is written; never, if that cannot be.
 
-        To be called right after the frame has been put that it is about.
+        If nothing is queued that is soon, and not only when something is.
         """
         if not self.closed:
             self._when_written.append((self._frames_taken + len(self._frames), then))
+            self._wakeup.set()
 
     def close(self) -> None:
         """Take no more frames; `take` still returns what is queued."""
@@ -103,9 +104,11 @@ class Outbox:
         """Wait for frames and return those that come first; none after `close`."""
         self._hold(self._bytes - self._taken)
         self._taken = 0
-        if not self._frames and not self.closed:
+        self._tell()
+        while not self._frames and not self.closed:
             self._wakeup = trio.Event()
             await self._wakeup.wait()
+            self._tell()
         frames: list[bytes] = []
         while self._frames and (
             not frames or self._taken + len(self._frames[0]) + OVERHEAD <= BATCH_BYTES
@@ -114,6 +117,10 @@ class Outbox:
             self._taken += len(frame) + OVERHEAD
         self._frames_taken += len(frames)
         return Batch(frames, self._due())
+
+    def _tell(self) -> None:
+        for then in self._due():
+            then()
 
     def _due(self) -> list[Callable[[], None]]:
         due = []

@@ -258,3 +258,28 @@ async def test_what_was_not_queued_is_never_called_back(outbox: Outbox) -> None:
     outbox.put(b"a")
     outbox.when_written(lambda: pytest.fail("it was never written"))
     assert await outbox.take() == ([], [])
+
+
+async def test_who_asks_with_nothing_queued_is_told_without_another_frame(
+    outbox: Outbox, nursery: trio.Nursery
+) -> None:
+    told = trio.Event()
+    nursery.start_soon(outbox.take)
+    await wait_all_tasks_blocked()
+    outbox.when_written(told.set)
+    await wait_all_tasks_blocked()
+    assert told.is_set()
+
+
+async def test_who_asks_while_the_last_frame_is_being_written_is_told_after_it(
+    outbox: Outbox, nursery: trio.Nursery
+) -> None:
+    told = trio.Event()
+    outbox.put(b"last")
+    await outbox.take()
+    outbox.when_written(told.set)
+    await wait_all_tasks_blocked()
+    assert not told.is_set()
+    nursery.start_soon(outbox.take)
+    await wait_all_tasks_blocked()
+    assert told.is_set()
