@@ -458,8 +458,13 @@ async def test_who_does_not_hear_that_a_node_is_with_another_daemon_finds_it_in_
         await one.drop()
 
 
-async def test_a_message_whose_daemon_is_dead_can_be_cancelled(
-    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
+@pytest.mark.parametrize(("frame", "about"), [("cancel", {"request_id": "m2"}), ("unregister", {})])
+async def test_a_message_whose_daemon_is_dead_is_cancelled_by_its_heir(
+    two: tuple[Process, Process],
+    outside: Outside,
+    nursery: trio.Nursery,
+    frame: str,
+    about: dict[str, str],
 ) -> None:
     killed, other = two
     peer = await node(nursery, killed)
@@ -468,23 +473,7 @@ async def test_a_message_whose_daemon_is_dead_can_be_cancelled(
     await peer.expect("accepted")
     killed.kill()
     elsewhere = await node(nursery, other)
-    await elsewhere.send("cancel", request_id="m2")
-    await until(outside, OUTCOMES, [("m1", "interrupted"), ("m2", "cancelled")])
-    for one in (peer, elsewhere):
-        await one.drop()
-
-
-async def test_nothing_goes_on_for_a_node_that_unregisters_whichever_daemon_has_it(
-    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
-) -> None:
-    killed, other = two
-    peer = await node(nursery, killed)
-    await start_message(peer, "m1")
-    await peer.ask("m2")
-    await peer.expect("accepted")
-    killed.kill()
-    elsewhere = await node(nursery, other)
-    await elsewhere.send("unregister")
+    await elsewhere.send(frame, **about)
     await until(outside, OUTCOMES, [("m1", "interrupted"), ("m2", "cancelled")])
     for one in (peer, elsewhere):
         await one.drop()

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
+from clarad.endings import STORE_RETRY
 from clarad.nodes import Nodes
 from clarad.nurseries.scheduler import Scheduler
 from clarad.nurseries.turns import Turns
@@ -23,9 +24,6 @@ from clarad.store import (
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
-
-STORE_RETRY = 1.0
-"""Seconds between attempts to look up what may have been missed."""
 
 
 class Notices:
