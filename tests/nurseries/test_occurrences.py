@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
@@ -285,11 +285,14 @@ async def live_through(config: dict[str, Task], steps: list[tuple[Any, ...]]) ->
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(shell, "run", machine.shell.run)
             world = World(machine, config)
-            await world.boot()
-            for name, *arguments in steps:
-                await getattr(world, name)(*arguments)
-            await world.end()
-            await machine.shut_down()
+            try:
+                await world.boot()
+                for name, *arguments in steps:
+                    await getattr(world, name)(*arguments)
+                await world.end()
+                await machine.shut_down()
+            finally:
+                await machine.kill()
         nursery.cancel_scope.cancel()
     return world
 
@@ -305,6 +308,17 @@ def _coarse() -> Iterator[None]:
         yield
 
 
+# The scheduler waits for the disk, and an operator is the first to look at the clock that fails.
+@example(
+    {"interval": task("interval", interval=7.0), "cron": task("cron", cron="* * * * *")},
+    [
+        ("slow_disk",),
+        ("let_pass", 30.0),
+        ("scheduler_fails",),
+        ("let_pass", 24.3),
+        ("run_now", "cron"),
+    ],
+)
 @settings(max_examples=100, deadline=None)
 @given(TASKS, st.lists(STEPS, max_size=12))
 def test_each_occurrence_has_one_row_and_runs_once_at_most(
