@@ -182,6 +182,23 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
     return settings, warnings
 
 
+def load_as_client(environ: Mapping[str, str] = os.environ) -> Settings:
+    """Read the settings for a command that only asks the running daemon, which judges its own.
+
+    A wrong one has its default; only the state directory has to be right, to find the daemon.
+
+    Raises:
+        ConfigError: the state directory is wrong.
+    """
+    try:
+        return load(environ)[0]
+    except ConfigError as error:
+        wrong = [problem for problem in error.problems if problem.startswith("CLARA_STATE_DIR")]
+        if wrong:
+            raise ConfigError(error.settings, wrong, []) from None
+        return error.settings
+
+
 def _credential(reader: _Reader) -> str | None:
     """Read the secret from where systemd puts it: LoadCredential= of systemd.exec(5)."""
     if not (directory := reader.environ.get("CREDENTIALS_DIRECTORY")):

@@ -24,11 +24,15 @@ _IN_DOUBLE_QUOTES: Final = '"\\`$'
 
 
 class EnvFileError(Exception):
-    """The file cannot be used; `problems` has one sentence for each thing that is wrong."""
+    """The file cannot be used; `problems` has one sentence for each thing that is wrong.
 
-    def __init__(self, problems: list[str]) -> None:
+    `found` has the assignments that could be read all the same.
+    """
+
+    def __init__(self, problems: list[str], found: Mapping[str, str] | None = None) -> None:
         super().__init__("; ".join(problems))
         self.problems = problems
+        self.found = found or {}
 
 
 class Overlay:
@@ -75,7 +79,7 @@ class Overlay:
             raise EnvFileError([f"{self._path}: write it in UTF-8"]) from None
         found, problems = parse(text)
         if problems:
-            raise EnvFileError([f"{self._path}:{problem}" for problem in problems])
+            raise EnvFileError([f"{self._path}:{problem}" for problem in problems], found)
         return found
 
 

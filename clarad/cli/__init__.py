@@ -56,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except envfile.EnvFileError as error:
         if getattr(arguments, "before_run", False):  # `clarad run` says it: see migrate.py
             return os.EX_OK
-        fail(*error.problems)
-        return os.EX_CONFIG
+        if not getattr(arguments, "leaves_settings_to_the_daemon", False):
+            fail(*error.problems)
+            return os.EX_CONFIG
+        os.environ.update(error.found)  # the state directory may be among them
     try:
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # whoever started us may have closed it

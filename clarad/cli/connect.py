@@ -32,12 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--user", default=getpass.getuser(), help="who you are (default: %(default)s)"
     )
     parser.add_argument("--channel", help="the conversation (default: one of your own)")
+    parser.set_defaults(leaves_settings_to_the_daemon=True)
 
 
 def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
     """Connect, have the conversation and return its exit status; 1 if the connection fails."""
     try:
-        settings, _ = config.load()
+        settings = config.load_as_client()
         url = arguments.url or os.environ.get("CLARA_GATEWAY_URL")
         tls = None
         if not url:

@@ -40,7 +40,7 @@ def say(request: operator.Request, *, if_refused: str = "") -> int:
     `if_refused` is what a refusal comes down to. The result is the exit status.
     """
     try:
-        done = ask(config.load()[0], request)
+        done = ask(config.load_as_client(), request)
     except config.ConfigError as error:
         fail(*error.problems)
         return 1

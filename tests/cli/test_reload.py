@@ -260,9 +260,10 @@ def test_the_file_of_hooks_can_move(configured: Configured) -> None:
 )
 def test_wrong_settings_change_nothing(configured: Configured, text: str, problem: str) -> None:
     origin = "CLARA_GATEWAY_ALLOWED_ORIGINS=https://chat.example.org\n"
-    configured.file.write_text(origin + text)
-    # The command reads the same file, so what refuses is seen at the signal.
-    configured.process.signal(signal.SIGHUP)
+    said = configured.reload(origin + text)
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith(f"clarad: {problem}")
+    assert said.err.endswith("\nclarad: nothing has changed\n")
     configured.process.wait_for_log(f"not reloaded, nothing has changed: {problem}")
     assert connect(configured.process.url, "https://chat.example.org") == 403
 
@@ -275,10 +276,27 @@ def test_a_file_that_is_no_file_of_settings_changes_nothing(configured: Configur
     )
 
 
-def test_a_command_says_what_is_wrong_with_the_file(configured: Configured) -> None:
+def test_the_daemon_says_and_logs_what_is_wrong_with_the_file(configured: Configured) -> None:
     said = configured.reload("oops\n")
     text = f"{configured.file}:1: this is no assignment; write NAME=value, or # before a comment"
-    assert said == Said(78, "", f"clarad: {text}\n")
+    assert said == refused(text, "nothing has changed")
+    configured.process.wait_for_log(f"not reloaded, nothing has changed: {text}")
+
+
+@pytest.mark.parametrize("text", ["oops\n", "CLARA_MESSAGE_TIMEOUT=soon\n"])
+def test_commands_that_ask_the_daemon_leave_its_settings_to_it(
+    configured: Configured, text: str
+) -> None:
+    configured.file.write_text(text)
+    assert configured.installation.clarad("status").status == 0
+    assert configured.installation.clarad("send", "hello") == (0, "hello\n", "")
+
+
+def test_a_broken_file_still_says_where_the_state_directory_is(configured: Configured) -> None:
+    state_dir = configured.installation.state_dir
+    configured.file.write_text(f"CLARA_STATE_DIR={state_dir}\noops\n")
+    said = configured.installation.clarad("status", CLARA_STATE_DIR="/nowhere")
+    assert said.status == 0
 
 
 # --- daemons that cannot be reached --------------------------------------------------------------
@@ -319,13 +337,12 @@ def test_a_socket_that_is_not_ours_is_one_line_that_says_whose(clarad: Console) 
     assert answer == refused(text)
 
 
-def test_wrong_settings_are_all_named(alone: Console) -> None:
-    status, out, err = alone("reload", CLARA_GATEWAY_PORT="http", CLARA_LOG_LEVEL="loud")
-    assert (status, out) == (1, "")
-    assert [line.partition("=")[0] for line in err.splitlines()] == [
-        "clarad: CLARA_GATEWAY_PORT",
-        "clarad: CLARA_LOG_LEVEL",
-    ]
+def test_a_wrong_state_directory_is_named(alone: Console) -> None:
+    said = alone("reload", CLARA_STATE_DIR="~nobody-here/state", CLARA_LOG_LEVEL="loud")
+    assert said == refused(
+        "CLARA_STATE_DIR='~nobody-here/state': nobody knows where this home is; "
+        "write the whole path"
+    )
 
 
 def test_reload_takes_no_words(alone: Console) -> None:
