@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             module = name.replace("-", "_")
             importlib.import_module(f"clarad.cli.{module}").configure(command)
     arguments = parser.parse_args(words)
+    arguments.env_file_problems = []
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal may lack a character
             stream.reconfigure(errors="replace")
@@ -56,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except envfile.EnvFileError as error:
         if getattr(arguments, "before_run", False):  # `clarad run` says it: see migrate.py
             return os.EX_OK
-        if not getattr(arguments, "leaves_settings_to_the_daemon", False):
+        if not getattr(arguments, "reads_broken_env_file", False):
             fail(*error.problems)
             return os.EX_CONFIG
+        arguments.env_file_problems = error.problems
         os.environ.update(error.found)  # the state directory may be among them
     try:
         status: int = arguments.run(arguments)

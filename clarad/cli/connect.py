@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--user", default=getpass.getuser(), help="who you are (default: %(default)s)"
     )
     parser.add_argument("--channel", help="the conversation (default: one of your own)")
-    parser.set_defaults(leaves_settings_to_the_daemon=True)
+    parser.set_defaults(reads_broken_env_file=True)
 
 
 def talk(arguments: argparse.Namespace, conversation: Talk) -> int:

@@ -13,7 +13,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "scheduler.yaml again, and wait until they are in force. If anything is wrong with them\n"
         "nothing changes, and the exit status is 1. Settings that need a restart are named."
     )
-    parser.set_defaults(run=run, leaves_settings_to_the_daemon=True)
+    parser.set_defaults(run=run, reads_broken_env_file=True)
 
 
 def run(_arguments: argparse.Namespace) -> int:

@@ -12,7 +12,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "Ask the running daemon whether it is well. The exit status is 0 if it answers, else 1:\n"
         "this is a health check."
     )
-    parser.set_defaults(run=run, leaves_settings_to_the_daemon=True)
+    parser.set_defaults(run=run, reads_broken_env_file=True)
 
 
 def run(_arguments: argparse.Namespace) -> int:

@@ -2,9 +2,13 @@
 
 import gc
 import os
+import pwd
+import re
+import socket
 import sqlite3
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -15,10 +19,15 @@ from clarad.cli import main
 from clarad.store import open_engine
 from clarad.store.migrate import upgrade
 from tests import certificates
+from tests.installation import Installation
 from tests.postgres import BACKENDS, database
+from tests.process import daemon
 from tests.sandbox import engines
+from tests.unprivileged import NOBODY, unprivileged
 
 GOOD = "The configuration is good: 0 hooks, 0 tasks.\n"
+DOUBTFUL = "The configuration can be used, apart from the warnings: {}.\n"
+NOTHING = "0 hooks, 0 tasks"
 
 HOOKS = """\
 hooks:
@@ -28,19 +37,19 @@ hooks:
 
   - name: notify-errors
     event: tool:error
-    command: curl -X POST https://webhook.example.com -d "${CLARA_EVENT_DATA}"
+    command: env curl -X POST https://webhook.example.com -d "${CLARA_EVENT_DATA}"
 """
 TASKS = """\
 tasks:
   - name: cleanup-sessions
     type: interval
     interval: 3600
-    command: poetry run python -m scripts.cleanup_sessions
+    command: python3 -m scripts.cleanup_sessions
 
   - name: daily-backup
     type: cron
     cron: "0 3 * * *"
-    command: ./scripts/backup.sh
+    command: sh ./scripts/backup.sh
 """
 """What people have from an older Clara."""
 
@@ -314,7 +323,7 @@ def test_a_variable_of_the_removed_system_is_a_warning_and_no_error(
         f"clarad: warning: {name} has no effect: the proactive system (ORS) was removed. "
         "Delete the variable\n"
     )
-    assert check(**{name: "1"}) == (0, GOOD, warning)
+    assert check(**{name: "1"}) == (0, DOUBTFUL.format(NOTHING), warning)
 
 
 def test_warnings_are_shown_beside_errors(check: Check) -> None:
@@ -326,7 +335,7 @@ def test_warnings_are_shown_beside_errors(check: Check) -> None:
 
 def test_a_name_that_is_nearly_a_setting_is_a_warning(check: Check) -> None:
     warning = "clarad: warning: CLARA_RESPONDR is not a setting; did you mean CLARA_RESPONDER?\n"
-    assert check(CLARA_RESPONDR="echo") == (0, GOOD, warning)
+    assert check(CLARA_RESPONDR="echo") == (0, DOUBTFUL.format(NOTHING), warning)
 
 
 # --- databases -----------------------------------------------------------------------------------
@@ -408,7 +417,11 @@ def test_hooks_and_tasks_are_where_the_settings_say(
     status, out, err = check(
         CLARA_HOOKS_DIR=f"{tmp_path}/my hooks", CLARA_SCHEDULER_DIR=f"{tmp_path}/none"
     )
-    assert (status, out, err) == (0, "The configuration is good: 2 hooks, 0 tasks.\n", "")
+    warning = (
+        f"clarad: warning: CLARA_SCHEDULER_DIR: there is no directory {tmp_path}/none; "
+        "make it, or name another\n"
+    )
+    assert (status, out, err) == (0, DOUBTFUL.format("2 hooks, 0 tasks"), warning)
 
 
 def test_everything_that_is_wrong_with_them_is_said_with_file_and_line(
@@ -461,7 +474,7 @@ def test_a_directory_that_is_not_there_yet_is_a_warning(
         "clarad: warning: hooks/hooks.yaml: the working_dir of 'log-startup' is no directory; make "
         f"it: {tmp_path}/hooks/logs\n"
     )
-    assert check() == (0, "The configuration is good: 2 hooks, 2 tasks.\n", warning)
+    assert check() == (0, DOUBTFUL.format("2 hooks, 2 tasks"), warning)
 
 
 def test_a_file_that_is_called_a_little_differently_is_a_warning(
@@ -470,7 +483,7 @@ def test_a_file_that_is_called_a_little_differently_is_a_warning(
     automation("", TASKS)
     (tmp_path / "scheduler.yaml").rename(tmp_path / "scheduler.yml")
     warning = "clarad: warning: scheduler.yml is not read; call it scheduler.yaml\n"
-    assert check() == (0, GOOD, warning)
+    assert check() == (0, DOUBTFUL.format(NOTHING), warning)
 
 
 def test_hooks_that_cannot_be_read_are_one_line_and_exit_1(check: Check, tmp_path: Path) -> None:
@@ -482,6 +495,129 @@ def test_hooks_that_cannot_be_read_are_one_line_and_exit_1(check: Check, tmp_pat
         "a directory): let the daemon's user "
         "read it\n"
     )
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+COMMANDS = {
+    "a script that is not there": ("./nope.sh x", "there is no program {}/nope.sh"),
+    "a script that is not executable": (
+        "./plain.sh",
+        "{}/plain.sh is not executable: `chmod +x` it",
+    ),
+    "a program that is not there": (
+        "no-such-program | cat",
+        "there is no program 'no-such-program' on the PATH",
+    ),
+    "a syntax error": ("if true", "the shell does not understand the command (/bin/sh: "),
+    "a builtin": ("echo hello", None),
+    "a keyword": ("if true; then ls; fi", None),
+    "a function": ("f () { ls; }; f", None),
+    "a variable first": ("X=1 no-such-program", None),
+    "a script": ("./run.sh x", None),
+}
+"""Commands where there are a `plain.sh` and an executable `run.sh`, and what is said of them."""
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_command_that_cannot_work_is_a_warning(
+    check: Check, automation: Automation, tmp_path: Path, name: str
+) -> None:
+    command, problem = COMMANDS[name]
+    (tmp_path / "plain.sh").touch(mode=0o644)
+    (tmp_path / "run.sh").touch(mode=0o755)
+    automation("", f"tasks: [{{name: a, interval: 60, command: '{command}'}}]")
+    status, out, err = check()
+    if problem is None:
+        assert (status, out, err) == (0, "The configuration is good: 0 hooks, 1 task.\n", "")
+        return
+    assert (status, out) == (0, DOUBTFUL.format("0 hooks, 1 task"))
+    [line] = err.splitlines()
+    assert line.startswith(f"clarad: warning: scheduler.yaml: 'a': {problem.format(tmp_path)}")
+
+
+@pytest.mark.parametrize("command", ["./nope.sh", "fortune |"])
+def test_a_responder_that_can_answer_nothing_is_an_error(check: Check, command: str) -> None:
+    status, out, err = check(CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND=command)
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith("clarad: CLARA_RESPONDER_COMMAND: ")
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "why"),
+    [
+        ("no-such-host.invalid", "not known|failure in name resolution|No address"),
+        ("192.0.2.1", "this machine has no such address; set CLARA_GATEWAY_HOST to one"),
+    ],
+)
+def test_a_host_that_cannot_be_listened_on_is_named(check: Check, host: str, why: str) -> None:
+    status, _, err = check(CLARA_GATEWAY_HOST=host, CLARA_GATEWAY_SECRET="a long random word")
+    assert status == 1
+    [line] = err.splitlines()
+    assert re.search(f"clarad: cannot listen on {host} port 18789: .*({why})", line)
+
+
+def test_a_port_that_is_taken_is_named(check: Check) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, _, err = check(CLARA_GATEWAY_PORT=f"{port}")
+    assert status == 1
+    assert err == (
+        f"clarad: cannot listen on 127.0.0.1 port {port}: the port is taken; stop the other "
+        "program, or set CLARA_GATEWAY_PORT\n"
+    )
+
+
+def test_the_port_of_the_running_daemon_is_good(check: Check, tmp_path: Path) -> None:
+    with daemon(tmp_path / "state") as process:
+        port = process.url.rpartition(":")[2]
+        assert check(CLARA_GATEWAY_PORT=port) == (0, GOOD, "")
+
+
+def test_a_file_of_the_state_directory_that_cannot_be_written_is_named(
+    check: Check,
+) -> None:
+    with tempfile.TemporaryDirectory() as state:  # those of pytest are root's alone
+        state_dir = Path(state)
+        do(f"sqlite:///{state_dir}/clarad.db")
+        state_dir.chmod(0o777)
+        file = state_dir / "clarad.db"
+        file.chmod(0o444)
+        with unprivileged():
+            status, out, err = check(CLARA_STATE_DIR=state)
+    assert (status, out) == (1, "")
+    assert err.startswith(f"clarad: CLARA_STATE_DIR: {file} ")
+    assert "cannot be written to" in err
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can have another user's directory")
+def test_root_is_told_to_check_as_the_user_that_the_state_directory_belongs_to(
+    check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    os.chown(tmp_path / "state", NOBODY, NOBODY)
+    status, out, err = check()
+    assert (status, out) == (0, DOUBTFUL.format(NOTHING))
+    assert err.endswith(
+        f"check as that user: sudo -u {pwd.getpwuid(NOBODY).pw_name} clarad check\n"
+    )
+
+
+def test_a_file_of_settings_that_is_wrong_is_named_beside_the_rest(
+    clean_settings: None, tmp_path: Path
+) -> None:
+    file = tmp_path / "clarad.env"
+    file.write_text("oops\nCLARA_GATEWAY_PORT=http\n")
+    said = Installation(tmp_path, CLARA_ENV_FILE=f"{file}").clarad("check")
+    assert (said.status, said.out) == (1, "")
+    assert [line.partition("; ")[0] for line in said.err.splitlines()] == [
+        f"clarad: {file}:1: this is no assignment",
+        "clarad: CLARA_GATEWAY_PORT='http': write a number from 0 (any free port) to 65535",
+    ]
 
 
 # --- nothing touched -----------------------------------------------------------------------------

@@ -1,0 +1,180 @@
+"""What `clarad check` tries: whether what the settings name can be used. Nothing is left behind."""
+
+import os
+import pwd
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from clarad import config
+from clarad.automation import lint
+from clarad.automation.hook import Hook
+from clarad.automation.task import Task
+
+
+def state_dir(path: Path) -> Iterator[str]:
+    """Say why the directory could not be made, or written to, without making it."""
+    try:
+        existing = next(place for place in (path, *path.parents) if place.exists())
+    except OSError as error:
+        yield f"CLARA_STATE_DIR: {error.strerror}: {path}"
+        return
+    if not existing.is_dir():
+        yield f"CLARA_STATE_DIR: {existing} is not a directory; name one"
+    elif not _can_write(existing, os.W_OK | os.X_OK):
+        yield f"CLARA_STATE_DIR: {_whose(existing)}"
+    elif existing == path:
+        for file in sorted(path.iterdir()):
+            if file.is_file() and not _can_write(file, os.R_OK | os.W_OK):
+                yield f"CLARA_STATE_DIR: {_whose(file)}"
+
+
+def _can_write(path: Path, mode: int) -> bool:
+    return os.access(path, mode, effective_ids=True)
+
+
+def _whose(path: Path) -> str:
+    """Say that a file or directory cannot be written, and what to do about it."""
+    uid = path.stat().st_uid
+    if uid == os.geteuid():
+        return f"{path} cannot be written to; `chmod u+rwX {path}`, or name another directory"
+    owner = _user(uid)
+    return (
+        f"{path} belongs to {owner} and cannot be written to; check as the daemon's user "
+        f"(`sudo -u {owner} clarad check`), or name a directory of your own"
+    )
+
+
+def _user(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"#{uid}"  # as sudo(8) takes it
+
+
+def other_user(path: Path) -> Iterator[str]:
+    """Warn if the state directory is another user's: root can write to it, its owner may not."""
+    if os.geteuid() == 0 and path.is_dir() and (uid := path.stat().st_uid) != 0:
+        owner = _user(uid)
+        yield (
+            f"{path} belongs to {owner}, and root sees what {owner} may not; check as that user: "
+            f"sudo -u {owner} clarad check"
+        )
+
+
+def port(settings: config.Settings) -> Iterator[str]:
+    """Say why the port could not be listened on."""
+    import trio
+
+    from clarad.listeners import CannotListen
+
+    try:
+        trio.run(_listen_once, settings)
+    except CannotListen as error:
+        yield str(error)
+
+
+async def _listen_once(settings: config.Settings) -> None:
+    """Listen for a moment, unless the daemon runs and does it already."""
+    from clarad.adapters.operator import NoDaemon, OperatorError, open_operator
+    from clarad.listeners import TcpEndpoint
+
+    try:
+        async with open_operator(settings.state_dir):
+            return
+    except NoDaemon:
+        pass
+    except OperatorError:  # it runs, and does not talk to this user
+        return
+    endpoint = TcpEndpoint(settings.gateway_host, settings.gateway_port)
+    await endpoint.open()
+    endpoint.close()
+
+
+def tls(settings: config.Settings) -> Iterator[str]:
+    """Say why the certificate could not be shown."""
+    from clarad.tls import TlsError, server_context
+
+    try:
+        server_context(settings)
+    except TlsError as error:
+        yield str(error)
+
+
+def socket_file(path: Path | None) -> Iterator[str]:
+    """Say why the socket file could not be made, without making it."""
+    if path is None:
+        return
+    try:
+        if path.exists() and not path.is_socket():
+            yield f"CLARA_GATEWAY_SOCKET: {path} is in the way; move it, or name another file"
+            return
+    except OSError as error:
+        yield f"CLARA_GATEWAY_SOCKET: {error.strerror}: {path}"
+        return
+    if not path.parent.is_dir():
+        yield f"CLARA_GATEWAY_SOCKET: {path.parent} is not a directory; make it"
+    elif not _can_write(path.parent, os.W_OK | os.X_OK):
+        yield f"CLARA_GATEWAY_SOCKET: {path.parent} cannot be written to; name another directory"
+
+
+def store(settings: config.Settings) -> Iterator[str]:
+    """Look into the database, without changing or creating anything."""
+    from clarad.store import StoreError, migrate, open_engine
+
+    try:
+        engine = open_engine(settings.database_url, read_only=True)
+        try:
+            behind = migrate.is_behind(engine)
+        finally:
+            engine.dispose()
+    except StoreError as error:
+        name = "DATABASE_URL" if os.environ.get("DATABASE_URL") else "CLARA_STATE_DIR"
+        yield f"{name}: {error}"
+        return
+    if behind and not settings.auto_migrate:
+        yield "the database is behind and CLARA_AUTO_MIGRATE=0 is set: run `clarad migrate`"
+
+
+def engine(settings: config.Settings) -> tuple[list[str], list[str]]:
+    """Ask the engine of the sandboxes; return what holds less than it should, and what is missing.
+
+    Nothing is made there, so what only shows in a sandbox is for `clarad sandbox doctor`.
+    """
+    if settings.sandbox.mode == "off":
+        return [], []
+    import trio
+
+    from sandbox import EngineError, check_engine
+
+    try:
+        return trio.run(check_engine, settings.sandbox), []
+    except EngineError as error:
+        return [], [str(error)]
+
+
+def responder(settings: config.Settings) -> Iterator[str]:
+    """Say why the responder's command could answer nothing."""
+    command = settings.responder_command if settings.responder == "command" else None
+    if command is not None and (why := lint.doubt(command, Path.cwd())):
+        yield f"CLARA_RESPONDER_COMMAND: {why}"
+
+
+def directory(name: str, path: Path) -> Iterator[str]:
+    """Warn if a directory that the environment names is not there."""
+    if os.environ.get(name, "").strip() and not os.path.lexists(path):
+        yield f"{name}: there is no directory {path}; make it, or name another"
+
+
+def entries(file: Path, found: Sequence[Hook | Task]) -> Iterator[str]:
+    """Warn of what is probably a mistake and may yet be none: what is missing can come later."""
+    namesake = file.with_suffix(".yml")
+    if not os.path.lexists(file) and os.path.isfile(namesake):
+        yield f"{namesake} is not read; call it {file.name}"
+    first_in = {entry.working_dir: entry.name for entry in reversed(found)}
+    for place, name in reversed(first_in.items()):
+        if not os.path.isdir(place):
+            yield f"{file}: the working_dir of {name!r} is no directory; make it: {place}"
+    commands = (entry for entry in found if entry.command and os.path.isdir(entry.working_dir))
+    for entry in commands:
+        if why := lint.doubt(entry.command, entry.working_dir, entry.env):
+            yield f"{file}: {entry.name!r}: {why}"
