@@ -81,7 +81,6 @@ class Endings:
             self._start_soon(self._write_later, turn, terminal, stopped_in)
             return
         turn.life.apply(Signal.SETTLED)
-        turn.session.touch()
         turn.node.deliver(turn.key, terminal, place, partial(self._store.delivered, turn.key))
         event_type, data = turn.end_event(stopped_in)
         self._bus.publish(event_type, **turn.about(), data=data)

@@ -40,14 +40,15 @@ class Sessions:
             session = self._sessions[key] = self._make_session(key)
             session.caused_by = caused_by
             self._start_soon(self._run, session)
-        session.touch()
         session.messages += 1
+        session.touch()
         self._idle.pop(key, None)
         return session
 
     def leave(self, session: Session) -> None:
         """Count a message no more; of very many sessions without any, end one."""
         session.messages -= 1
+        session.touch()
         if session.messages or self._sessions.get(session.key) is not session:
             return
         self._idle[session.key] = session
@@ -68,7 +69,7 @@ class Sessions:
             if session.messages:
                 self._ended(session)
             why = "crowded_out" if session.crowded_out else "shutdown"
-            if session.timed_out_at is not None:
+            if session.timed_out:
                 self._publish(EventType.SESSION_TIMEOUT, session, {"timeout": session.timeout})
                 why = "timeout"
             self._publish(EventType.SESSION_END, session, {"reason": why})

@@ -55,13 +55,13 @@ class Session(Protocol):
     key: SessionKey
     timeout: float
     scope: trio.CancelScope
-    timed_out_at: float | None
+    timed_out: bool
     caused_by: tuple[str, ...]
     messages: int
     crowded_out: bool
 
     def touch(self) -> None:
-        """Note activity."""
+        """Note that a message has come or gone."""
 
     def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
         """Start a task below the session."""
@@ -203,7 +203,6 @@ class Turn:
     def _emit(self, frame: msgspec.Struct) -> None:
         """Send a frame that is not terminal: only while the message runs."""
         if self.life.state is State.RUNNING:
-            self.session.touch()
             self.node.send(frame)
 
     # --- its end ---------------------------------------------------------------------------------

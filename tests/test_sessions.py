@@ -87,11 +87,27 @@ async def test_a_session_ends_when_nothing_has_come_for_its_time(
     assert house.ended_with_messages == []
 
 
-async def test_whoever_sees_to_messages_is_told_of_a_session_that_ends_with_some(
+async def test_a_session_with_a_message_does_not_time_out_before_that_has_left(
     autojump_clock: MockClock, house: House
 ) -> None:
     session = house.enter("a")
-    await trio.sleep(TIMEOUT + 1)
+    await trio.sleep(TIMEOUT * 3.5)
+    assert house.told() == [("a", "start")]
+    house.sessions.leave(session)
+    await trio.sleep(TIMEOUT - 1)
+    assert house.told() == []
+    await trio.sleep(2)
+    assert house.told() == [("a", "timeout"), ("a", "timeout")]
+    assert house.ended_with_messages == []
+
+
+async def test_whoever_sees_to_messages_is_told_of_a_session_that_ends_with_some(
+    house: House,
+) -> None:
+    session = house.enter("a")
+    await wait_all_tasks_blocked()
+    session.scope.cancel("the daemon is stopping")
+    await wait_all_tasks_blocked()
     assert house.ended_with_messages == [session]
 
 

@@ -1,4 +1,8 @@
-"""One session: a user in a channel, and a nursery with everything that is done for them there."""
+"""One session: a user in a channel, and a nursery with everything that is done for them there.
+
+Its timeout never ends a message: a session with a message in it is not idle, however long the
+message waits for others, or works without output.
+"""
 
 import secrets
 from collections.abc import Awaitable, Callable
@@ -9,17 +13,17 @@ from clarad.turn import SessionKey
 
 
 class Session:
-    """`scope` has everything below it; it ends when there has been no activity for `timeout` s."""
+    """`scope` has everything below it; it ends after `timeout` seconds without a message in it."""
 
     def __init__(self, key: SessionKey, timeout: float) -> None:
         self.id = f"session-{secrets.token_hex(8)}"
         self.key = key
         self.scope = trio.CancelScope()
-        self.timed_out_at: float | None = None
+        self.timed_out = False
         self.caused_by: tuple[str, ...] = ()
         self.timeout = timeout
         self.messages = 0
-        """How many live in it."""
+        """How many are in it. The timeout counts from the `touch` after the last one has left."""
         self.crowded_out = False
         """Whether it ended because there were too many others."""
         self._nursery: trio.Nursery | None = None
@@ -27,7 +31,7 @@ class Session:
         self.touch()
 
     def touch(self) -> None:
-        """Note activity: the timeout counts from here."""
+        """Note that a message has come or gone."""
         self._touched = trio.current_time()
 
     def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
@@ -43,8 +47,14 @@ class Session:
             async with trio.open_nursery() as self._nursery:
                 for task in self._early:
                     self._nursery.start_soon(task)
-                # Not a deadline of the scope: moving that with each frame costs more than this.
-                while trio.current_time() < self._touched + self.timeout:
-                    await trio.sleep_until(self._touched + self.timeout)
-                self.timed_out_at = trio.current_time()
+                # Not a deadline of the scope: moving that with each message costs more than this.
+                while (left := self._time_left()) > 0:
+                    await trio.sleep(left)
+                self.timed_out = True
                 self.scope.cancel("the session timed out")
+
+    def _time_left(self) -> float:
+        """Return the seconds until it may end; while a message is in it, the whole timeout."""
+        if self.messages:
+            return self.timeout
+        return self._touched + self.timeout - trio.current_time()

@@ -299,11 +299,8 @@ class Turns:
         return True
 
     def _decide_from_above(self, turn: Turn) -> None:
-        """Settle the outcome of a message whose session has ended: the session knows why."""
-        if (at := turn.session.timed_out_at) is not None:
-            decided = turn.decide(Signal.CANCELLED, "the session timed out", "session", at)
-        else:
-            decided = turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
+        """Settle the outcome of a message whose session has ended with the daemon."""
+        decided = turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
         if decided and turn.life.state is State.SETTLING:  # and not still being written down
             self._settle(turn)
 

@@ -233,7 +233,7 @@ SESSION_END: Final = Entry("f69543926eec46fda9836ab317d5e59e", "A session has en
 SESSION_TIMEOUT: Final = Entry(
     "b822e354cb6442ffa854bb01f6788c09",
     "A session has timed out",
-    "Nobody said anything in it for CLARA_SESSION_TIMEOUT seconds.",
+    "There was no message in it for CLARA_SESSION_TIMEOUT seconds.",
 )
 
 # --- tools and sandboxes -------------------------------------------------------------------------

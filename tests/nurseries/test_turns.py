@@ -314,22 +314,23 @@ async def test_a_session_starts_with_its_first_message_and_ends_when_nothing_hap
     assert again.session_id != begun.session_id
 
 
-async def test_a_session_that_times_out_takes_its_messages_along(start: Start) -> None:
+async def test_a_session_with_a_message_that_works_or_waits_does_not_time_out(
+    start: Start,
+) -> None:
     running = await start(session_timeout=0.05)
     peer = await running.node()
-    await peer.ask("m1", "hold")
-    await peer.ask("m2", "hold")
-    outcomes = await peer.outcomes_of("m1", "m2")
-    assert [o["reason"] for o in outcomes] == ["the session timed out"] * 2
-    assert (await running.event(EventType.MESSAGE_CANCELLED)).data["by"] == "session"
-    assert running.responder.ran == ["m1"]
-
-
-async def test_frames_of_the_answer_are_activity(start: Start) -> None:
-    running = await start(session_timeout=0.5)
-    peer = await running.node()
-    await peer.ask("m1", "endless")
-    assert (await peer.outcome_of("m1"))["code"] == "processing_error"
+    await peer.ask("works", "hold")
+    await peer.ask("waits", "hold", user={"id": "test-other", "platform_id": "other"})
+    while (await peer.receive())["type"] != "status":
+        pass
+    await peer.ask("later", channel="another")
+    assert (await peer.outcome_of("later"))["type"] == "response_end"
+    # This session is younger than the other two: their timeout is over when it has ended.
+    assert (await running.event(EventType.SESSION_TIMEOUT)).channel_id == "another"
+    running.responder.release["works"].set()
+    running.responder.release["waits"].set()
+    outcomes = await peer.outcomes_of("works", "waits")
+    assert types(outcomes) == ["response_end", "response_end"]
 
 
 # --- sent again ----------------------------------------------------------------------------------
