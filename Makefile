@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
+# The kit for adapters is tried with Node's `ws`, where there is npm.
+NODE := $(if $(shell command -v npm),tests/node/node_modules)
 MINUTES ?= 30
 DATABASE ?= sqlite
 
@@ -12,7 +14,7 @@ DATABASE ?= sqlite
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
 
-install: $(INSTALLED) ## Make the environment in .venv, with the versions in requirements.lock
+install: $(INSTALLED) $(NODE) ## Make the environment in .venv, with the versions in requirements.lock
 
 $(INSTALLED): requirements.lock pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "clarad needs Python 3.11 or newer")'
@@ -21,10 +23,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
+tests/node/node_modules: tests/node/package-lock.json
+	npm ci --prefix tests/node --silent --no-audit --no-fund
+	@touch $@
+
 run: $(INSTALLED) ## Start the daemon in the foreground, with the echo responder
 	@exec $(BIN)/clarad run
 
-test: $(INSTALLED) ## Run every test; those of the sandboxes on each engine that answers
+test: $(INSTALLED) $(NODE) ## Run every test; those of the sandboxes on each engine that answers
 	$(BIN)/pytest
 
 test-systemd: $(INSTALLED) ## Run the tests of the package under a real systemd (as root, Debian 12)
@@ -70,4 +76,4 @@ lock: ## Resolve requirements.lock anew, and what of it is packaged (needs uv)
 	    --output-file packaging/requirements.lock
 
 clean: ## Remove the environment and what the tools have left
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist
+	rm -rf .venv tests/node/node_modules .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

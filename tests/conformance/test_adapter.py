@@ -2,10 +2,12 @@
 
 import itertools
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,23 @@ import trio
 from clarad import protocol
 from clarad.adapters import GatewayError, adapter, open_adapter
 from clarad.adapters.websocket import Lost, WebSocket, connect
+from clarad.conformance import adapter as kit
 from clarad.conformance.adapter import SCENES, Play
 from clarad.conformance.report import Verdict
+from clarad.protocol import CloseCode
 from tests.peer import message
 from tests.process import PATIENCE, environment
 
 Script = Callable[[str, trio.MemoryReceiveChannel[None]], Awaitable[None]]
 
 PROMISES = [(scene.__doc__ or "").partition("\n")[0] for _, scene in SCENES]
+
+ON_WS = Path(__file__).parents[1] / "node" / "adapter.mjs"
+"""An adapter on Node's `ws`, which `make install` fetches where there is npm."""
+
+NODE = ["node"] if (ON_WS.parent / "node_modules" / "ws").is_dir() else []
+if not NODE and os.environ.get("CLARAD_REQUIRE_NODE") == "1":
+    raise RuntimeError("CLARAD_REQUIRE_NODE=1 is set, and tests/node is not installed")
 
 
 async def judge(script: Script, patience: float = 5) -> dict[str, Verdict]:
@@ -46,6 +57,7 @@ def asked(number: int) -> protocol.Message:
 
 async def test_the_class_for_adapters_keeps_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.1)
+    monkeypatch.setattr(kit, "STAYS_AWAY", 0.5)
 
     async def ours(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
         with suppress(GatewayError):  # another has taken its place
@@ -59,11 +71,58 @@ async def test_the_class_for_adapters_keeps_every_rule(monkeypatch: pytest.Monke
     assert list(verdicts) == PROMISES
 
 
+def on_ws(node: str, *fault: str) -> Script:
+    """Return the adapter on Node's `ws`."""
+
+    async def run(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
+        async with trio.open_nursery() as nursery:
+            command = [node, f"{ON_WS}", url, *fault]
+            start = partial(trio.run_process, command, stdin=subprocess.PIPE, check=False)
+            process = await nursery.start(start)
+            with suppress(trio.BrokenResourceError):
+                async for _ in wants:
+                    await process.stdin.send_all(b"\n")
+
+    return run
+
+
+@pytest.mark.parametrize("node", NODE)
+async def test_an_adapter_on_ws_keeps_every_rule(
+    node: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kit, "STAYS_AWAY", 0.5)
+    verdicts = await judge(on_ws(node), patience=20)
+    assert [v for v in verdicts.values() if v.broken or v.unseen] == []
+
+
+@pytest.mark.parametrize("node", NODE)
+async def test_an_adapter_on_ws_that_comes_back_when_it_was_replaced_is_found(node: str) -> None:
+    verdicts = list((await judge(on_ws(node, "comes-back"), patience=20)).values())
+    assert verdicts[-1].broken == "it has connected again"
+    assert not any(verdict.broken or verdict.unseen for verdict in verdicts[:-1])
+
+
+async def test_a_rule_that_there_was_no_time_to_see_is_not_called_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kit, "STAYS_AWAY", 3600.0)
+
+    async def leaves(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
+        with trio.CancelScope() as scope:
+            await Naive(leave=scope.cancel).run(url, wants)
+
+    verdicts = list((await judge(leaves, patience=2)).values())
+    assert [verdict.unseen for verdict in verdicts] == [False] * (len(SCENES) - 1) + [True]
+    assert not any(verdict.broken for verdict in verdicts)
+
+
 class Naive:
     """An adapter written by hand, with one fault."""
 
-    def __init__(self, fault: str = "") -> None:
+    def __init__(self, fault: str = "", leave: Callable[[], None] | None = None) -> None:
+        """`leave` is called when another has taken its place; without it, it comes back."""
         self.fault = fault
+        self.leave = leave
         self.session_id: str | None = None
         self.seen = 0
         self.pause = 0.05
@@ -71,10 +130,13 @@ class Naive:
 
     async def run(self, url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
         while True:
-            with suppress(Lost):
+            try:
                 websocket, stream = await connect(url, 5)
                 async with stream:
                     await self.talk(websocket, wants)
+            except Lost as lost:
+                if lost.code == CloseCode.REPLACED and self.leave is not None:
+                    self.leave()
             await trio.sleep(0.2 if self.fault == "hammers" else self.pause)
             self.pause *= 2
 
@@ -95,13 +157,15 @@ class Naive:
         if self.fault != "sends once":
             for asked_before in self.pending.values():
                 await send(websocket, "message", **asked_before)
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.ask, websocket, wants)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.ask, websocket, wants)
+            try:
                 while True:
                     await self.take(websocket, json.loads(await websocket.receive()))
-        except* Lost:
-            pass
+            except Lost as error:
+                lost = error
+            nursery.cancel_scope.cancel("the connection is lost")
+        raise lost
 
     @property
     def last_seq(self) -> int:
