@@ -115,6 +115,7 @@ class Daemon:
         self._at_end = ExitStack()
         self._notifier = self._at_end.enter_context(closing(Notifier(handed.notify_socket)))
         self._status = Status(self._notifier, self._count)
+        self.writer.health.changed = self._status.changed
         self.operations = Operations(
             settings,
             self._hooks,
@@ -123,6 +124,7 @@ class Daemon:
             sandboxes,
             apply=self._apply,
             close_token=self._close_token,
+            complaint=self.writer.complaint,
             overlay=overlay,
         )
         outboxes = outbox.shared()
@@ -379,6 +381,7 @@ class Daemon:
             self._task_runner.lines.running,
             self._scheduler.next_task(),
             0 if self._lease is None else self._lease.others,
+            str(self.writer.health.failing or ""),
         )
 
     def _give_up(self) -> None:

@@ -57,16 +57,19 @@ class Operations:
         *,
         apply: Callable[[Settings, ssl.SSLContext | None], None],
         close_token: Callable[[str], Awaitable[int]],
+        complaint: Callable[[], Awaitable[str | None]],
         overlay: Overlay | None = None,
     ) -> None:
         """`apply` puts reloaded settings in force, and a renewed certificate.
 
         Without an `overlay` there are no settings to reload.
-        `close_token` closes the connections of a token, and says how many they were.
+        `close_token` closes the connections of a token, and says how many they were; `complaint`
+        says what is wrong with the database.
         """
         self._settings = settings
         self._apply = apply
         self._close_token = close_token
+        self._complaint = complaint
         self._overlay = overlay
         self._sandboxes = sandboxes
         self._hooks = hooks
@@ -132,9 +135,11 @@ class Operations:
         self._settings = dataclasses.replace(self._settings, **changes)
         self._apply(self._settings, found.tls)
 
-    def status(self) -> Report:
-        """Say that the daemon is well enough to answer, and how things are."""
+    async def status(self) -> Report:
+        """Say how things are; refused if the database fails, without which nothing is answered."""
         runs = f"clarad {__version__} runs, as process {os.getpid()}"
+        if (complaint := await self._complaint()) is not None:
+            raise Refused([f"{runs}, and {complaint}"])
         return Report(f"{runs}\n{self._status.text()}")
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:

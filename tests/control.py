@@ -65,7 +65,7 @@ class ScriptedOperations:
         started(f"again-{run}")
         return Report(f"{run} was replayed", run=f"again-{run}", outcome="failed")
 
-    def status(self) -> Report:
+    async def status(self) -> Report:
         return Report("all is well")
 
     def sandbox_status(self) -> Report:

@@ -11,7 +11,7 @@ import trio
 
 from tests.peer import Peer, connect
 from tests.postgres import BINARIES, SHARED, Cluster
-from tests.process import PATIENCE, Process, daemon
+from tests.process import PATIENCE, Process, clarad, daemon
 from tests.store.conftest import Outside
 
 INTERVAL = 0.5
@@ -135,3 +135,17 @@ async def check_tasks(outside: Outside, directory: Path) -> None:
     runs = Counter((directory / "runs").read_text().split())
     assert set(runs.values()) == {1}
     assert {run_id for (run_id,) in ran} <= runs.keys()
+
+
+def test_status_fails_while_the_server_is_away_and_is_well_again_after_it_has_come_back(
+    server: Cluster, tmp_path: Path
+) -> None:
+    with server.database() as url, daemon(tmp_path, DATABASE_URL=url) as process:
+        assert clarad("status", env=process.environment).returncode == 0
+        server.halt()
+        said = clarad("status", env=process.environment)
+        assert said.returncode == 1
+        assert "the database fails since " in said.stderr
+        server.go_on()
+        while clarad("status", env=process.environment).returncode != 0:
+            pass

@@ -1,6 +1,7 @@
 """A daemon whose disk is full, or that may not write its database; tests/soak has it under load."""
 
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import trio
 
 from tests.peer import connect
 from tests.process import PATIENCE, Process, clarad, daemon, environment
+from tests.systemd.manager import Manager
 
 BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Has root bound by the modes of files, as everybody else is."""
@@ -42,6 +44,38 @@ async def test_on_a_full_disk_a_message_is_refused_and_may_be_sent_again(
         assert (await peer.outcome_of("m1"))["full_text"] == "hello"
         await peer.drop()
         assert "Traceback" not in process.log
+
+
+async def test_while_the_disk_is_full_status_and_systemd_say_so_and_since_when(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with (
+        Manager(tmp_path / "notify") as manager,
+        daemon(tmp_path, NOTIFY_SOCKET=manager.address) as process,
+    ):
+        with no_room(process):
+            peer = await connect(nursery, process.url)
+            await peer.send("register", node_id="node-1", platform="test")
+            refused = await peer.receive()
+            assert (refused["code"], refused["recoverable"]) == ("processing_error", True)
+            line = (await manager.until("STATUS", "the database fails since ")).assignments
+            said = clarad("status", env=process.environment)
+            assert (said.returncode, said.stdout) == (1, "")
+            fails = re.search(r"the database fails since \d\d:\d\d \(.+\)", said.stderr)
+            assert fails is not None, said.stderr
+            assert line["STATUS"].startswith(fails[0])
+        while "fails" in (await manager.until("STATUS")).assignments["STATUS"]:
+            pass
+        assert clarad("status", env=process.environment).returncode == 0
+        await peer.register()
+        await peer.drop()
+
+
+def test_a_full_disk_that_nobody_has_met_yet_is_found_by_who_asks(tmp_path: Path) -> None:
+    with daemon(tmp_path) as process, no_room(process):
+        said = clarad("status", env=process.environment)
+        assert said.returncode == 1
+        assert "the database fails since " in said.stderr
 
 
 async def test_an_answer_that_finds_the_disk_full_waits_for_room(

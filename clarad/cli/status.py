@@ -1,4 +1,4 @@
-"""`clarad status`: whether the daemon answers."""
+"""`clarad status`: whether the daemon answers, and its database."""
 
 import argparse
 
@@ -9,8 +9,8 @@ from clarad.cli import control
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
-        "Ask the running daemon whether it is well. The exit status is 0 if it answers, else 1:\n"
-        "this is a health check."
+        "Ask the running daemon whether it is well. The exit status is 0 if it answers and its\n"
+        "database takes what is written, else 1: this is a health check."
     )
     parser.set_defaults(run=run, reads_broken_env_file=True)
 

@@ -43,8 +43,8 @@ class Operations(Protocol):
     async def reload(self) -> Report:
         """Read the configuration again, and wait until it is in force or refused."""
 
-    def status(self) -> Report:
-        """Say that the daemon is well enough to answer."""
+    async def status(self) -> Report:
+        """Say how things are, if the database does its work."""
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; `started` is told the run's id."""
@@ -223,7 +223,7 @@ class OperatorConnection:
             case operator.Reload():
                 return await self._operations.reload()
             case operator.Status():
-                return self._operations.status()
+                return await self._operations.status()
             case operator.RunTask():
                 return await self._operations.run_task(request.task, request.caused_by, started)
             case operator.PauseTask():

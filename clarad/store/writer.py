@@ -30,6 +30,7 @@ from sqlalchemy import Connection, Engine, Executable
 from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store.engine import StoreError, cut, one_line
+from clarad.store.health import Health, write_something
 from clarad.store.life import InDoubt, Life, fate
 from clarad.systemd import catalogue
 
@@ -49,6 +50,12 @@ LATER: Final = 1.0
 
 ASK_AGAIN: Final = 0.5
 """Seconds between two questions about what became of a transaction."""
+
+ANSWER_WITHIN: Final = 3.0
+"""Seconds that the database has to answer when somebody asks whether it is well."""
+
+LOOK_AGAIN: Final = 1.0
+"""Seconds between two looks at a database that fails, until it works again."""
 
 LOOK: Final = 1.0
 """Seconds between two looks at whether the thread has got on with other jobs."""
@@ -136,8 +143,10 @@ class Writer:
         self.life = life
         self._engine = engine
         self._driver: Any = None
+        self._token: trio.lowlevel.TrioToken
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limiter = trio.CapacityLimiter(1)
+        self.health = Health()
         self._serving = False
         self._ending = threading.Event()
         self._later: list[Job] = []
@@ -189,6 +198,31 @@ class Writer:
             with trio.move_on_after(LOOK):
                 await answered.wait()
 
+    async def complaint(self) -> str | None:
+        """Have the database write something, and return what is wrong with it, if anything is."""
+        answered = trio.Event()
+
+        def then(error: Exception | None) -> None:
+            if error is None:
+                self.health.works()
+            answered.set()
+
+        self._hand_in(Job(function=write_something, then=then))
+        with trio.move_on_after(ANSWER_WITHIN):
+            await answered.wait()
+        if self.health.failing is not None:
+            return str(self.health.failing)
+        if not answered.is_set():
+            return f"the database has not answered for {ANSWER_WITHIN:g} s"
+        return None
+
+    async def _keep_looking(self) -> None:
+        """Find out when a database that fails works again."""
+        while True:
+            await self.health.fails()
+            await trio.sleep(LOOK_AGAIN)
+            await self.complaint()
+
     def cut(self) -> None:
         """Have what is under way fail at once, if the database does not answer it."""
         if self._driver is not None:
@@ -236,11 +270,12 @@ class Writer:
         Raises:
             SQLAlchemyError: the database cannot be opened.
         """
-        token = trio.lowlevel.current_trio_token()
+        self._token = trio.lowlevel.current_trio_token()
         connection = await trio.to_thread.run_sync(self._engine.connect)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._run_thread, connection, token)
+                nursery.start_soon(self._run_thread, connection)
+                nursery.start_soon(self._keep_looking)
                 self._serving = True
                 self._ending.clear()
                 task_status.started()
@@ -269,18 +304,24 @@ class Writer:
                 if (job := self._jobs.get_nowait()) is not None:
                     job.error = StoreError("the store has stopped")
                     left.append(job)
-        _answer(left)
+        self._answer(left)
 
-    async def _run_thread(self, connection: Connection, token: trio.lowlevel.TrioToken) -> None:
+    def _answer(self, batch: Sequence[Job]) -> None:
+        for job in batch:
+            if job.error is not None:
+                self.health.note(job.error)
+            job.finish()
+
+    async def _run_thread(self, connection: Connection) -> None:
         # Not cancellable, and it need not be: `None` in the queue wakes it and ends it.
         with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(self._serve, connection, token, limiter=self._limiter)
+            await trio.to_thread.run_sync(self._serve, connection, limiter=self._limiter)
 
-    def _serve(self, connection: Connection, token: trio.lowlevel.TrioToken) -> None:
+    def _serve(self, connection: Connection) -> None:
         with connection:
             while (batch := self._next_batch()) is not None:
                 self._commit(connection, batch)
-                token.run_sync_soon(_answer, batch)
+                self._token.run_sync_soon(self._answer, batch)
 
     def _next_batch(self) -> list[Job] | None:
         """Wait for a job, and take with it what else is there; `None` when it is time to end."""
@@ -355,6 +396,7 @@ class Writer:
                     self._driver = connection.connection.driver_connection
                     was_committed = fate(connection, transaction)
             except SQLAlchemyError as error:
+                self._token.run_sync_soon(self.health.note, error)
                 log.debug("it does not answer: %s", one_line(error))
                 was_committed = None
             if was_committed is not None:
@@ -366,11 +408,6 @@ class Writer:
         for job in batch:
             job.error = InDoubt("the database has not said whether it has committed")
         return True
-
-
-def _answer(batch: Sequence[Job]) -> None:
-    for job in batch:
-        job.finish()
 
 
 def _run_grouped(connection: Connection, batch: Sequence[Job]) -> None:

@@ -33,6 +33,8 @@ class Counts(NamedTuple):
     next_task: tuple[str, datetime] | None = None
     others: int = 0
     """Other daemons on the database."""
+    failing: str = ""
+    """What is wrong with the database, if it fails."""
 
 
 class Status:
@@ -144,6 +146,8 @@ def _serving(counts: Counts) -> str:
         f"{_number(counts.adapters, 'adapter')}, {_number(counts.sessions, 'session')}, "
         f"{_number(counts.running, 'message')} running, {counts.queued} queued"
     )
+    if counts.failing:
+        text = f"{counts.failing}; {text}"
     if counts.others:
         text += f"; {_number(counts.others, 'other daemon')} on the database"
     if counts.next_task is None:
