@@ -238,7 +238,8 @@ class Keeper:
     async def _keep(self, name: str) -> SandboxError | None:
         """Make a sandbox, give it to whoever waits, keep it until it ends, and remove it.
 
-        Returns why it could not be made.
+        Returns why it could not be made. Whatever breaks here costs this one sandbox: an exception
+        that left the keeper's nursery would end everybody's.
         """
         failure: SandboxError | None = None
         is_starting = True
@@ -261,8 +262,12 @@ class Keeper:
                         nursery.start_soon(self._watch_idle, sandbox, scope)
                         await session.ended.wait()
                         scope.cancel("its agent has gone")
-        except EngineError as error:
-            failure = error
+        except* EngineError as group:
+            failure = EngineError(str(group.exceptions[0]))
+        except* Exception:
+            log.exception("the sandbox %s failed", name)
+            if is_starting:
+                failure = EngineError("a sandbox failed while it was made; the log says why")
         finally:
             if is_starting:
                 self._starting -= 1

@@ -20,6 +20,10 @@ WINDOW: Final = 256 << 10
 """Bytes of input that a run is sent before it has read any: a kill waits behind no more."""
 
 _CHUNK: Final = 64 << 10
+_SILENT: Final = "the agent in the sandbox did not answer"
+_ENDED_AT_ONCE: Final = (
+    "the agent in the sandbox has ended at once: has the image a python3, 3.9 or newer?"
+)
 _NAMES: Final = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
 
 
@@ -184,17 +188,16 @@ class Session:
             async with self._stream, trio.open_nursery() as nursery:
                 nursery.start_soon(self._write)
                 nursery.start_soon(self._read, nursery.cancel_scope)
-                with trio.move_on_after(READY_WITHIN):
+                with trio.move_on_after(READY_WITHIN) as patience:
                     await self._ready.wait()
-                if not self._ready.is_set():
-                    raise GoneError("the agent in the sandbox did not answer")
-                task_status.started()
+                if self._ready.is_set():
+                    task_status.started()
+                else:  # raised below: out of the nursery it would come in a group
+                    nursery.cancel_scope.cancel("the agent does not answer")
         finally:
             self.abandon()
         if not self._ready.is_set():
-            raise GoneError(
-                "the agent in the sandbox has ended at once: has the image a python3, 3.9 or newer?"
-            )
+            raise GoneError(_SILENT if patience.cancelled_caught else _ENDED_AT_ONCE)
 
     async def _write(self) -> None:
         while True:

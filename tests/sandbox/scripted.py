@@ -68,6 +68,7 @@ class Engine:
         self.made: list[str] = []
         self.failure: str | None = None
         self.hold: trio.Event | None = None
+        self.is_mute = False
         self.undestroyable: set[str] = set()
 
     async def check(self) -> list[str]:
@@ -77,7 +78,7 @@ class Engine:
         return ["a warning"]
 
     async def create(self, name: str) -> trio.abc.Stream:
-        """Make an agent that answers, once `hold` lets it."""
+        """Make an agent once `hold` lets it; it answers, unless it is to be mute."""
         await trio.lowlevel.checkpoint()
         if self.hold is not None:
             await self.hold.wait()
@@ -85,7 +86,8 @@ class Engine:
             raise EngineError(self.failure)
         agent = self.agents[name] = Agent()
         self.made.append(name)
-        self._nursery.start_soon(agent.answer_all)
+        if not self.is_mute:
+            self._nursery.start_soon(agent.answer_all)
         return agent.theirs
 
     async def destroy(self, name: str) -> None:

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from sandbox import EngineError, FullError, GoneError, Keeper, Sandbox, SandboxError
+from sandbox.session import READY_WITHIN
 from tests.sandbox.scripted import Engine
 
 MakeKeeper = Callable[..., Keeper]
@@ -248,6 +249,65 @@ async def test_a_failure_is_said_to_whoever_asked_and_the_next_one_is_tried(
         await keeper.acquire("a")
     engine.failure = None
     assert not (await keeper.acquire("a")).is_lost
+
+
+async def test_an_agent_that_never_answers_costs_one_sandbox_and_no_other(
+    make: MakeKeeper, nursery: trio.Nursery, engine: Engine, clock: MockClock
+) -> None:
+    await nursery.start((keeper := make(idle_timeout=1000)).run)
+    theirs = await keeper.acquire("a")
+    engine.is_mute = True
+    async with trio.open_nursery() as inner:
+        inner.start_soon(expect_no_sandbox, keeper, "b", "did not answer")
+        await wait_all_tasks_blocked()
+        await pass_time(clock, READY_WITHIN)
+    assert list(engine.agents) == [theirs.name]
+    assert (await theirs.run("true")).exit_status == 0
+    engine.is_mute = False
+    assert not (await keeper.acquire("b")).is_lost
+
+
+async def test_a_first_agent_that_never_answers_is_raised_before_it_is_ready(
+    make: MakeKeeper, nursery: trio.Nursery, engine: Engine, clock: MockClock
+) -> None:
+    engine.is_mute = True
+
+    async def start() -> None:
+        with pytest.raises(EngineError, match="did not answer"):
+            await nursery.start(make(pool=1).run)
+
+    async with trio.open_nursery() as inner:
+        inner.start_soon(start)
+        await wait_all_tasks_blocked()
+        await pass_time(clock, READY_WITHIN)
+    assert engine.agents == {}
+
+
+async def test_a_connection_that_breaks_in_an_unforeseen_way_costs_one_sandbox_and_no_other(
+    make: MakeKeeper,
+    nursery: trio.Nursery,
+    engine: Engine,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    await nursery.start((keeper := make()).run)
+    theirs, broken = await keeper.acquire("a"), await keeper.acquire("b")
+
+    async def send_all(data: bytes) -> None:
+        raise ArithmeticError("nobody has thought of this")
+
+    monkeypatch.setattr(engine.agents[broken.name].theirs, "send_all", send_all)
+    with pytest.raises(GoneError):
+        await broken.run("true")
+    await wait_all_tasks_blocked()
+    assert "nobody has thought of this" in caplog.text
+    assert list(engine.agents) == [theirs.name]
+    assert (await theirs.run("true")).exit_status == 0
+
+
+async def expect_no_sandbox(keeper: Keeper, owner: str, why: str) -> None:
+    with pytest.raises(EngineError, match=why):
+        await keeper.acquire(owner)
 
 
 async def test_the_pool_is_tried_again_after_a_failure(
