@@ -6,7 +6,7 @@ from typing import Any, Final
 
 import trio
 
-from sandbox import EngineError, Keeper, Result, Settings, Status, make_keeper
+from sandbox import EngineError, Keeper, Result, Settings, Status, open_keeper
 from sandbox.session import OnOutput
 from sandbox.tools import TOOLS, Answer
 
@@ -29,14 +29,13 @@ class Sandboxes:
         Raises:
             EngineError: before it is ready: what is missing, and how to get it.
         """
-        keeper = await make_keeper(self._settings, self._name)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(keeper.run)
+        async with open_keeper(self._settings, self._name) as keeper:
             self._keeper = keeper
             log.info("sandboxes are made by %s", keeper.engine.name)
             for warning in keeper.warnings:
                 log.warning("%s", warning)
             task_status.started()
+            await trio.sleep_forever()
 
     async def use(
         self,

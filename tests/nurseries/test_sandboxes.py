@@ -50,12 +50,10 @@ async def test_before_they_are_ready_one_is_told_to_wait() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["docker", "incus", "incus-vm", "auto"])
-async def test_without_an_engine_they_do_not_start(wanted: str) -> None:
+async def test_without_an_engine_they_do_not_start(wanted: str, nursery: trio.Nursery) -> None:
     sandboxes = Sandboxes(load({"SANDBOX_MODE": wanted, **NOWHERE}), "test")
-    silent = pytest.RaisesExc(EngineError, match="does not answer at")
-    with pytest.RaisesGroup(silent, flatten_subgroups=True):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(sandboxes.run)
+    with pytest.raises(EngineError, match="does not answer at"):
+        await nursery.start(sandboxes.run)
 
 
 async def test_which_engine_it_is_is_logged(
