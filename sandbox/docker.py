@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from sandbox.engine import GID, HOME, UID, EngineError
+from sandbox.engine import GID, HOME, UID, EngineError, in_thread
 from sandbox.inside import program
 from sandbox.settings import MIB, Settings
 from sandbox.streams import AttachStream, Broken, answers, attach, connect
@@ -211,7 +211,7 @@ class Docker:
             except (DockerException, RequestException) as error:
                 raise EngineError(self._explain(error) or silent) from error
 
-        return await trio.to_thread.run_sync(call, limiter=self._kills if kill else self._calls)
+        return await in_thread(call, self._kills if kill else self._calls, "Docker")
 
     def _explain(self, error: Exception) -> str | None:
         """Say what Docker said, if it did."""

@@ -1,9 +1,12 @@
 """What every engine can do, and what can be said of a run: the words that the rest is built of."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import trio
+
+T = TypeVar("T")
 
 UID: Final = 1000
 GID: Final = 1000
@@ -75,6 +78,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """Let go of connections; they are opened again if need be."""
+
+
+async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter, engine: str) -> T:
+    """Ask an engine in a thread.
+
+    Raises:
+        EngineError: what `call` raises; or there is no thread, or no file descriptor, for it.
+    """
+    try:
+        return await trio.to_thread.run_sync(call, limiter=limiter)
+    except (OSError, RuntimeError) as error:
+        raise EngineError(f"{engine} cannot be asked: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, Final, TypeVar
 
 import trio
 
-from sandbox.engine import EngineError
+from sandbox.engine import EngineError, in_thread
 from sandbox.settings import Settings
 from sandbox.streams import WebSocket, answers, connect
 
@@ -73,7 +73,7 @@ class Api:
                     ) from error
                 raise EngineError(silent) from error
 
-        return await trio.to_thread.run_sync(call, limiter=self._kills if kill else self._calls)
+        return await in_thread(call, self._kills if kill else self._calls, "Incus")
 
     def close(self) -> None:
         """Let go of connections."""

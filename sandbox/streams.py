@@ -18,11 +18,13 @@ from wsproto.events import (
     AcceptConnection,
     BytesMessage,
     CloseConnection,
+    Event,
     Ping,
     RejectConnection,
     Request,
     TextMessage,
 )
+from wsproto.utilities import LocalProtocolError, ProtocolError
 
 _CHUNK: Final = 64 << 10
 _ATTACH_HEADER: Final = struct.Struct(">BxxxL")
@@ -99,8 +101,19 @@ async def attach(stream: trio.abc.Stream, target: str) -> AttachStream:
     """Turn an HTTP connection to Docker into one to a container's standard streams.
 
     Raises:
-        Broken: Docker did not agree to it.
+        Broken: Docker did not agree to it; the connection is closed then.
     """
+    try:
+        return await _upgrade(stream, target)
+    except h11.ProtocolError as error:
+        await trio.aclose_forcefully(stream)
+        raise Broken(f"Docker does not answer in HTTP: {error}") from error
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+
+
+async def _upgrade(stream: trio.abc.Stream, target: str) -> AttachStream:
     connection = h11.Connection(h11.CLIENT)
     headers = [
         ("Host", "docker"), ("Upgrade", "tcp"), ("Connection", "Upgrade"), ("Content-Length", "0")
@@ -134,15 +147,22 @@ class WebSocket:
         Raises:
             Broken: Incus refused.
         """
-        await self._stream.send_all(self._protocol.send(Request(host="incus", target=target)))
+        await self._send(Request(host="incus", target=target))
         while not self._is_open:
             if await self.receive() is None:
                 raise Broken("Incus hung up during a handshake")
 
     async def send(self, data: bytes) -> None:
         """Send one binary message."""
+        await self._send(BytesMessage(data=data))
+
+    async def _send(self, event: Event) -> None:
         async with self._sending:  # a pong must not land in the middle
-            await self._stream.send_all(self._protocol.send(BytesMessage(data=data)))
+            try:
+                encoded = self._protocol.send(event)
+            except LocalProtocolError as error:
+                raise Broken(f"Incus has closed the connection: {error}") from error
+            await self._stream.send_all(encoded)
 
     async def receive(self) -> bytes | None:
         """Return what has come; None when nothing more comes. Empty if it was not data.
@@ -153,7 +173,10 @@ class WebSocket:
             return None
         data = await self._stream.receive_some(_CHUNK)
         self._has_ended = not data
-        self._protocol.receive_data(bytes(data) or None)
+        try:
+            self._protocol.receive_data(bytes(data) or None)
+        except ProtocolError as error:
+            raise Broken(f"Incus does not speak WebSocket: {error}") from error
         pieces: list[bytes] = []
         for event in self._protocol.events():
             match event:
@@ -162,8 +185,7 @@ class WebSocket:
                 case AcceptConnection():
                     self._is_open = True
                 case Ping():
-                    async with self._sending:
-                        await self._stream.send_all(self._protocol.send(event.response()))
+                    await self._send(event.response())
                 case RejectConnection():
                     raise Broken(f"Incus refused a connection with {event.status_code}")
                 case TextMessage() | CloseConnection():

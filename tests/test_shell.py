@@ -1,12 +1,10 @@
 import errno
 import os
-import resource
 import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,6 +16,7 @@ from hypothesis import strategies as st
 
 from clarad import processes, shell
 from clarad.shell import MAX_VARIABLE, OUTPUT_CAP, Output, Result, UnkillableError
+from tests.descriptors import at_most_open, open_files
 from tests.process import Marker
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -302,29 +301,6 @@ async def test_what_cannot_be_passed_to_a_program_is_said(
     command: str, env: dict[str, str]
 ) -> None:
     assert "cannot be passed to a program" in await reason_of(command, env)
-
-
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
-
-
-@contextmanager
-def at_most_open(count: int) -> Iterator[None]:
-    """Leave room for exactly so many more open files within the block."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files() + count + 100, hard))
-    fillers: list[int] = []
-    try:
-        with suppress(OSError):
-            while True:
-                fillers.append(os.open(os.devnull, os.O_RDONLY))
-        for _ in range(count):
-            os.close(fillers.pop())
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        for filler in fillers:
-            os.close(filler)
 
 
 @pytest.mark.parametrize("files", range(1, 8))

@@ -11,7 +11,8 @@ from typing import Final
 import pytest
 import trio
 
-from sandbox import SandboxError, choose_engine, load, open_keeper
+from sandbox import EngineError, SandboxError, choose_engine, load, open_keeper
+from tests.descriptors import at_most_open
 from tests.sandbox import engines
 
 PATIENCE: Final = 60.0
@@ -41,6 +42,15 @@ async def refusal(mode: str, **variables: str) -> str:
 )
 async def test_an_engine_that_is_not_there_is_said(mode: str, said: str) -> None:
     assert said in await refusal(mode, **NOWHERE)
+
+
+@pytest.mark.parametrize("mode", ["docker", "incus"])
+async def test_a_lack_of_files_is_said(mode: str) -> None:
+    engine = await choose_engine(load({"SANDBOX_MODE": mode, **NOWHERE}), "x")
+    with pytest.raises(EngineError, match="does not answer"):  # its SDK is imported, too
+        await engine.names()
+    with at_most_open(0), pytest.raises(EngineError, match=r"cannot be asked: .*Too many open"):
+        await engine.names()
 
 
 async def test_a_virtual_machine_is_not_replaced_by_a_container() -> None:

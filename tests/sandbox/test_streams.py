@@ -76,6 +76,16 @@ async def test_a_refused_attach_is_said(nursery: trio.Nursery) -> None:
         await attach(ours, "/containers/x/attach")
 
 
+async def test_an_answer_that_is_no_http_is_said_and_hung_up_on(nursery: trio.Nursery) -> None:
+    ours, theirs = memory_stream_pair()
+    await theirs.send_all(b"\0\0\0\0\r\n\r\n")
+    with trio.fail_after(10), pytest.raises(Broken, match="does not answer in HTTP"):
+        await attach(ours, "/containers/x/attach")
+    with trio.fail_after(10):
+        while await theirs.receive_some():  # the request, and then the end
+            pass
+
+
 class Server:
     """The far end of a WebSocket."""
 
@@ -153,6 +163,21 @@ async def test_a_peer_that_hangs_up_during_the_handshake_is_said() -> None:
     await theirs.aclose()
     with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
         await WebSocket(ours).open("/")
+
+
+async def test_an_answer_that_is_no_websocket_is_said() -> None:
+    ours, theirs = memory_stream_pair()
+    await theirs.send_all(b"\0\0\0\0\r\n\r\n")
+    with trio.fail_after(10), pytest.raises(Broken, match="does not speak WebSocket"):
+        await WebSocket(ours).open("/")
+
+
+async def test_what_is_sent_after_the_end_is_broken(pair: tuple[WebSocket, Server]) -> None:
+    socket, server = pair
+    await server.send(CloseConnection(code=1000))
+    assert await socket.receive() is None
+    with pytest.raises(Broken, match="closed the connection"):
+        await socket.send(b"too late")
 
 
 async def test_an_exec_is_one_stream(pair: tuple[WebSocket, Server]) -> None:
