@@ -28,6 +28,8 @@ _CONFIDENTIAL: Final = frozenset({"CLARA_GATEWAY_SECRET", "DATABASE_URL"})
 _DATABASE_FORMS: Final = (
     "write sqlite or postgresql, as sqlite:////path/file.db or postgresql://user@host:port/name"
 )
+_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_LONGEST: Final = 36_500 * 86400  # a hundred years, and far from where dates end
 _REMOVED_PREFIXES: Final = ("ORS_", "PROACTIVE_")
 
 
@@ -53,6 +55,8 @@ class Settings:
     session_timeout: float = 1800
     message_timeout: float = 300
     drain_timeout: float = 30
+    keep: float | None = 90 * 86400
+    keep_runs: float | None = 30 * 86400
     auto_migrate: bool = True
     lease: float = 30
     log_level: str = "INFO"
@@ -75,6 +79,8 @@ RELOADED: Final = frozenset(
         "session_timeout",
         "message_timeout",
         "drain_timeout",
+        "keep",
+        "keep_runs",
         "log_level",
         "hooks_dir",
         "scheduler_dir",
@@ -165,6 +171,8 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         session_timeout=read("CLARA_SESSION_TIMEOUT", Settings.session_timeout, _seconds),
         message_timeout=read("CLARA_MESSAGE_TIMEOUT", Settings.message_timeout, _seconds),
         drain_timeout=read("CLARA_DRAIN_TIMEOUT", Settings.drain_timeout, _seconds_or_zero),
+        keep=read("CLARA_KEEP", Settings.keep, _period),
+        keep_runs=read("CLARA_KEEP_RUNS", Settings.keep_runs, _period),
         auto_migrate=read("CLARA_AUTO_MIGRATE", Settings.auto_migrate, _switch),
         lease=read("CLARA_LEASE", Settings.lease, _seconds),
         log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),
@@ -359,6 +367,20 @@ def _seconds(text: str) -> float:
     if value == 0:
         raise ValueError("write a number of seconds above 0")
     return value
+
+
+def _period(text: str) -> float | None:
+    """Read how long to keep something, in seconds; `None` is for as long as there is room."""
+    if text.lower() == "forever":
+        return None
+    number, unit = text[:-1], _UNITS.get(text[-1:])
+    is_number = number.isascii() and number.isdigit() and len(number) <= 9
+    seconds = int(number) * unit if is_number and unit is not None else 0
+    if not 0 < seconds <= _LONGEST:
+        raise ValueError(
+            "write a whole number with its unit, s, m, h or d, such as 90d; or forever"
+        )
+    return float(seconds)
 
 
 def _switch(text: str) -> bool:

@@ -26,6 +26,7 @@ from clarad.nurseries.gateway import LINGER
 from clarad.nurseries.hooks import Hooks
 from clarad.nurseries.lease import Lease
 from clarad.nurseries.notices import Notices
+from clarad.nurseries.retention import Sweeper
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, wall_clock
 from clarad.nurseries.session import Session
@@ -46,6 +47,7 @@ from clarad.store import (
     Messages,
     Missed,
     NodeSessions,
+    Retention,
     SharedMessages,
     SharedNodeSessions,
     TaskRuns,
@@ -111,6 +113,7 @@ class Daemon:
             states=states,
             now=wall_clock if self._life is None else self._life.now,
         )
+        self._sweeper = Sweeper(Retention(self.writer), settings)
         self._watched_within = handed.watchdog
         self._at_end = ExitStack()
         self._notifier = self._at_end.enter_context(closing(Notifier(handed.notify_socket)))
@@ -125,6 +128,7 @@ class Daemon:
             apply=self._apply,
             close_token=self._close_token,
             complaint=self.writer.complaint,
+            kept=self._sweeper.text,
             overlay=overlay,
         )
         outboxes = outbox.shared()
@@ -272,6 +276,7 @@ class Daemon:
         self.turns.answering.timeout = settings.message_timeout
         self.turns.answering.slots.resize(settings.max_running)
         self.turns.intake.set_rates(settings.rate_node, settings.rate_user)
+        self._sweeper.apply(settings)
         log.set_level(settings.log_level)
 
     async def _close_token(self, token: str) -> int:
@@ -296,6 +301,7 @@ class Daemon:
         host, port = await self._gateways.start(supervisor)
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
+        await supervisor.start("retention", self._sweeper.run)
         control = await self._gateways.start_control(supervisor)
         if self._lease is not None:
             self._lease.go_on(f"{socket.gethostname()}:{port}")

@@ -58,18 +58,20 @@ class Operations:
         apply: Callable[[Settings, ssl.SSLContext | None], None],
         close_token: Callable[[str], Awaitable[int]],
         complaint: Callable[[], Awaitable[str | None]],
+        kept: Callable[[], str],
         overlay: Overlay | None = None,
     ) -> None:
         """`apply` puts reloaded settings in force, and a renewed certificate.
 
         Without an `overlay` there are no settings to reload.
         `close_token` closes the connections of a token, and says how many they were; `complaint`
-        says what is wrong with the database.
+        says what is wrong with the database, and `kept` how large it is.
         """
         self._settings = settings
         self._apply = apply
         self._close_token = close_token
         self._complaint = complaint
+        self._kept = kept
         self._overlay = overlay
         self._sandboxes = sandboxes
         self._hooks = hooks
@@ -140,7 +142,7 @@ class Operations:
         runs = f"clarad {__version__} runs, as process {os.getpid()}"
         if (complaint := await self._complaint()) is not None:
             raise Refused([f"{runs}, and {complaint}"])
-        return Report(f"{runs}\n{self._status.text()}")
+        return Report(f"{runs}\n{self._status.text()}\n{self._kept()}")
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; a cancellation ends only the waiting."""

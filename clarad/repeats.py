@@ -42,7 +42,9 @@ class Repeats:
             why = "The answer could not be read; send the message again later."
             node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
             return
-        if stored is None:
+        if stored is None:  # it has been deleted since
+            why = "The answer is not kept any more; send the message again to have it run anew."
+            node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
             return
         if turn.came_on is not node.outlet:
             return  # on its new connection the node sends it again, if it still has to

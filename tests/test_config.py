@@ -53,6 +53,8 @@ def test_nothing_has_to_be_set() -> None:
         session_timeout=1800,
         message_timeout=300,
         drain_timeout=30,
+        keep=90 * 86400,
+        keep_runs=30 * 86400,
         auto_migrate=True,
         log_level="INFO",
         sandbox=load_sandbox({}),
@@ -76,6 +78,8 @@ VARIABLES: Final = {
     "CLARA_SESSION_TIMEOUT": "60",
     "CLARA_MESSAGE_TIMEOUT": "10",
     "CLARA_DRAIN_TIMEOUT": "5",
+    "CLARA_KEEP": "1d",
+    "CLARA_KEEP_RUNS": "forever",
     "CLARA_AUTO_MIGRATE": "0",
     "CLARA_LOG_LEVEL": "DEBUG",
     "CLARA_HOOKS_DIR": "/srv/hooks",
@@ -107,6 +111,8 @@ def test_everything_can_be_set() -> None:
         session_timeout=60,
         message_timeout=10,
         drain_timeout=5,
+        keep=86400,
+        keep_runs=None,
         auto_migrate=False,
         log_level="DEBUG",
         hooks_dir=Path("/srv/hooks"),
@@ -360,6 +366,24 @@ TIMES: Final = {
 @pytest.mark.parametrize(("text", "seconds"), [("30", 30), ("0.5", 0.5), ("1e3", 1000)])
 def test_a_time_is_a_number_of_seconds(variable: str, name: str, text: str, seconds: float) -> None:
     assert setting(name, **{variable: text}) == seconds
+
+
+PERIODS: Final = {"CLARA_KEEP": "keep", "CLARA_KEEP_RUNS": "keep_runs"}
+
+
+@pytest.mark.parametrize(("variable", "name"), PERIODS.items())
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("30s", 30), ("5m", 300), ("2h", 7200), ("90d", 7_776_000), ("forever", None)],
+)
+def test_a_period_has_a_unit(variable: str, name: str, text: str, seconds: float | None) -> None:
+    assert setting(name, **{variable: text}) == seconds
+
+
+@pytest.mark.parametrize("variable", PERIODS)
+@pytest.mark.parametrize("text", ["0", "90", "0d", "-1d", "1.5d", "d", "1w", "off", "36501d", "٩d"])
+def test_what_is_no_period_is_refused(variable: str, text: str) -> None:
+    assert "such as 90d; or forever" in problem(**{variable: text})
 
 
 @pytest.mark.parametrize("variable", TIMES)

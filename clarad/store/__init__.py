@@ -16,6 +16,7 @@ from clarad.store.notices import (
     TasksChanged,
     TokenRevoked,
 )
+from clarad.store.retention import Retention
 from clarad.store.runs import MISSED, Ending, Outcome
 from clarad.store.shared_messages import ChannelFull, SharedMessages
 from clarad.store.shared_nodes import SharedNodeSessions
@@ -48,6 +49,7 @@ __all__ = [
     "NodeSessions",
     "Notice",
     "Outcome",
+    "Retention",
     "SharedMessages",
     "SharedNodeSessions",
     "StoreError",

@@ -70,6 +70,17 @@ def _unfinished(table: str, *columns: str) -> Index:
     )
 
 
+def _ended(table: str) -> Index:
+    """Make the index by which the oldest of what has ended are found."""
+    return Index(
+        f"ix_{table}_ended",
+        "ended_at",
+        "id",
+        sqlite_where=text("ended_at IS NOT NULL"),
+        postgresql_where=text("ended_at IS NOT NULL"),
+    )
+
+
 _UNDELIVERED = "ended_at IS NOT NULL AND delivered_at IS NULL"
 
 
@@ -80,6 +91,7 @@ class MessageRow(Base):
     __table_args__ = (
         UniqueConstraint("platform", "channel_id", "request_id"),
         _unfinished("clarad_messages", "platform", "channel_id"),
+        _ended("clarad_messages"),
         Index(
             "ix_clarad_messages_undelivered",
             "node_id",
@@ -165,7 +177,11 @@ class HookRunRow(RunColumns, Base):
     """One run of a hook, for one event."""
 
     __tablename__ = "clarad_hook_runs"
-    __table_args__ = (_unfinished(__tablename__), Index(None, "hook", "id"))
+    __table_args__ = (
+        _unfinished(__tablename__),
+        _ended(__tablename__),
+        Index(None, "hook", "id"),
+    )
 
     hook: Mapped[str] = mapped_column(String(255))
     event_id: Mapped[str] = mapped_column(String(64))
@@ -179,7 +195,11 @@ class TaskRunRow(RunColumns, Base):
     """One occurrence of a task, or one run that an operator asked for."""
 
     __tablename__ = "clarad_task_runs"
-    __table_args__ = (UniqueConstraint("task", "nominal_at"), _unfinished(__tablename__))
+    __table_args__ = (
+        UniqueConstraint("task", "nominal_at"),
+        _unfinished(__tablename__),
+        _ended(__tablename__),
+    )
 
     task: Mapped[str] = mapped_column(String(255))
     nominal_at: Mapped[datetime] = mapped_column(UtcDateTime)

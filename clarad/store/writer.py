@@ -185,6 +185,11 @@ class Writer:
         """Have `function` run in the thread, after all that was handed in before."""
         return self._hand_in(Job(function=function, then=then))
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody waits for the thread, and no transaction is under way."""
+        return self._jobs.empty() and self._began_at == math.inf
+
     async def progress(self) -> None:
         """Wait until the thread has got on: a transaction has ended, by a commit or an error.
 

@@ -11,8 +11,11 @@ def test_a_running_daemon_says_so(tmp_path: Path) -> None:
     here = Installation(tmp_path)
     with here.daemon() as process:
         said = here.clarad("status")
-    runs = f"clarad {__version__} runs, as process {process.pid}\n"
-    assert said == (0, runs + "0 adapters, 0 sessions, 0 messages running, 0 queued\n", "")
+    assert (said.status, said.err) == (0, "")
+    runs, serves, database = said.out.splitlines()
+    assert runs == f"clarad {__version__} runs, as process {process.pid}"
+    assert serves == "0 adapters, 0 sessions, 0 messages running, 0 queued"
+    assert database.startswith("database: 0.")
 
 
 def test_it_fails_where_no_daemon_runs(tmp_path: Path) -> None:

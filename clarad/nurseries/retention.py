@@ -1,0 +1,93 @@
+"""Deletes what was kept long enough: looked for every minute, a little at a time."""
+
+import logging
+from datetime import datetime, timedelta
+from typing import Final
+
+import trio
+
+from clarad.config import Settings
+from clarad.store import StoreError
+from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Extent, Kind, Retention
+from clarad.systemd import catalogue
+
+log = logging.getLogger(__name__)
+
+MAX_PAUSE: Final = 60.0
+"""Seconds between two sweeps; a tenth of the shortest period, if that is less."""
+
+REST: Final = 0.05
+"""Seconds between two transactions of a sweep."""
+
+PATIENCE: Final = 1.0
+"""Seconds that one waits for the store to be idle: one that never is would never be cleared."""
+
+
+class Sweeper:
+    """Sweeps through what has ended, by the settings in force."""
+
+    def __init__(self, store: Retention, settings: Settings) -> None:
+        self._store = store
+        self._extent: Extent | None = None
+        self._changed = trio.Event()
+        self.apply(settings)
+
+    def apply(self, settings: Settings) -> None:
+        """Keep things for as long as these settings say, from now on."""
+        periods = {MESSAGES: settings.keep, HOOK_RUNS: settings.keep_runs}
+        periods[TASK_RUNS] = settings.keep_runs
+        self._periods = {kind: period for kind, period in periods.items() if period is not None}
+        self._changed.set()
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Sweep until cancelled; a transaction under way is still committed."""
+        await self._look()
+        task_status.started()
+        while True:
+            self._changed = trio.Event()
+            await self._sweep()
+            await self._look()
+            pause = min([MAX_PAUSE, *(period / 10 for period in self._periods.values())])
+            with trio.move_on_after(pause):
+                await self._changed.wait()
+
+    def text(self) -> str:
+        """Return how large the database was at the last look, and how far back it reached."""
+        if self._extent is None:
+            return "database: not looked at yet"
+        size, messages, runs = self._extent
+        since = {"messages": messages, "runs": runs}
+        parts = [f"{what} since {_local(at)}" for what, at in since.items() if at is not None]
+        return ", ".join([f"database: {size / 2**20:.1f} MiB", *parts])
+
+    async def _sweep(self) -> None:
+        for kind, period in self._periods.items():
+            before = self._store.now() - timedelta(seconds=period)
+            try:
+                await self._delete(kind, before)
+            except StoreError as error:
+                about = catalogue.STORE_FAILED.about()
+                log.warning("what is old is not deleted, the store failed: %s", error, extra=about)
+                return
+
+    async def _delete(self, kind: Kind, before: datetime) -> None:
+        place = None
+        while True:
+            with trio.move_on_after(PATIENCE):
+                while not self._store.is_idle:
+                    await trio.sleep(REST)
+            place = await self._store.delete(kind, before, place)
+            if place is None:
+                return
+            await trio.sleep(REST)
+
+    async def _look(self) -> None:
+        try:
+            self._extent = await self._store.extent()
+        except StoreError as error:
+            about = catalogue.STORE_FAILED.about()
+            log.warning("the size of the database is not known: %s", error, extra=about)
+
+
+def _local(at: datetime) -> str:
+    return f"{at.astimezone():%Y-%m-%d %H:%M}"

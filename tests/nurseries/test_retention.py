@@ -1,0 +1,218 @@
+"""A daemon that deletes what it has kept long enough."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+import trio
+
+from clarad.config import Settings
+from clarad.nurseries import retention as module
+from clarad.nurseries.retention import Sweeper
+from clarad.store import MessageKey, Stored, StoreError
+from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Extent, Kind, Place
+from tests.conftest import Start
+from tests.process import PATIENCE
+from tests.store.conftest import Outside
+
+COUNT = "SELECT count(*) FROM clarad_messages"
+
+
+@pytest.fixture
+def outside(url: str) -> Outside:
+    """Another program that uses the test's database."""
+    return Outside(url)
+
+
+async def until(outside: Outside, query: str, wanted: Any) -> None:
+    """Wait until this is what the query finds."""
+    with trio.fail_after(PATIENCE):
+        while outside.rows(query) != [(wanted,)]:
+            await trio.sleep(0.01)
+
+
+async def test_a_message_that_comes_again_after_it_was_deleted_is_new(
+    start: Start, outside: Outside
+) -> None:
+    running = await start(database_url=outside.url, keep=0.2)
+    node = await running.node()
+    await node.ask("m-1")
+    assert (await node.outcome_of("m-1"))["type"] == "response_end"
+    await until(outside, COUNT, 0)
+    await node.ask("m-1")
+    assert (await node.outcome_of("m-1"))["type"] == "response_end"
+    assert running.responder.ran == ["m-1", "m-1"]
+
+
+async def test_one_that_is_deleted_while_it_comes_again_is_asked_for_once_more(
+    start: Start, outside: Outside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start(database_url=outside.url)
+    node = await running.node()
+    await node.ask("m-1")
+    await node.outcome_of("m-1")
+    find = running.daemon._messages.find
+
+    async def find_too_late(key: MessageKey) -> Stored | None:
+        outside.do("DELETE FROM clarad_messages")
+        return await find(key)
+
+    monkeypatch.setattr(running.daemon._messages, "find", find_too_late)
+    await node.ask("m-1")
+    refused = await node.outcome_of("m-1")
+    assert (refused["code"], refused["recoverable"]) == ("processing_error", True)
+
+
+async def test_a_message_that_is_not_finished_stays(start: Start, outside: Outside) -> None:
+    running = await start(database_url=outside.url, keep=0.2)
+    node = await running.node()
+    await node.ask("m-1", "hold")
+    await running.responder.begun["m-1"].wait()
+    for n in range(2, 5):
+        await node.ask(f"m-{n}", channel=f"c-{n}")
+        await node.outcome_of(f"m-{n}")
+    await until(outside, COUNT, 1)
+    running.responder.release["m-1"].set()
+    assert (await node.outcome_of("m-1"))["full_text"] == "partly done"
+
+
+async def test_what_is_owed_is_given_to_a_node_that_comes_late(
+    start: Start, outside: Outside
+) -> None:
+    running = await start(database_url=outside.url, keep=0.2)
+    node, other = await running.node(), await running.node("node-2")
+    await node.ask("m-1", "hold")
+    await running.responder.begun["m-1"].wait()
+    await node.drop()
+    running.responder.release["m-1"].set()
+    await until(outside, f"{COUNT} WHERE ended_at IS NOT NULL", 1)
+    await other.ask("m-2", channel="other")
+    await other.outcome_of("m-2")
+    await until(outside, f"{COUNT} WHERE request_id = 'm-2'", 0)
+    late = await running.node()
+    assert (await late.outcome_of("m-1"))["full_text"] == "partly done"
+
+
+async def test_a_reload_of_the_periods_holds_at_once(start: Start, outside: Outside) -> None:
+    running = await start(database_url=outside.url, keep=None)
+    node = await running.node()
+    await node.ask("m-1")
+    await node.outcome_of("m-1")
+    running.daemon._sweeper.apply(Settings(running.settings.state_dir, outside.url, keep=0.01))
+    await until(outside, COUNT, 0)
+
+
+async def test_the_status_says_how_far_back_it_reaches(start: Start, outside: Outside) -> None:
+    running = await start(database_url=outside.url)
+    received_at = datetime.now(UTC)
+    node = await running.node()
+    await node.ask("m-1")
+    await node.outcome_of("m-1")
+    await running.daemon._sweeper._look()
+    report = await running.daemon.operations.status()
+    said = report.text.splitlines()[-1]
+    assert said.startswith("database: ")
+    stamps = [received_at, datetime.now(UTC)]
+    assert said.partition(", ")[2] in {
+        f"messages since {at.astimezone():%Y-%m-%d %H:%M}" for at in stamps
+    }
+
+
+# --- by itself -----------------------------------------------------------------------------------
+
+
+class Scripted:
+    """A store with so many transactions' worth to delete, and what it was asked for."""
+
+    def __init__(self) -> None:
+        self.is_idle = True
+        self.work = {MESSAGES: 1, HOOK_RUNS: 1, TASK_RUNS: 1}
+        self.failures = 0
+        self.asked: list[Kind] = []
+        self.before: dict[Kind, datetime] = {}
+
+    def now(self) -> datetime:
+        return datetime(2027, 1, 1, tzinfo=UTC)
+
+    async def delete(self, kind: Kind, before: datetime, after: Place | None) -> Place | None:
+        await trio.lowlevel.checkpoint()
+        if self.failures:
+            self.failures -= 1
+            raise StoreError("the disk is full")
+        self.asked.append(kind)
+        self.before[kind] = before
+        self.work[kind] -= 1
+        return Place(before, 1) if self.work[kind] > 0 else None
+
+    async def extent(self) -> Extent:
+        await trio.lowlevel.checkpoint()
+        return Extent(3 * 2**20, None, None)
+
+
+def sweeper(store: Any, **settings: Any) -> Sweeper:
+    return Sweeper(store, Settings(**{"state_dir": "/", "database_url": ""} | settings))
+
+
+async def run_for(seconds: float, sweeping: Sweeper) -> None:
+    with trio.move_on_after(seconds):
+        await sweeping.run()
+
+
+async def test_each_kind_is_kept_for_its_period(autojump_clock: trio.abc.Clock) -> None:
+    store = Scripted()
+    await run_for(1, sweeper(store, keep=86400.0, keep_runs=60.0))
+    now = store.now()
+    runs_before = now - timedelta(minutes=1)
+    assert store.before == {
+        MESSAGES: now - timedelta(days=1),
+        HOOK_RUNS: runs_before,
+        TASK_RUNS: runs_before,
+    }
+
+
+async def test_what_is_kept_forever_is_not_looked_at(autojump_clock: trio.abc.Clock) -> None:
+    store = Scripted()
+    await run_for(100, sweeper(store, keep=None, keep_runs=None))
+    assert store.asked == []
+
+
+@pytest.mark.parametrize(("keep", "sweeps"), [(90 * 86400.0, 10), (100.0, 60)])
+async def test_it_looks_every_minute_or_each_tenth_of_the_period(
+    autojump_clock: trio.abc.Clock, keep: float, sweeps: int
+) -> None:
+    store = Scripted()
+    await run_for(599, sweeper(store, keep=keep, keep_runs=None))
+    assert store.asked == [MESSAGES] * sweeps
+
+
+async def test_it_goes_on_until_nothing_is_left(autojump_clock: trio.abc.Clock) -> None:
+    store = Scripted()
+    store.work = {MESSAGES: 3, HOOK_RUNS: 2, TASK_RUNS: 1}
+    await run_for(30, sweeper(store))
+    assert store.asked == [MESSAGES] * 3 + [HOOK_RUNS] * 2 + [TASK_RUNS]
+
+
+async def test_it_waits_for_a_moment_in_which_nobody_else_waits(
+    autojump_clock: trio.abc.Clock,
+) -> None:
+    store = Scripted()
+    store.is_idle = False
+    await run_for(module.PATIENCE / 2, sweeper(store))
+    assert store.asked == []
+
+
+async def test_it_gets_on_with_a_store_that_is_never_idle(autojump_clock: trio.abc.Clock) -> None:
+    store = Scripted()
+    store.is_idle = False
+    await run_for(30, sweeper(store))
+    assert store.asked == [MESSAGES, HOOK_RUNS, TASK_RUNS]
+
+
+async def test_a_store_that_fails_is_tried_again_with_the_next_look(
+    autojump_clock: trio.abc.Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Scripted()
+    store.failures = 1
+    await run_for(100, sweeper(store))
+    assert store.asked == [MESSAGES, HOOK_RUNS, TASK_RUNS]
+    assert "the disk is full" in caplog.text
