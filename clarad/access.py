@@ -1,4 +1,4 @@
-"""Who may talk to the gateway: the secret, the origins, and the door that guessing closes."""
+"""Who may talk to the gateway: the secret, the origins, and the lockout of those who guess."""
 
 import hmac
 import ipaddress
@@ -7,23 +7,30 @@ from collections.abc import Mapping
 from typing import Final
 
 MAX_FAILURES: Final = 10
-"""Wrong secrets from one address within `WINDOW` that close the door to it."""
+"""Wrong secrets from one address within `WINDOW` that lock it out."""
 
 WINDOW: Final = 60.0
-"""Seconds that failures count, and that the door then stays closed."""
+"""Seconds that failures count, and that the lockout then lasts."""
 
 MAX_ADDRESSES: Final = 10_000
 """Addresses that are remembered; beyond that the one that failed longest ago is forgotten."""
 
 
 class Door:
-    """Checks handshakes and secrets. Times are given by the caller, in seconds of one clock."""
+    """Checks origins and secrets, and counts failures. Times are in seconds of one clock.
+
+    The right secret opens the door from everywhere, also from an address that has failed too often:
+    a stranger behind the same proxy, or in the same network, could shut others out otherwise. So
+    the lockout bounds what wrong guesses cost us (see `clarad.admission`), and what keeps them from
+    being right is the length of the secret. (Rejected: to answer a locked address late. A guesser
+    opens more connections meanwhile, and it is the right secret that has to wait.)
+    """
 
     def __init__(self, secret: str | None, allowed_origins: frozenset[str]) -> None:
         self._secret = None if secret is None else secret.encode()
         self.allowed_origins = allowed_origins
         self._failures: OrderedDict[str, deque[float]] = OrderedDict()
-        self._closed_until: OrderedDict[str, float] = OrderedDict()
+        self._locked_until: OrderedDict[str, float] = OrderedDict()
 
     def admits_origin(self, headers: Mapping[str, str]) -> bool:
         """Whether the handshake may come from where it comes from.
@@ -34,43 +41,42 @@ class Door:
         origin = headers.get("origin")
         return origin is None or origin.lower().rstrip("/") in self.allowed_origins
 
-    def is_closed(self, address: str, now: float) -> bool:
-        """Whether `address` has failed too often lately."""
-        return self._closed_until.get(_household(address), now) > now
-
-    def admits(self, address: str, secret: str | None, now: float) -> bool:
-        """Check a secret, in constant time, and count a failure against `address`.
-
-        While the door is closed to the address nothing is compared, so nothing can be learned.
-        """
+    def admits(self, secret: str | None) -> bool:
+        """Whether this is the secret, compared in constant time; without one, anything is."""
         if self._secret is None:
             return True
-        if self.is_closed(address, now):
-            return False
-        if hmac.compare_digest((secret or "").encode(errors="replace"), self._secret):
-            self._failures.pop(_household(address), None)
-            return True
-        self.note_failure(address, now)
-        return False
+        return hmac.compare_digest((secret or "").encode(errors="replace"), self._secret)
 
     @property
     def has_secret(self) -> bool:
         """Whether there is one at all."""
         return self._secret is not None
 
-    def note_failure(self, address: str, now: float) -> None:
-        """Count something wrong that was shown, and close the door if it is one too many."""
+    def is_locked(self, address: str, now: float) -> bool:
+        """Whether `address` has failed too often lately."""
+        return self._locked_until.get(_household(address), now) > now
+
+    def note_failure(self, address: str, now: float) -> bool:
+        """Count something wrong that was shown, unless `address` is locked out already.
+
+        Returns:
+            Whether that was one too many, and locks the address out from now on.
+        """
+        if self.is_locked(address, now):
+            return False
         address = _household(address)
         failures = self._failures.setdefault(address, deque(maxlen=MAX_FAILURES))
         self._failures.move_to_end(address)
         failures.append(now)
-        if len(failures) == MAX_FAILURES and failures[0] > now - WINDOW:
+        locks = len(failures) == MAX_FAILURES and failures[0] > now - WINDOW
+        if locks:
             del self._failures[address]
-            self._closed_until[address] = now + WINDOW
-            self._closed_until.move_to_end(address)
-        for remembered in (self._failures, self._closed_until):
+            self._locked_until[address] = now + WINDOW
+            self._locked_until.move_to_end(address)
+        for remembered in (self._failures, self._locked_until):
             if len(remembered) > MAX_ADDRESSES:
                 remembered.popitem(last=False)
+        return locks
 
 
 def _household(address: str) -> str:

@@ -21,6 +21,9 @@ T = TypeVar("T")
 RESPONDERS: Final = ("echo", "command", "tools")
 LOG_FORMATS: Final = ("auto", "text", "json", "journal")
 
+LONG_SECRET: Final = 16
+"""Characters that a secret should have: nothing but its length keeps guesses from being right."""
+
 # Names that belong to adapters and other parts of an installation, and share our prefix.
 _FOREIGN: Final = frozenset({"CLARA_GATEWAY_TOKEN", "CLARA_GATEWAY_URL", envfile.VARIABLE})
 # A database URL can hold a password; what is wrong with it is said without showing it.
@@ -184,7 +187,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
     )
     reader.problems += sandbox_problems
     reader.problems += _contradictions(settings)
-    warnings = _warnings(environ, reader.known)
+    warnings = _warnings(environ, reader.known) + _weaknesses(settings)
     if reader.problems:
         raise ConfigError(settings, reader.problems, warnings)
     return settings, warnings
@@ -268,6 +271,16 @@ def _warnings(environ: Mapping[str, str], known: set[str]) -> list[str]:
             close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85)
             warnings += [f"{name} is not a setting; did you mean {close[0]}?"] if close else []
     return warnings
+
+
+def _weaknesses(settings: Settings) -> list[str]:
+    """What can be used, and should not be."""
+    if settings.gateway_secret is None or len(settings.gateway_secret) >= LONG_SECRET:
+        return []
+    return [
+        f"CLARA_GATEWAY_SECRET has fewer than {LONG_SECRET} characters and may be guessed; write a "
+        "long random one, such as `openssl rand -hex 32` prints"
+    ]
 
 
 def is_loopback(host: str) -> bool:

@@ -48,7 +48,7 @@ class Gateways:
         """
         self._tokens = tokens
         self._door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
-        admission = Admission(self._door, tokens)
+        self._admission = admission = Admission(self._door, tokens)
         make_connection = partial(connect, admission=admission)
         self.port = Gateway(
             endpoint,
@@ -104,6 +104,7 @@ class Gateways:
 
     async def close_token(self, token: str) -> int:
         """Close the connections of a token that was revoked; return how many they were."""
+        self._admission.forget_tokens()
         with suppress(StoreError):
             await self._tokens.caught_up()  # a node of it may be about to be let in
         await trio.lowlevel.checkpoint()  # and has to hear of it
@@ -115,6 +116,7 @@ class Gateways:
         Raises:
             StoreError: the database fails; none is closed.
         """
+        self._admission.forget_tokens()
         await self._tokens.caught_up()
         await trio.lowlevel.checkpoint()
         shown = {token for gateway in self._of_adapters() for token in gateway.tokens_shown()}

@@ -1,20 +1,30 @@
 """Who is let in by a real daemon, with the secret, with a token, and with neither."""
 
 import threading
+from typing import cast
 
 import pytest
 import trio
 import trio.testing
+from trio.testing import MockClock
 
+from clarad import admission
 from clarad.access import MAX_FAILURES
+from clarad.admission import KnownTokens
 from clarad.store import StoreError, Tokens
 from clarad.store.history import open_writable
-from clarad.store.tokens import PREFIX, create_token, free_node, revoke_token
+from clarad.store.tokens import PREFIX, create_token, digest, free_node, revoke_token
 from tests.conftest import Running, Start
 from tests.nurseries.test_gateway import SECRET, refusal
 from tests.peer import Frame, Peer
 
 WRONG = PREFIX + "x" * 43
+
+
+@pytest.fixture
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have wrong tokens refused at once."""
+    monkeypatch.setattr(admission, "READ_INTERVAL", 0.0)
 
 
 def make_token(running: Running, name: str, *platforms: str) -> str:
@@ -190,6 +200,7 @@ async def test_a_node_that_is_let_in_while_its_token_is_revoked_is_closed(
 ) -> None:
     running = await start(gateway_secret=SECRET)
     token = make_token(running, "mine")
+    await enter(running, token, "known")
     gate = threading.Event()
     peer = await running.connect()
     running.daemon.writer.hand_in(lambda _: gate.wait(10))
@@ -206,18 +217,127 @@ async def test_a_node_that_is_let_in_while_its_token_is_revoked_is_closed(
 # --- guessing ------------------------------------------------------------------------------------
 
 
-async def test_guessing_tokens_closes_the_door_as_well(start: Start) -> None:
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("in_handshake", [True, False], ids=["handshake", "frame"])
+@pytest.mark.parametrize("kind", ["secret", "token"])
+async def test_what_is_right_gets_in_from_an_address_that_is_locked_out(
+    start: Start, kind: str, *, in_handshake: bool
+) -> None:
     running = await start(gateway_secret=SECRET)
-    token = make_token(running, "mine")
-    inside = await enter(running, token)
-    for n in range(MAX_FAILURES - 1):
-        assert why(await knock(running, f"{WRONG}{n}"))[0] == "auth_failed"
-    late = await running.connect()
-    assert (await refusal(running, f"Authorization: Bearer {WRONG}"))[0] == 401
-    assert (await refusal(running, f"Authorization: Bearer {token}"))[0] == 429
-    await late.send("register", node_id="n", platform="p", secret=token)
-    assert why(await late.receive())[0] == "rate_limited"
-    assert await inside.is_silent()
+    right = SECRET if kind == "secret" else make_token(running, "mine")
+    for n in range(MAX_FAILURES):
+        assert (await refusal(running, f"Authorization: Bearer {WRONG}{n}"))[0] == 401
+    assert (await refusal(running, "Authorization: Bearer wrong"))[0] == 429
+    assert (await refusal(running, f"Authorization: Bearer {WRONG}"))[0] == 429
+    assert why(await knock(running, "wrong"))[0] == "rate_limited"
+    if in_handshake:
+        peer = await running.connect([("Authorization", f"Bearer {right}")])
+        await peer.register("n")
+    else:
+        await enter(running, right)
+
+
+async def test_guesses_from_an_address_that_is_locked_out_are_logged_once(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = await start(gateway_secret=SECRET)
+    for n in range(MAX_FAILURES):
+        await refusal(running, f"Authorization: Bearer guess-{n}")
+    with caplog.at_level("INFO"):
+        caplog.clear()
+        await refusal(running, "Authorization: Bearer guess")
+        await knock(running, "guess")
+    assert caplog.messages == []
+
+
+class Counted:
+    """Tokens in a store that is slow, and counts how often it is asked."""
+
+    def __init__(self, *tokens: str) -> None:
+        self.tokens = set(tokens)
+        self.asked = 0
+        self.fails = False
+
+    async def digests(self) -> frozenset[str]:
+        self.asked += 1
+        found = frozenset(map(digest, self.tokens))
+        await trio.sleep(0.5)
+        if self.fails:
+            raise StoreError("the disk is full")
+        return found
+
+
+async def test_strangers_that_make_tokens_up_ask_the_store_once_a_second(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted(f"{PREFIX}right")
+    known = KnownTokens(cast(Tokens, counted))
+    found: list[bool] = []
+
+    async def ask(number: int) -> None:
+        await trio.sleep(number / 100)
+        found.append(await known.has(f"{PREFIX}{number}"))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(1000):  # ten seconds of them
+            nursery.start_soon(ask, number)
+    assert found == [False] * 1000
+    assert counted.asked <= 12
+    assert await known.has(f"{PREFIX}right")
+
+
+async def test_a_token_that_is_known_is_not_asked_for_again() -> None:
+    counted = Counted(f"{PREFIX}right")
+    known = KnownTokens(cast(Tokens, counted))
+    for _ in range(10):
+        assert await known.has(f"{PREFIX}right")
+    assert counted.asked == 1
+
+
+async def test_a_token_that_is_made_while_the_store_is_asked_is_found(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted()
+    known = KnownTokens(cast(Tokens, counted))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(known.has, f"{PREFIX}wrong")
+        await trio.testing.wait_all_tasks_blocked()
+        counted.tokens.add(f"{PREFIX}new")
+        assert await known.has(f"{PREFIX}new")
+
+
+async def test_a_store_that_fails_is_the_answer_to_all_who_wait(
+    autojump_clock: MockClock,
+) -> None:
+    counted = Counted()
+    counted.fails = True
+    known = KnownTokens(cast(Tokens, counted))
+    failed = 0
+
+    async def ask() -> None:
+        nonlocal failed
+        with pytest.raises(StoreError, match="the disk is full"):
+            await known.has(WRONG)
+        failed += 1
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(ask)
+    assert failed == 100
+    assert counted.asked == 1
+    counted.fails = False
+    assert not await known.has(WRONG)
+
+
+async def test_who_goes_while_the_store_is_asked_leaves_the_others_their_answer(
+    autojump_clock: MockClock,
+) -> None:
+    known = KnownTokens(cast(Tokens, Counted(f"{PREFIX}right")))
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0.1):
+            nursery.start_soon(known.has, f"{PREFIX}right")
+            await known.has(f"{PREFIX}right")
+        assert await known.has(f"{PREFIX}right")
 
 
 async def test_what_is_refused_for_its_node_or_platform_is_no_guess(start: Start) -> None:
@@ -243,7 +363,7 @@ async def test_while_the_database_fails_a_node_is_told_to_try_again_and_stays(
 
     with monkeypatch.context() as patched:
         patched.setattr(Tokens, "claim", fail)
-        patched.setattr(Tokens, "is_known", fail)
+        patched.setattr(Tokens, "digests", fail)
         await peer.send("register", node_id="n", platform="p", secret=token)
         frame = await peer.receive()
         assert (frame["code"], frame["recoverable"]) == ("processing_error", True)

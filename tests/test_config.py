@@ -67,7 +67,7 @@ VARIABLES: Final = {
     "DATABASE_URL": "postgres://clara@db/clara",
     "CLARA_GATEWAY_HOST": "127.0.0.2",
     "CLARA_GATEWAY_PORT": "1234",
-    "CLARA_GATEWAY_SECRET": "swordfish",
+    "CLARA_GATEWAY_SECRET": "sixteen swordfish",
     "CLARA_GATEWAY_ALLOWED_ORIGINS": "https://chat.example.org",
     "CLARA_GATEWAY_MAX_CONNECTIONS": "5",
     "CLARA_RATE_NODE": "600/50",
@@ -100,7 +100,7 @@ def test_everything_can_be_set() -> None:
         database_url="postgresql+psycopg://clara@db/clara",
         gateway_host="127.0.0.2",
         gateway_port=1234,
-        gateway_secret="swordfish",
+        gateway_secret="sixteen swordfish",
         gateway_allowed_origins=frozenset({"https://chat.example.org"}),
         gateway_max_connections=5,
         rate_node=Rate(600, at_once=50),
@@ -272,6 +272,12 @@ def test_a_problem_never_shows_a_password(url: str) -> None:
 def test_a_secret_is_never_shown() -> None:
     chosen, _ = load({"CLARA_GATEWAY_SECRET": "hunter2"})
     assert "hunter2" not in repr(chosen)
+
+
+def test_of_a_secret_that_may_be_guessed_there_is_a_warning() -> None:
+    assert warnings(CLARA_GATEWAY_SECRET="x" * 16) == []
+    [warning] = warnings(CLARA_GATEWAY_SECRET="x" * 15)
+    assert warning.startswith("CLARA_GATEWAY_SECRET has fewer than 16 characters")
 
 
 def test_a_secret_that_is_not_text_is_refused() -> None:

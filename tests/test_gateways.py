@@ -91,14 +91,14 @@ async def test_a_web_page_cannot_connect_there_either(start: Start, path: Path) 
     assert await status_of(path, "Origin: https://evil.example") == 403
 
 
-async def test_guessing_at_the_port_closes_no_door_at_the_socket_file(
+async def test_guessing_at_the_port_locks_nobody_out_at_the_socket_file(
     start: Start, path: Path
 ) -> None:
     running = await start(gateway_socket=path, gateway_secret=SECRET)
     for _ in range(MAX_FAILURES):
         await refusal(running, "Authorization: Bearer wrong")
-    assert (await refusal(running))[0] == 429
-    await (await connect(running)).register(secret=SECRET)
+    assert (await refusal(running, "Authorization: Bearer wrong"))[0] == 429
+    assert await status_of(path, "Authorization: Bearer wrong") == 401
 
 
 async def test_revoking_a_token_closes_its_connections_there_too(start: Start, path: Path) -> None:

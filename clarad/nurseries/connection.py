@@ -233,7 +233,9 @@ class Connection:
             error = refused.error
             about = catalogue.ADAPTER_REFUSED.about(node_id=frame.node_id, address=self._address)
             text = "refused node %r from %s: %s"
-            log.warning(text, frame.node_id, self._address, error.message, extra=about)
+            # Of an address that is locked out it was said once.
+            level = logging.DEBUG if error.code is ErrorCode.RATE_LIMITED else logging.WARNING
+            log.log(level, text, frame.node_id, self._address, error.message, extra=about)
             self._reply(error)
             if not error.recoverable:
                 self.end(CloseCode.REFUSED, "authentication failed")

@@ -3,6 +3,7 @@
 import logging
 import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
+from http import HTTPStatus
 from typing import Final, Generic, Protocol, TypeVar
 
 import trio
@@ -248,7 +249,9 @@ class Gateway(Generic[Address]):
                 status, text = refusal
                 about = catalogue.ADAPTER_REFUSED.about(address=stream.address, status=status)
                 line = "refused a handshake from %s: %d %s"
-                log.warning(line, stream.address, status, text, extra=about)
+                # Of an address that is locked out it was said once.
+                level = logging.DEBUG if status == HTTPStatus.TOO_MANY_REQUESTS else logging.WARNING
+                log.log(level, line, stream.address, status, text, extra=about)
                 await request.reject(status, body=f"{text}\n".encode())
             watch.cancel_scope.cancel("the handshake is done")
         if refusal is not None:

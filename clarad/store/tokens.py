@@ -68,16 +68,15 @@ class Tokens:
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
-    async def is_known(self, token: str) -> bool:
-        """Whether there is such a token.
+    async def digests(self) -> frozenset[str]:
+        """Return what all tokens hash to; `digest` hashes one.
 
         Raises:
             StoreError: the database fails.
         """
-        digest = _digest(token)
 
-        def find(connection: Connection) -> bool:
-            return bool(connection.scalar(select(exists().where(TokenRow.digest == digest))))
+        def find(connection: Connection) -> frozenset[str]:
+            return frozenset(connection.scalars(select(TokenRow.digest)))
 
         with errors_in_one_line():
             return await self._writer.call(find)
@@ -96,11 +95,11 @@ class Tokens:
         Raises:
             StoreError: the database fails.
         """
-        digest = None if token is None else _digest(token)
+        shown = None if token is None else digest(token)
 
         def claim(connection: Connection) -> tuple[Claim, str | None]:
-            if digest is not None:
-                return _claim_with(connection, digest, platform, node_id)
+            if shown is not None:
+                return _claim_with(connection, shown, platform, node_id)
             if needed and connection.scalar(select(exists().select_from(TokenRow))):
                 return Claim.NEEDED, None
             return _claim(connection, None, platform, node_id), None
@@ -122,12 +121,12 @@ class Tokens:
         Raises:
             StoreError: the database fails.
         """
-        by_digest = {_digest(token): token for token in tokens}
+        by_digest = {digest(token): token for token in tokens}
         query = select(TokenRow.digest).where(TokenRow.digest.in_(by_digest))
 
         def find(connection: Connection) -> set[str]:
             known = set(connection.scalars(query))
-            return {token for digest, token in by_digest.items() if digest not in known}
+            return {token for hashed, token in by_digest.items() if hashed not in known}
 
         with errors_in_one_line():
             return await self._writer.call(find)
@@ -155,7 +154,7 @@ def create_token(connection: Connection, name: str, platforms: Sequence[str]) ->
     token = PREFIX + secrets.token_urlsafe(32)
     row = {
         "name": name,
-        "digest": _digest(token),
+        "digest": digest(token),
         "platforms": " ".join(platforms),
         "created_at": datetime.now(UTC),
     }
@@ -192,7 +191,8 @@ def read_tokens(connection: Connection) -> list[Token]:
     ]
 
 
-def _digest(token: str) -> str:
+def digest(token: str) -> str:
+    """Return what the store has of a token."""
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 
@@ -201,10 +201,10 @@ def _this(platform: str, node_id: str) -> ColumnElement[bool]:
 
 
 def _claim_with(
-    connection: Connection, digest: str, platform: str, node_id: str
+    connection: Connection, shown: str, platform: str, node_id: str
 ) -> tuple[Claim, str | None]:
     columns = select(TokenRow.id, TokenRow.name, TokenRow.platforms)
-    found = connection.execute(columns.where(TokenRow.digest == digest)).one_or_none()
+    found = connection.execute(columns.where(TokenRow.digest == shown)).one_or_none()
     if found is None:
         return Claim.UNKNOWN, None
     token_id, name, platforms = found

@@ -215,8 +215,9 @@ ADAPTER_REFUSED: Final = Entry(
     "An adapter is refused",
     "Its secret is wrong, its origin is not allowed, or too many are connected: the record "
     "says which. Give the adapter the gateway's CLARA_GATEWAY_SECRET, or add the origin to "
-    "CLARA_GATEWAY_ALLOWED_ORIGINS. If you do not know the address, somebody is guessing; "
-    "after some wrong secrets an address is refused for a minute.",
+    "CLARA_GATEWAY_ALLOWED_ORIGINS. If you do not know the address, somebody is guessing: "
+    "after ten wrong secrets within a minute, what else is wrong from there is not logged "
+    "for a minute. Have a secret that is long.",
 )
 CONNECTION_FAILED: Final = Entry(
     "abfb54d32b5e4e59b4b96bcd683a9af3",

@@ -95,7 +95,7 @@ async def test_a_wrong_token_in_the_handshake_is_refused(start: Start) -> None:
     assert status == 401
 
 
-async def test_guessing_closes_the_door_to_the_address(start: Start) -> None:
+async def test_guessing_locks_the_address_out_and_not_who_knows_the_secret(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     waiting = await running.connect()
     inside = await running.connect()
@@ -104,11 +104,12 @@ async def test_guessing_closes_the_door_to_the_address(start: Start) -> None:
         peer = await running.connect()
         await peer.send("register", node_id="n", platform="p", secret=f"guess {n}")
         assert (await peer.expect("error"))["code"] == "auth_failed"
-    assert (await refusal(running))[0] == 429
-    await waiting.send("register", node_id="n", platform="p", secret=SECRET)
+    assert (await refusal(running, "Authorization: Bearer wrong"))[0] == 429
+    await waiting.send("register", node_id="n", platform="p", secret="wrong")
     assert (await waiting.expect("error"))["code"] == "rate_limited"
     assert await waiting.close_code() == 1008
     assert await inside.is_silent()
+    await (await running.connect()).register("n", secret=SECRET)
 
 
 # --- browsers ------------------------------------------------------------------------------------
