@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from bench import cancel, connections, firing, hooks, idle, log, overload, startup, turns
+from bench import cancel, connections, firing, hooks, idle, log, overload, shared, startup, turns
 from bench.report import Figure, show_figures
 
 _BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -21,6 +21,7 @@ _BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "idle": idle.run,
     "log": log.run,
     "overload": overload.run,
+    "shared": shared.run,
 }
 _INTERRUPTED = 128 + signal.SIGINT
 

@@ -1,7 +1,7 @@
 """The load generator: keeps a number of messages in flight and times each.
 
 A process of its own, so that nothing it does is counted as the server's:
-`python -m bench.load --port PORT --pid PID --connections 20 --in-flight 8 --turns 8000`
+`python -m bench.load --port PORT ... --pid PID ... --connections 20 --in-flight 8 --turns 8000`
 prints one JSON object, a `Result`. The server must answer with the message's own text.
 """
 
@@ -9,7 +9,8 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ from bench.report import percentile
 from bench.server import Server
 
 CONTENT = "What is the weather like today? ".ljust(200, ".")
-_WARM_UP_SHARE = 0.1
+WARM_UP_SHARE = 0.1
 _QUIET_SECONDS = 0.1
 
 
@@ -37,17 +38,29 @@ class Result(msgspec.Struct):
     frames_per_turn: float
 
 
-def run(server: Server, *, connections: int, in_flight: int, turns: int, limit: float) -> Result:
-    """Run the generator once, in a process of its own, for `limit` seconds at most."""
-    arguments = {
-        "--port": server.port,
-        "--pid": server.pid,
-        "--connections": connections,
-        "--in-flight": in_flight,
-        "--turns": turns,
-        "--limit": limit,
+def run(
+    *servers: Server,
+    connections: int,
+    in_flight: int,
+    turns: int,
+    limit: float,
+    channel: str | None = None,
+) -> Result:
+    """Run the generator once, in a process of its own, for `limit` seconds at most.
+
+    `connections` are those to each server, `turns` those of all together. Each message in flight
+    has a channel of its own, unless `channel` is the one of all.
+    """
+    arguments: dict[str, Sequence[object]] = {
+        "--connections": [connections],
+        "--in-flight": [in_flight],
+        "--turns": [turns],
+        "--limit": [limit],
+        "--port": [server.port for server in servers],
+        "--pid": [server.pid for server in servers],
+        "--channel": [] if channel is None else [channel],
     }
-    words = [str(word) for pair in arguments.items() for word in pair]
+    words = [str(word) for name, values in arguments.items() if values for word in (name, *values)]
     done = subprocess.run(
         [sys.executable, "-m", "bench.load", *words],
         stdin=subprocess.DEVNULL,
@@ -68,7 +81,7 @@ class _Phase:
 
 
 class _Driver:
-    """Keeps one message in flight in each channel of one connection."""
+    """Keeps one message in flight for each channel that is given, on one connection."""
 
     def __init__(self, connection: WebSocketConnection, channels: list[str]) -> None:
         self._connection = connection
@@ -101,17 +114,30 @@ class _Driver:
 
 
 async def generate(
-    port: int, pid: int, connections: int, in_flight: int, turns: int, limit: float
+    port: list[int],
+    pid: list[int],
+    connections: int,
+    in_flight: int,
+    turns: int,
+    limit: float,
+    channel: str | None,
 ) -> Result:
-    """Put the load on the server `pid` that listens on `port`; give up after `limit` seconds."""
+    """Put the load on the servers `pid` that listen on `port`; give up after `limit` seconds."""
     run = uuid4().hex
     with trio.fail_after(limit):
-        async with client.registered(port, connections) as opened:
+        async with AsyncExitStack() as stack:
+            opened = [
+                connection
+                for each in port
+                for connection in await stack.enter_async_context(
+                    client.registered(each, connections)
+                )
+            ]
             drivers = [
-                _Driver(connection, [f"channel-{n}-{slot}" for slot in range(in_flight)])
+                _Driver(connection, [channel or f"channel-{n}-{slot}" for slot in range(in_flight)])
                 for n, connection in enumerate(opened)
             ]
-            await _run(drivers, _Phase(_ids(f"{run}-warm-up", round(turns * _WARM_UP_SHARE))))
+            await _run(drivers, _Phase(_ids(f"{run}-warm-up", round(turns * WARM_UP_SHARE))))
             return await _measure(drivers, _Phase(_ids(run, turns)), pid)
 
 
@@ -125,13 +151,13 @@ async def _run(drivers: list[_Driver], phase: _Phase) -> None:
             nursery.start_soon(driver.drive, phase)
 
 
-async def _measure(drivers: list[_Driver], phase: _Phase, pid: int) -> Result:
-    cpu = cpu_seconds(pid)
+async def _measure(drivers: list[_Driver], phase: _Phase, pids: list[int]) -> Result:
+    cpu = sum(map(cpu_seconds, pids))
     begin = time.perf_counter()
     await _run(drivers, phase)
     seconds = time.perf_counter() - begin
     await trio.sleep(_QUIET_SECONDS)  # what the server still does for the last turns counts
-    cpu = cpu_seconds(pid) - cpu
+    cpu = sum(map(cpu_seconds, pids)) - cpu
     turns = len(phase.latencies)
     return Result(
         turns_per_second=turns / seconds,
@@ -145,8 +171,11 @@ async def _measure(drivers: list[_Driver], phase: _Phase, pid: int) -> Result:
 def main() -> None:
     """Read the arguments, put the load on, print the result."""
     parser = argparse.ArgumentParser(prog="python -m bench.load", description="load generator")
-    for name in ("port", "pid", "connections", "in-flight", "turns"):
+    for name in ("port", "pid"):
+        parser.add_argument(f"--{name}", type=int, nargs="+", required=True)
+    for name in ("connections", "in-flight", "turns"):
         parser.add_argument(f"--{name}", type=int, required=True)
+    parser.add_argument("--channel", help="of all messages (default: one for each in flight)")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds (default 60)")
     arguments = vars(parser.parse_args())
     result = trio.run(lambda: generate(**arguments))

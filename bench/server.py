@@ -54,8 +54,8 @@ def empty_state() -> Iterator[Path]:
 
 
 @contextmanager
-def clarad_on(state: Path, responder: str, command: str = "") -> Iterator[Server]:
-    """Run clarad on the state that is in the directory."""
+def clarad_on(state: Path, responder: str, command: str = "", **settings: str) -> Iterator[Server]:
+    """Run clarad on the state that is in the directory; `settings` are variables beside those."""
     adopt_orphans()
     others = descendants(os.getpid())
     log = state / "stderr.log"
@@ -64,7 +64,7 @@ def clarad_on(state: Path, responder: str, command: str = "") -> Iterator[Server
     with log.open("wb") as stderr:
         process = subprocess.Popen(
             [sys.executable, "-m", "clarad", "run"],
-            env=_environment(state, responder, command),
+            env=_environment(state, responder, command) | settings,
             stdin=subprocess.DEVNULL,
             stdout=stderr,
             stderr=stderr,

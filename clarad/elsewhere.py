@@ -14,9 +14,19 @@ from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
+FIRST_LOOK: Final = 0.05
 LOOK_AGAIN: Final = 1.0
-"""Seconds until a message that waits for one of another daemon looks by itself: what was said may
-have been missed."""
+"""Seconds until a message that waits for one of another daemon looks by itself: at first, and at
+the most. It may have looked just before that one ended, and been written down just after it was
+looked for who is next."""
+
+
+class _Channel:
+    """What messages wait for that are not first in it."""
+
+    def __init__(self) -> None:
+        self.moved = trio.Event()
+        self.pause = FIRST_LOOK
 
 
 class Elsewhere:
@@ -26,7 +36,7 @@ class Elsewhere:
         """`start_soon` starts a task in the turns' nursery."""
         self._store = store
         self._start_soon = start_soon
-        self._moved: dict[tuple[str, str], trio.Event] = {}
+        self._channels: dict[tuple[str, str], _Channel] = {}
 
     async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
         """Note that the message begins, if it is its turn.
@@ -36,18 +46,19 @@ class Elsewhere:
         Raises:
             StoreError: the store failed.
         """
-        moved = self._moved.setdefault(key[:2], trio.Event())
+        channel = self._channels.setdefault(key[:2], _Channel())
         if await self._store.begin(key):
             return True
         let_others()
-        with trio.move_on_after(LOOK_AGAIN):
-            await moved.wait()
+        with trio.move_on_after(channel.pause):
+            await channel.moved.wait()
+        channel.pause = min(channel.pause * 2, LOOK_AGAIN)
         return False
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
         """A message of this channel has ended."""
-        if (moved := self._moved.pop((platform, channel_id), None)) is not None:
-            moved.set()
+        if (channel := self._channels.pop((platform, channel_id), None)) is not None:
+            channel.moved.set()
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         """Have the node's messages with this id cancelled that other daemons have."""

@@ -48,8 +48,10 @@ SHARED: Final = BACKENDS[1:]
 class Cluster:
     """A PostgreSQL server with its data; `postgres` is its superuser, without a password."""
 
-    def __init__(self, binaries: Path) -> None:
+    def __init__(self, binaries: Path, **settings: str) -> None:
+        """`settings` are PostgreSQL's, beside those that all clusters have."""
         self._binaries = binaries
+        self._settings = settings
         self._names = (f"test_{n}" for n in itertools.count(1))
         self._free: list[str] = []
         # Short, and not pytest's: a socket's path must fit into 107 bytes.
@@ -77,7 +79,7 @@ class Cluster:
             # Nobody misses this cluster after a power cut.
             "fsync": "off",
             "full_page_writes": "off",
-        }
+        } | self._settings
         options = shlex.join(f"-c{name}={value}" for name, value in settings.items())
         log = self.directory / "log"
         self._run("pg_ctl", "start", "-w", "-D", self._data, "-l", log, "-o", options)

@@ -64,7 +64,8 @@ def node(told: Told) -> Node:
 @pytest.fixture
 async def two(share: Share, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> list[Side]:
     """Two daemons."""
-    monkeypatch.setattr(elsewhere, "LOOK_AGAIN", FOR_EVER)
+    for name in ("FIRST_LOOK", "LOOK_AGAIN"):
+        monkeypatch.setattr(elsewhere, name, FOR_EVER)
     sides = [SharedDesk(daemon) for daemon in await share(2)]
     return [Side(side, Elsewhere(side.messages, nursery.start_soon)) for side in sides]
 
@@ -168,7 +169,7 @@ async def test_what_is_said_while_the_store_looks_is_not_missed(
 async def test_a_message_finds_out_by_itself_if_nothing_is_said(
     two: list[Side], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(elsewhere, "LOOK_AGAIN", 0.01)
+    monkeypatch.setattr(elsewhere, "FIRST_LOOK", 0.01)
     here, there = two
     await here.messages.admit(1)
     await there.messages.admit(2)

@@ -63,7 +63,7 @@ class Notices:
                     node.outlet.look_for_more()
             case NodeCame():
                 self._nodes.go(notice.node_id, notice.platform, notice.after_seq)
-            case ChannelMoved():
+            case ChannelMoved() if self._messages.has(notice.owner):
                 self._turns.channel_moved(notice.platform, notice.channel_id)
             case CancelAsked():
                 if self._nodes.known(notice.node_id, notice.platform) is not None:

@@ -26,10 +26,11 @@ class TasksChanged(Struct, frozen=True, tag="tasks"):
 
 
 class ChannelMoved(Struct, frozen=True, tag="channel"):
-    """A message has ended, and others of its channel wait."""
+    """A message has ended, and the next of its channel is this life's of a daemon."""
 
     platform: str
     channel_id: str
+    owner: int
 
 
 class CancelAsked(Struct, frozen=True, tag="cancel"):

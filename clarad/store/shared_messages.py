@@ -1,16 +1,30 @@
 """Messages in tables that several daemons share: those of a channel one at a time, in order.
 
-Whose turn it is in a channel is decided under an advisory lock of the channel, in the transaction
-that has the message begin. Nobody waits for that lock, so no two transactions wait for each other:
-who does not get it tries again, when the channel has moved on or after a second.
+Which message is first in a channel is looked up without a lock. Only the first takes an advisory
+lock of the channel, and looks again under it, in the transaction that has it begin: one with a
+lower number may have been committed meanwhile. Nobody waits for that lock, so no two transactions
+wait for each other: who does not get it tries again some milliseconds later, when its holder has
+committed.
 """
 
 from collections.abc import Callable, Sequence
 from hashlib import blake2b
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, Connection, func, select, text, update
+import trio
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import aliased
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
@@ -18,35 +32,58 @@ from clarad.store.messages import END, THIS, MessageKey, Messages, this_message
 from clarad.store.models import MessageRow
 from clarad.store.notices import CancelAsked, ChannelMoved, NodeOwed, notify
 
+LOCK_RETRY: Final = 0.005
+"""Seconds until a lock of a channel that another daemon has is tried again."""
+
 
 class ChannelFull(StoreError):  # noqa: N818 - it is what has happened
     """Too many messages wait in the channel, with all daemons together."""
 
 
-_LOCK: Final = text("SELECT pg_try_advisory_xact_lock(:channel)")
-_AHEAD: Final = text(
-    "SELECT count(*) FROM clarad_messages"
-    " WHERE platform = :platform AND channel_id = :channel_id AND ended_at IS NULL"
+# How many are before a new message. If it may begin and none is, the channel is locked.
+_PLACE: Final = text(
+    "SELECT count(*), CASE WHEN CAST(:may_begin AS boolean) AND count(*) = 0"
+    " THEN pg_try_advisory_xact_lock(:lock) ELSE false END FROM clarad_messages"
+    " WHERE platform = :key_platform AND channel_id = :key_channel_id AND ended_at IS NULL"
 )
-_INSERT: Final = (
-    postgresql.insert(MessageRow.__table__)  # type: ignore[arg-type]
-    .on_conflict_do_nothing()
-    .returning(MessageRow.__table__.c.id)
+_IS_FREE: Final = ~exists().where(
+    MessageRow.platform == bindparam("key_platform"),
+    MessageRow.channel_id == bindparam("key_channel_id"),
+    MessageRow.ended_at.is_(None),
 )
 # When one message ends and the next begins is by one clock, and read in this order.
-_NOW: Final = select(func.clock_timestamp())
-_END: Final = END.values(ended_at=func.clock_timestamp())
-_BEGIN: Final = text(
-    "UPDATE clarad_messages AS mine SET begun_at = clock_timestamp()"
-    " WHERE platform = :key_platform AND channel_id = :key_channel_id"
-    " AND request_id = :key_request_id AND NOT EXISTS ("
-    "  SELECT 1 FROM clarad_messages AS other WHERE other.ended_at IS NULL"
-    "  AND other.platform = mine.platform AND other.channel_id = mine.channel_id"
-    "  AND other.id <> mine.id AND (other.id < mine.id OR other.begun_at IS NOT NULL))"
+_INSERT: Final = (
+    postgresql.insert(MessageRow.__table__)  # type: ignore[arg-type]
+    .values(begun_at=case((bindparam("has_lock") & _IS_FREE, func.clock_timestamp())))
+    .on_conflict_do_nothing(index_elements=list(MessageKey._fields))
+    .returning(MessageRow.begun_at)
 )
-_OTHERS_WAIT: Final = text(
-    "SELECT 1 FROM clarad_messages WHERE platform = :key_platform"
-    " AND channel_id = :key_channel_id AND ended_at IS NULL AND owner <> :me LIMIT 1"
+_OTHER: Final = aliased(MessageRow)
+_NEXT_OWNER: Final = (
+    select(_OTHER.owner)
+    .where(_OTHER.platform == MessageRow.platform, _OTHER.channel_id == MessageRow.channel_id)
+    .where(_OTHER.ended_at.is_(None), _OTHER.id != MessageRow.id)
+    .order_by(_OTHER.id)
+    .limit(1)
+    .scalar_subquery()
+)
+_END: Final = END.values(ended_at=func.clock_timestamp()).returning(_NEXT_OWNER)
+_IS_FIRST: Final = (
+    "NOT EXISTS (SELECT 1 FROM clarad_messages AS other WHERE other.ended_at IS NULL"
+    " AND other.platform = mine.platform AND other.channel_id = mine.channel_id"
+    " AND other.id <> mine.id AND (other.id < mine.id OR other.begun_at IS NOT NULL))"
+)
+_MINE: Final = (
+    "platform = :key_platform AND channel_id = :key_channel_id AND request_id = :key_request_id"
+)
+# Null if it is not first, false if somebody else has the channel locked.
+_LOCK_IF_FIRST: Final = text(
+    f"SELECT CASE WHEN {_IS_FIRST} THEN pg_try_advisory_xact_lock(:lock) END"  # noqa: S608
+    f" FROM clarad_messages AS mine WHERE {_MINE}"
+)
+_BEGIN: Final = text(
+    "UPDATE clarad_messages AS mine SET begun_at = clock_timestamp()"  # noqa: S608
+    f" WHERE {_MINE} AND {_IS_FIRST}"
 )
 
 # A node that registers elsewhere meanwhile has its frames numbered there. The lock has this end
@@ -76,43 +113,53 @@ class SharedMessages(Messages):
         daemons; then `queued` is called with how many, before `then`, which is called with
         `ChannelFull` if there are more than `most`.
         """
-        row = self.row(key, begun=False, **about)
-        found: list[int | None] = []  # how many are before it; None if it is there already
+        row = self.row(key, begun=False, **about) | this_message(key)
+        del row["begun_at"]
+        given = {"may_begin": begun, "lock": channel_lock(key)} | this_message(key)
 
-        def accept(connection: Connection) -> None:
-            # Before the others are counted: who has had the lock until now may have begun.
-            has_turn = begun and _lock(connection, key)
-            ahead = connection.execute(_AHEAD, row).scalar_one()
+        def accept(connection: Connection) -> int | ChannelFull | None:
+            """Return how many are before it; `None` if it is there already."""
+            ahead, has_lock = connection.execute(_PLACE, given).one()
             if most is not None and ahead > most and not _is_known(connection, key):
-                raise ChannelFull(f"{most} messages wait here; try later.")
-            begins = has_turn and not ahead
-            # Each time: it is done again if the transaction fails.
-            begun_at = connection.execute(_NOW).scalar_one() if begins else None
-            is_new = connection.execute(_INSERT, row | {"begun_at": begun_at}).scalar() is not None
-            found[:] = [(0 if begins else max(ahead, 1)) if is_new else None]
+                return ChannelFull(f"{most} messages wait here; try later.")
+            new = connection.execute(_INSERT, row | {"has_lock": has_lock}).one_or_none()
+            if new is None:
+                return None
+            return 0 if new.begun_at is not None else max(ahead, 1)
 
         def answer(error: Exception | None) -> None:
+            ahead: int | ChannelFull | None = job.result
             if error is not None:
                 then(as_store_error(error))
-            elif (ahead := found[0]) is None:
+            elif isinstance(ahead, ChannelFull):
+                then(ahead)
+            elif ahead is None:
                 then(False)
             else:
                 if ahead and queued is not None:
                     queued(ahead)
                 then(True)
 
-        self._writer.hand_in(accept, answer)
+        job = self._writer.hand_in(accept, answer)
 
     async def begin(self, key: MessageKey) -> bool:
         """Note that work on the message begins now, if it is its turn; say whether it is."""
+        given = this_message(key) | {"lock": channel_lock(key)}
 
-        def begin(connection: Connection) -> bool:
-            if not _lock(connection, key):
+        def begin(connection: Connection) -> bool | None:
+            has_lock = connection.execute(_LOCK_IF_FIRST, given).scalar()
+            if has_lock is None:
                 return False
-            return connection.execute(_BEGIN, this_message(key)).rowcount == 1
+            return connection.execute(_BEGIN, given).rowcount == 1 if has_lock else None
 
         with errors_in_one_line():
-            return await self._writer.call(begin)
+            while (has_begun := await self._writer.call(begin)) is None:
+                await trio.sleep(LOCK_RETRY)
+        return has_begun
+
+    def has(self, owner: int | None) -> bool:
+        """Whether messages of this life of a daemon are seen to by this daemon."""
+        return self._writer.life is not None and owner in self._writer.life.owners
 
     def _write_end(
         self,
@@ -133,9 +180,9 @@ class SharedMessages(Messages):
                 node = given | {"node_id": owed_to}
                 if connection.execute(_HAVE_NODE, node).scalar() is None:
                     has_node, ending["new_seq"] = False, None
-            connection.execute(_END, ending)
-            if connection.execute(_OTHERS_WAIT, given).scalar() is not None:
-                notify(connection, ChannelMoved(key.platform, key.channel_id))
+            following = connection.execute(_END, ending).scalar()
+            if following is not None and not self.has(following):
+                notify(connection, ChannelMoved(key.platform, key.channel_id, following))
             if owed_to is not None and not has_node:
                 notify(connection, NodeOwed(key.platform, owed_to))
             return has_node
@@ -193,8 +240,7 @@ def _is_known(connection: Connection, key: MessageKey) -> bool:
     return connection.execute(which, this_message(key)).scalar() is not None
 
 
-def _lock(connection: Connection, key: MessageKey) -> bool:
-    """Lock the message's channel until the commit; `False` if somebody else has it locked."""
+def channel_lock(key: MessageKey) -> int:
+    """Return the advisory lock of the message's channel."""
     name = f"{key.platform}\0{key.channel_id}".encode()
-    number = int.from_bytes(blake2b(name, digest_size=8).digest(), signed=True)
-    return bool(connection.execute(_LOCK, {"channel": number}).scalar_one())
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), signed=True)

@@ -42,7 +42,7 @@ ids: Final = _texts(255).filter(_is_an_id)
 notices: Final[st.SearchStrategy[Notice]] = st.one_of(
     st.builds(MembersChanged),
     st.builds(TasksChanged),
-    st.builds(ChannelMoved, ids, ids),
+    st.builds(ChannelMoved, ids, ids, st.integers(1, 2**63 - 1)),
     st.builds(CancelAsked, ids, ids),
     st.builds(NodeOwed, ids, ids),
     st.builds(NodeCame, ids, ids, st.integers(0, 2**63 - 1)),

@@ -1,11 +1,13 @@
 """Messages of several daemons in one table: each channel's one at a time, and in order."""
 
+from collections.abc import Callable
 from functools import partial
 
 import pytest
 import trio
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
+from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import (
     CancelAsked,
@@ -16,6 +18,7 @@ from clarad.store import (
     NodeOwed,
     StoreError,
 )
+from clarad.store.shared_messages import channel_lock
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
 from tests.store.daemons import ABOUT, ENDING, STATES, Share, SharedDesk
@@ -218,22 +221,73 @@ async def test_of_all_that_ask_at_once_the_first_begins(
     assert began == [0]
 
 
-async def test_nobody_waits_for_a_channel_that_another_daemon_decides_on(
+async def test_who_is_first_does_not_wait_for_what_is_written_down_behind_it(
     two: list[SharedDesk], outside: Outside
 ) -> None:
     here, there = two
-    seen: list[object] = []
+    await there.accept(1)
+    seen: list[bool] = []
+
+    async def begin() -> None:
+        with trio.fail_after(FAIL_SAFE):
+            seen.append(await there.messages.begin(key(1)))
+
+    async with queueing_up(here.writer):
+        here.messages.accept(key(2), begun=True, then=lambda _: None, **ABOUT)
+        deciding = here.writer.hand_in(lambda _connection: trio.from_thread.run(begin))
+    await deciding.wait()
+    assert seen == [True]
+    assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
+
+
+async def test_who_finds_its_channel_locked_has_its_turn_as_soon_as_that_is_given_back(
+    two: list[SharedDesk], connect: Callable[[str], Engine], url: str, nursery: trio.Nursery
+) -> None:
+    here, _ = two
+    await here.accept(1)
+    has_begun = trio.Event()
+
+    async def begin() -> None:
+        assert await here.messages.begin(key(1))
+        has_begun.set()
+
+    with connect(url).begin() as somebody:
+        somebody.execute(select(func.pg_advisory_xact_lock(channel_lock(key(1)))))
+        nursery.start_soon(begin)
+        await wait_all_tasks_blocked()
+        await here.writer.call(lambda _connection: None)  # nothing else waits meanwhile
+        assert not has_begun.is_set()
+    with trio.fail_after(FAIL_SAFE):
+        await has_begun.wait()
+
+
+async def test_two_that_both_find_themselves_first_do_not_both_begin(
+    two: list[SharedDesk], outside: Outside, nursery: trio.Nursery
+) -> None:
+    here, there = two
+    has_begun: list[bool] = []
+    answered = trio.Event()
+
+    async def begin() -> None:
+        has_begun.append(await there.messages.begin(key(2)))
+        answered.set()
 
     async def look() -> None:
+        """Message 1 is there, has begun, and is not committed: nobody else can see it."""
         with trio.fail_after(FAIL_SAFE):
-            seen.append(await there.admit(2))
-            seen.append(await there.messages.begin(key(2)))
+            assert await there.admit(2) == (True, [1])
+            nursery.start_soon(begin)
+            await wait_all_tasks_blocked()
+            await there.writer.call(lambda _connection: None)
+            assert not answered.is_set()
 
     async with queueing_up(here.writer):
         here.messages.accept(key(1), begun=True, then=lambda _: None, **ABOUT)
         deciding = here.writer.hand_in(lambda _connection: trio.from_thread.run(look))
     await deciding.wait()
-    assert seen == [(True, [1]), False]
+    with trio.fail_after(FAIL_SAFE):
+        await answered.wait()
+    assert has_begun == [False]
     assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
 
 
@@ -247,7 +301,28 @@ async def test_whoever_waits_with_another_daemon_is_told_that_the_channel_has_mo
     await here.admit(1)
     await there.admit(2)
     await here.end(1)
-    assert there.daemon.said() == [ChannelMoved("test", "channel-1")]
+    assert there.daemon.said() == [ChannelMoved("test", "channel-1", there.daemon.number)]
+
+
+async def test_of_several_that_wait_the_one_is_told_whose_turn_it_is(share: Share) -> None:
+    first, second, third = (SharedDesk(daemon) for daemon in await share(3))
+    for number, desk in enumerate((first, third, second)):
+        await desk.admit(number)
+    await first.end(0)
+    (moved,) = second.daemon.said()
+    assert isinstance(moved, ChannelMoved)
+    assert [desk.messages.has(moved.owner) for desk in (second, third)] == [False, True]
+
+
+async def test_who_has_taken_over_is_told_in_the_place_of_the_dead(
+    two: list[SharedDesk],
+) -> None:
+    here, there = two
+    await here.admit(1)
+    await there.admit(2)
+    here.daemon.life.owners |= {there.daemon.number}
+    await here.end(1)
+    assert there.daemon.said() == [], "the heir has the next message, and need not tell itself"
 
 
 async def test_nobody_is_told_if_nobody_waits_elsewhere(two: list[SharedDesk]) -> None:
