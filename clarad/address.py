@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from clarad import files
+
 FILE_NAME: Final = "gateway.json"
 """Lies in the state directory while the daemon takes connections."""
 
@@ -23,9 +25,7 @@ class Address(NamedTuple):
 def announce(state_dir: Path, where: Address, pid: int, *, control: Path) -> None:
     """Write the addresses down, so that a reader finds all of them or none."""
     found = where._asdict() | {"pid": pid, "control": os.fspath(control)}
-    beside = state_dir / f"{FILE_NAME}.new"
-    beside.write_text(json.dumps(found) + "\n")
-    beside.replace(state_dir / FILE_NAME)
+    files.replace(state_dir / FILE_NAME, json.dumps(found) + "\n")
 
 
 def withdraw(state_dir: Path) -> None:

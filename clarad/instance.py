@@ -9,6 +9,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Final
 
+from clarad import files
+
 FILE_NAME: Final = "instance"
 
 _LOCK: Final = "clarad.lock"
@@ -29,9 +31,7 @@ def identify(state_dir: Path) -> str:
     """
     path = state_dir / FILE_NAME
     if not path.exists():
-        beside = path.with_suffix(".new")
-        beside.write_text(secrets.token_hex(8) + "\n")
-        beside.replace(path)
+        files.replace(path, secrets.token_hex(8) + "\n")
     return path.read_text().strip()
 
 
@@ -50,7 +50,7 @@ def holder(state_dir: Path) -> str:
         OSError: the directory cannot be read or written.
     """
     lock = state_dir / _LOCK
-    lock.touch(mode=0o600)
+    files.make(lock)
     found = lock.stat()
     about = (identify(state_dir), _BOOT.read_text().strip(), found.st_dev, found.st_ino)
     return blake2b(repr(about).encode(), digest_size=16).hexdigest()
@@ -61,11 +61,15 @@ def only_one(state_dir: Path) -> Iterator[None]:
     """Hold the state directory for this process; the kernel lets go when the process ends.
 
     Raises:
-        AlreadyRunning: somebody else holds it, or it cannot be written.
+        AlreadyRunning: somebody else holds it, it cannot be written, or root is not to write it.
     """
     try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        files.require_ours(state_dir)
+        files.make_directory(state_dir)
+        files.make(state_dir / _LOCK)
+        lock = os.open(state_dir / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    except files.NotOurs as error:
+        raise AlreadyRunning(str(error)) from None
     except OSError as error:
         raise AlreadyRunning(
             f"cannot write to {state_dir}: {error.strerror}; set CLARA_STATE_DIR to a directory "

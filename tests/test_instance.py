@@ -1,11 +1,18 @@
 """Which installation it is: a name that stays, and that no other one has."""
 
+import os
 import shutil
+import stat
 from pathlib import Path
+from typing import Final
 
 import pytest
 
 from clarad import instance
+from tests.process import clarad, daemon, environment
+from tests.unprivileged import NOBODY
+
+COMMANDS: Final = (("run",), ("migrate",), ("tokens", "create", "discord"), ("init",))
 
 
 def test_a_name_stays_the_same(tmp_path: Path) -> None:
@@ -53,3 +60,42 @@ def test_who_holds_a_copy_of_a_state_directory_is_somebody_else(tmp_path: Path) 
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     assert instance.identify(tmp_path / "copy") == instance.identify(tmp_path / "one")
     assert instance.holder(tmp_path / "copy") != holder
+
+
+def test_all_that_a_daemon_makes_is_for_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        with daemon(tmp_path / "new" / "state") as process:
+            assert clarad("status", env=process.environment).returncode == 0
+            made = [tmp_path / "new", *(tmp_path / "new").rglob("*")]
+            modes = {path.name: oct(stat.S_IMODE(path.stat().st_mode)) for path in made}
+    finally:
+        os.umask(before)
+    assert modes == {
+        "new": "0o700",
+        "state": "0o700",
+        "control.sock": "0o660",
+        "clarad.lock": "0o600",
+        "clarad.db": "0o600",
+        "clarad.db-wal": "0o600",
+        "clarad.db-shm": "0o600",
+        "gateway.json": "0o600",
+        "instance": "0o600",
+    }
+
+
+@pytest.mark.parametrize("words", COMMANDS if os.geteuid() == 0 else (), ids=" ".join)
+@pytest.mark.parametrize("which", ["state", "below"])
+def test_root_makes_nothing_in_the_state_directory_of_another_user(
+    tmp_path: Path, words: tuple[str, ...], which: str
+) -> None:
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    os.chown(theirs, NOBODY, -1)
+    place = {"state": theirs, "below": theirs / "state"}[which]
+    env = environment(place, CLARA_HOOKS_DIR=f"{place}", CLARA_SCHEDULER_DIR=f"{place}")
+    said = clarad(*words, env=env)
+    assert said.returncode != 0
+    assert "run `sudo -u nobody clarad " + " ".join(words) + "`" in said.stderr
+    assert "Traceback" not in said.stderr
+    assert list(theirs.iterdir()) == []

@@ -1,9 +1,10 @@
 """`clarad init`: commented examples of hooks.yaml and scheduler.yaml, where the daemon looks."""
 
 import argparse
+import os
 from pathlib import Path
 
-from clarad import config
+from clarad import config, files
 from clarad.cli import fail
 
 
@@ -31,9 +32,13 @@ def run(_arguments: argparse.Namespace) -> int:
         ("CLARA_SCHEDULER_DIR", settings.scheduler_dir / "scheduler.yaml"),
     ):
         try:
+            files.require_ours(path.parent)
             _make(path.parent)
             is_new = _write(path, _example(path.name))
             print(f"{path} is written" if is_new else f"{path} is there already, left as it is")
+        except files.NotOurs as error:
+            fail(f"{variable}: {error}")
+            status = 1
         except OSError as error:
             fail(f"{variable}: {error.strerror}: {error.filename}; name a directory of your own")
             status = 1
@@ -55,17 +60,23 @@ def _make(directory: Path) -> None:
     """Make a directory and those above it; `mkdir` gives its mode to the last one alone."""
     missing = [place for place in (directory, *directory.parents) if not place.exists()]
     for place in reversed(missing):
-        place.mkdir(mode=0o755)
+        place.mkdir(mode=0o755 if _for_another() else 0o700)
+
+
+def _for_another() -> bool:
+    """Whether the daemon that reads the files is another user's: root writes those in /etc."""
+    return os.geteuid() == 0
 
 
 def _write(path: Path, text: str) -> bool:
     """Write a new file, or nothing; whether it is new."""
+    mode = 0o644 if _for_another() else 0o600
     try:
-        file = path.open("x", encoding="utf-8")
+        made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:
         return False
     try:
-        with file:
+        with open(made, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:  # half an example would be left as it is by the next try
         path.unlink()

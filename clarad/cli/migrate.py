@@ -2,9 +2,10 @@
 
 import argparse
 from contextlib import closing
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clarad import config
+from clarad import config, files
 from clarad.cli import fail
 
 if TYPE_CHECKING:
@@ -54,12 +55,16 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    from clarad.store import open_engine
+    from clarad.store import StoreError, open_engine
 
     only_looks = arguments.part in ("status", "history", "heads")
     engine = open_engine(settings.database_url, read_only=only_looks)
     try:
+        if not only_looks and Path(engine.url.database or "").parent == settings.state_dir:
+            files.make_directory(settings.state_dir)
         return _do(arguments, engine)
+    except OSError as error:
+        raise StoreError(f"{settings.state_dir}: {error.strerror}") from None
     finally:
         engine.dispose()
 

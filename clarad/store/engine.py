@@ -13,6 +13,8 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
+from clarad import files
+
 BUSY_TIMEOUT = 5.0
 """How long to wait for another process that holds SQLite's write lock, in seconds."""
 
@@ -116,12 +118,9 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
         how = "mode=ro" if has_log else "mode=ro&immutable=1"  # sqlite.org/uri.html
         uri = f"file:{quote(str(path.absolute()))}?{how}"
         return create_engine(url, creator=lambda: sqlite3.connect(uri, uri=True))
-    try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot make the directory {path.parent}: {error.strerror}") from None
     _require_writable(path)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
+    event.listen(engine, "do_connect", lambda *_: _make_sqlite(path))
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -129,13 +128,30 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
 
 def _require_writable(path: Path) -> None:
     """Say by name what SQLite would call "unable to open database file"."""
-    # The directory too: the log lies in it (sqlite.org/wal.html, "Read-Only Databases").
-    for place in (path, path.parent):
-        if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
-            raise StoreError(
-                f"cannot write to {place}; make it the daemon's own, or set DATABASE_URL to a "
-                "database that it may write"
-            )
+    try:
+        files.require_ours(path)
+        # The directory too: the log lies in it (sqlite.org/wal.html, "Read-Only Databases").
+        for place in (path, path.parent):
+            if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
+                raise StoreError(
+                    f"cannot write to {place}; make it the daemon's own, or set DATABASE_URL to a "
+                    "database that it may write"
+                )
+    except (files.NotOurs, OSError) as error:
+        raise StoreError(str(error)) from None
+
+
+def _make_sqlite(path: Path) -> None:
+    """Make the file before SQLite does: its log then has the mode of the file, too."""
+    if path.is_symlink() and not path.exists():
+        raise StoreError(f"{path} is a link to {path.readlink()}, which is not there; remove it")
+    try:
+        files.make(path)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make the database {path}: {error.strerror}; make its directory, for the "
+            "daemon's user, or set DATABASE_URL to another place"
+        ) from None
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

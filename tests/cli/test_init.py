@@ -93,15 +93,18 @@ def test_the_settings_say_where(init: Init, tmp_path: Path) -> None:
     assert contents(tmp_path) == {"a/b/hooks.yaml": HOOKS, "c/scheduler.yaml": TASKS}
 
 
-@pytest.mark.parametrize(("mask", "mode"), [(0o000, 0o755), (0o022, 0o755), (0o077, 0o700)])
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077], ids=oct)
 @pytest.mark.usefixtures("_umask")
-def test_directories_are_for_everybody_to_read_unless_the_umask_is_stricter(
-    init: Init, tmp_path: Path, mask: int, mode: int
+def test_what_root_writes_others_can_read_and_what_others_write_is_theirs_alone(
+    init: Init, tmp_path: Path, mask: int
 ) -> None:
     os.umask(mask)
     init(CLARA_HOOKS_DIR=f"{tmp_path}/a/b")
+    read_by_others = 0o055 if os.geteuid() == 0 else 0
     for made in (tmp_path / "a", tmp_path / "a" / "b"):
-        assert stat.S_IMODE(made.stat().st_mode) == mode
+        assert stat.S_IMODE(made.stat().st_mode) == (0o700 | read_by_others) & ~mask
+    hooks = tmp_path / "a" / "b" / "hooks.yaml"
+    assert stat.S_IMODE(hooks.stat().st_mode) == (0o600 | read_by_others & 0o044) & ~mask
 
 
 # --- what is left --------------------------------------------------------------------------------

@@ -62,13 +62,18 @@ def test_opening_connects_to_nothing_yet(tmp_path: Path, connect: Connect) -> No
     assert not (tmp_path / "test.db").exists()
 
 
-def test_the_directory_is_made_for_its_owner_only(tmp_path: Path, connect: Connect) -> None:
+def test_what_is_made_is_for_its_owner_only_whatever_the_umask(
+    tmp_path: Path, connect: Connect
+) -> None:
     before = os.umask(0)
     try:
-        connect(f"sqlite:///{tmp_path}/new/test.db")
+        engine = connect(f"sqlite:///{tmp_path}/test.db")
+        with engine.begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE things (n INTEGER)")
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
     finally:
         os.umask(before)
-    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o700
+    assert modes == {"test.db": 0o600, "test.db-wal": 0o600, "test.db-shm": 0o600}
 
 
 def test_a_directory_that_is_there_keeps_its_mode(tmp_path: Path, connect: Connect) -> None:
@@ -85,17 +90,24 @@ def test_a_directory_that_is_there_keeps_its_mode(tmp_path: Path, connect: Conne
 def test_the_file_lies_where_the_settings_say_whatever_the_directory_is_called(
     tmp_path: Path, connect: Connect, name: str
 ) -> None:
+    (tmp_path / name).mkdir()
     settings, _ = config.load({"CLARA_STATE_DIR": f"{tmp_path / name}"})
     pragma(connect(settings.database_url), "user_version")
     assert (tmp_path / name / "clarad.db").exists()
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
-def test_a_directory_that_cannot_be_made_is_said_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(StoreError) as caught:
-        open_engine(f"sqlite:///{tmp_path}/file/new/test.db")
-    assert str(caught.value) == f"cannot make the directory {tmp_path}/file/new: Not a directory"
+def test_no_directory_is_made_for_a_database(tmp_path: Path, connect: Connect) -> None:
+    with pytest.raises(StoreError, match=f"cannot make the database {tmp_path}/new/test.db: No "):
+        pragma(connect(f"sqlite:///{tmp_path}/new/test.db"), "user_version")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_that_leads_nowhere_is_not_followed(tmp_path: Path, connect: Connect) -> None:
+    (tmp_path / "test.db").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=f"is a link to {tmp_path}/elsewhere, which is not there"):
+        pragma(connect(f"sqlite:///{tmp_path}/test.db"), "user_version")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 # --- for reading only ----------------------------------------------------------------------------
@@ -125,6 +137,7 @@ def test_an_engine_for_reading_cannot_write(tmp_path: Path, sqlite: Engine) -> N
 def test_an_engine_for_reading_finds_what_is_there(
     tmp_path: Path, connect: Connect, name: str
 ) -> None:
+    (tmp_path / name).mkdir()
     settings, _ = config.load({"CLARA_STATE_DIR": f"{tmp_path / name}"})
     with connect(settings.database_url).begin() as connection:
         connection.exec_driver_sql("CREATE TABLE things (n INTEGER)")

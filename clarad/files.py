@@ -1,0 +1,63 @@
+"""Files of the daemon's own: nobody else reads them, whatever the umask, and root makes none."""
+
+import os
+import pwd
+import shlex
+import sys
+from pathlib import Path
+
+
+class NotOurs(Exception):  # noqa: N818 - it is an answer, not a fault
+    """A place is another user's; the text has the command that is right."""
+
+
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, for this user alone.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    for place in reversed(missing):
+        place.mkdir(mode=0o700)
+
+
+def make(path: Path) -> None:
+    """Make an empty file for this user alone, if nothing is there.
+
+    Raises:
+        OSError: it cannot be made, or a link is there that leads nowhere.
+    """
+    if not path.exists():
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+
+
+def replace(path: Path, text: str) -> None:
+    """Write a file for this user alone, so that a reader finds all of it, or what was there.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.new")
+    beside.unlink(missing_ok=True)  # a link there is not followed
+    make(beside)
+    beside.write_text(text)
+    beside.replace(path)
+
+
+def require_ours(path: Path) -> None:
+    """Keep root from leaving files of its own where another user's daemon keeps what it has.
+
+    Raises:
+        NotOurs: the place, or what it would be made in, is another user's.
+        OSError: it cannot be looked at.
+    """
+    nearest = next(place for place in (path, *path.parents) if place.exists())
+    if os.geteuid() != 0 or (owner := nearest.stat().st_uid) == 0:
+        return
+    try:
+        name = pwd.getpwuid(owner).pw_name
+    except KeyError:
+        name = f"#{owner}"  # as sudo takes it
+    command = shlex.join(["sudo", "-u", name, "clarad", *sys.argv[1:]])
+    raise NotOurs(f"{nearest} belongs to the user {name}, and not to root: run `{command}`")
