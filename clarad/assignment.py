@@ -57,6 +57,7 @@ class Assignment:
         self._changing = trio.Lock()
         self._daemons = 1
         self._to_enroll = self._is_unsure = False
+        self._unsaved_turn: datetime | None = None
 
     async def set_up(self) -> None:
         """Take the tasks up where the last run of the daemon left them.
@@ -186,11 +187,24 @@ class Assignment:
                 self.agenda.put(entry)
                 if n % AT_ONE_GO == 0:
                     await trio.lowlevel.checkpoint()
+        self._unsaved_turn = now if self._unsaved_turn is None else min(now, self._unsaved_turn)
+
+    async def save_turn(self) -> None:
+        """Write down that the clock was set back, unless the store knows it; call it again if not.
+
+        Otherwise the next start would take the occurrences from then on for accounted for.
+        """
+        if self._unsaved_turn is None:
+            return
+        async with self._changing:
             try:
-                await self._states.save(turned_back(await self._states.load(), now))
+                back = turned_back(await self._states.load(), self._unsaved_turn)
+                await self._states.save(back)
             except StoreError as error:
                 about = catalogue.STORE_FAILED.about()
                 log.error("that the clock was set back is not stored: %s", error, extra=about)
+            else:
+                self._unsaved_turn = None
 
     # --- what daemons share ----------------------------------------------------------------------
 

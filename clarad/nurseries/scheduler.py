@@ -192,6 +192,7 @@ class Scheduler:
                 log.warning("the clock was set back by %s", last - now, extra=about)
                 await self._assignment.turn_back(now)
             last = now
+            await self._assignment.save_turn()
             decisions = self._assignment.agenda.take(now, CHUNK)
             if decisions:
                 await self._act_on(decisions)

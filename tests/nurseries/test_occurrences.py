@@ -319,6 +319,21 @@ def _coarse() -> Iterator[None]:
         ("run_now", "cron"),
     ],
 )
+# The disk does not take that the clock was set back, and is well again before the kill.
+@example(
+    {
+        "start": task("start", type="one_shot", delay=4.0),
+        "cron": task("cron", cron="*/2 * * * *", jitter=90.0),
+    },
+    [
+        ("let_pass", 89.1),
+        ("full_disk", 0),
+        ("step", -260),
+        ("mend",),
+        ("let_pass", 0.0),
+        ("restart", "kill", 0.0, 0),
+    ],
+)
 @settings(max_examples=100, deadline=None)
 @given(TASKS, st.lists(STEPS, max_size=12))
 def test_each_occurrence_has_one_row_and_runs_once_at_most(
