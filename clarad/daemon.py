@@ -1,6 +1,5 @@
 """The composition root: builds the parts, hands them to each other, runs the tree, and ends it."""
 
-import gc
 import os
 import socket
 import ssl
@@ -307,7 +306,6 @@ class Daemon:
             self._lease.go_on(f"{socket.gethostname()}:{port}")
         if self._watched_within is not None:
             await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
-        _leave_alone_what_stays()
         where = address.Address(host, port, tls=self._settings.gateway_tls_cert is not None)
         address.announce(self._settings.state_dir, where, os.getpid(), control=control)
         self.bus.publish(
@@ -394,13 +392,3 @@ class Daemon:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
         self.turns.give_up()
         self._given_up.set()
-
-
-def _leave_alone_what_stays() -> None:
-    """Keep the garbage collector from walking through everything that was imported, for ever.
-
-    A collection of the oldest generation costs 50 ms then, in the middle of somebody's answer.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 50)

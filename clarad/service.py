@@ -1,6 +1,7 @@
 """The process: one life of the daemon after another, until a signal ends it."""
 
 import faulthandler
+import gc
 import logging
 import os
 import signal
@@ -63,9 +64,21 @@ def run(
             if before is not None:
                 about = catalogue.MIGRATED.about(revision=before)
                 logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
+            _leave_imports_uncollected()
             trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
         finally:
             engine.dispose()
+
+
+def _leave_imports_uncollected() -> None:
+    """Keep the garbage collector from walking through all that was imported, again and again.
+
+    A collection of the oldest generation would hold the loop for 50 ms. It is done before there is
+    a loop, and for the process, not for a daemon: what is frozen is never collected.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
 
 
 async def _run_until_signal(
