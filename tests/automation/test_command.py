@@ -229,7 +229,7 @@ async def test_what_was_written_before_a_cancel_is_kept_and_nothing_of_the_comma
     marker: Marker,
 ) -> None:
     output = await cancelled_when_it_complains(
-        f"echo half; echo way >&2; sleep {marker.text} & sleep {marker.text}"
+        f"echo half; echo way >&2; sleep {marker.text} & exec sleep {marker.text}"
     )
     assert (output.stdout.kept, output.stderr.kept) == (b"half\n", b"way\n")
     assert marker.alive == []
