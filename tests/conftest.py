@@ -1,5 +1,6 @@
 """A real daemon for each test: real sockets, a real database, and a responder under control."""
 
+import logging
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -13,6 +14,7 @@ import pytest
 import trio
 from sqlalchemy import Engine
 
+from clarad import log
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
 from clarad.daemon import Daemon
@@ -33,6 +35,8 @@ from tests.scripted import Scripted
 from tests.store.daemons import Daemon as Sharer
 from tests.store.daemons import Share
 
+pytest_plugins = ["tests.deadline"]
+
 EMPTY = "got empty parameter set"
 
 
@@ -46,6 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for mark in item.iter_markers("skip")
         )
     ]
+
+
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Give each test the levels that there were before: a reload sets those of the process."""
+    loggers = [logging.getLogger(name) for name in (None, log.OUTPUT)]
+    before = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
 
 
 @pytest.fixture(params=engines.only(*engines.ANSWERING), scope="session")

@@ -12,7 +12,7 @@ import trio
 def every_stack() -> str:
     """Return the stacks of all Trio tasks and of all threads; equal ones once, with their number.
 
-    To be called from a task.
+    Call it in the thread that runs Trio; in another one it knows of no tasks.
     """
     counted = Counter([*_tasks(), *_threads()])
     return "\n".join(
@@ -21,7 +21,7 @@ def every_stack() -> str:
 
 
 def _tasks() -> Iterator[str]:
-    root = trio.lowlevel.current_root_task()
+    root = trio.lowlevel.current_root_task() if trio.lowlevel.in_trio_run() else None
     waiting = [] if root is None else [root]
     while waiting:
         task = waiting.pop()
