@@ -48,7 +48,11 @@ class Answering:
             self.slots.leave(turn.node)
 
     async def answer(self, turn: Turn) -> None:
-        """Answer the message. Its outcome is decided then, unless this is cancelled from above."""
+        """Answer the message. Its outcome is decided then.
+
+        Unless this is cancelled from above, or `turn.waiting` was cancelled before the message had
+        begun: then nothing has been done.
+        """
         try:
             with turn.scope:
                 await self._answer(turn)
@@ -59,12 +63,14 @@ class Answering:
             _fail(turn, group)
 
     async def _answer(self, turn: Turn) -> None:
-        while not turn.begun:
-            if not turn.has_slot:
-                await self.slots.enter(turn.node)
-                turn.has_slot = True
-            await self._begin(turn)
-        if turn.begin(self.timeout):
+        with turn.waiting:
+            while not turn.begun:
+                await trio.lowlevel.checkpoint_if_cancelled()  # what follows need not be one
+                if not turn.has_slot:
+                    await self.slots.enter(turn.node)
+                    turn.has_slot = True
+                await self._begin(turn)
+        if turn.begun and turn.begin(self.timeout):
             message, session = turn.message, turn.session
             request = Request(message, turn.node.id, turn.key.platform, session.id)
             await self._responder.respond(request, turn)

@@ -183,6 +183,7 @@ class Daemon:
                         await self._stop(self._supervisor)
                 finally:
                     self._status.stopping(stop_budget(self._settings))  # also of what has failed
+                    self.turns.refuse()
                     self._give_up()
         if self._life is not None and self._life.is_lost:
             raise LeaseLost("this daemon has lost its lease on the database")
@@ -199,7 +200,10 @@ class Daemon:
         return self._settings, Definitions(self._hooks.current, self._scheduler.tasks)
 
     def request_stop(self) -> None:
-        """Take no new work from here on, and begin to stop; `stopped` is set when all is down."""
+        """Begin nothing from here on, neither new nor waiting, and stop.
+
+        `stopped` is set when all is down.
+        """
         self._status.stopping(stop_budget(self._settings))
         self._gateways.stop_listening()
         self.turns.refuse()
@@ -254,6 +258,7 @@ class Daemon:
     def _end_life(self) -> None:
         """End all that goes on, side by side and at once; nothing more is written."""
         address.withdraw(self._settings.state_dir)
+        self.turns.refuse()
         self._give_up()
         self.writer.cut()
         self._gateways.stop_listening()

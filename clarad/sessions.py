@@ -20,13 +20,11 @@ class Sessions:
         make_session: Callable[[SessionKey], Session],
         bus: Bus,
         start_soon: Callable[..., None],
-        ended: Callable[[Session], None],
     ) -> None:
-        """`start_soon` starts a task that a session is; `ended` is told when one has ended."""
+        """`start_soon` starts a task that a session is."""
         self._make_session = make_session
         self._bus = bus
         self._start_soon = start_soon
-        self._ended = ended
         self._sessions: dict[SessionKey, Session] = {}
         self._idle: OrderedDict[SessionKey, Session] = OrderedDict()
 
@@ -66,8 +64,6 @@ class Sessions:
                 del self._sessions[session.key]
             if self._idle.get(session.key) is session:
                 del self._idle[session.key]
-            if session.messages:
-                self._ended(session)
             why = "crowded_out" if session.crowded_out else "shutdown"
             if session.timed_out:
                 self._publish(EventType.SESSION_TIMEOUT, session, {"timeout": session.timeout})

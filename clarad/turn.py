@@ -74,7 +74,9 @@ class Turn:
     """One message's turn to be answered.
 
     `scope` has the responder below it: its deadline is the message's timeout, and a `cancel`
-    cancels it. To the responder this is the `Answer`.
+    cancels it. `waiting` has what comes before that, the wait for a slot and for the store's word
+    that the message begins: a stop cancels it, and what has begun by then is answered all the same.
+    To the responder this is the `Answer`.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Turn:
         self.key = MessageKey(platform, message.channel.id, message.id)
         self.life = Lifecycle(state)
         self.scope = trio.CancelScope()
+        self.waiting = trio.CancelScope()
         self.has_task = False
         self.has_slot = False
         self.begun = False  # in the store

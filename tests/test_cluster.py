@@ -164,6 +164,34 @@ async def test_a_daemon_that_is_told_to_stop_hands_over_what_waits(
     assert "Traceback" not in other.log
 
 
+async def test_a_message_that_waits_when_its_daemon_stops_is_answered_by_another(
+    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    gate = tmp_path / "gate"
+    settings = {
+        "CLARA_LEASE": "100000",
+        "CLARA_RESPONDER": "command",
+        "CLARA_RESPONDER_COMMAND": UNTIL_GATE.format(gate),
+    }
+    stopping, other = start(**settings), start(**settings)
+    peer = await node(nursery, stopping)
+    await start_message(peer, "runs")
+    await peer.ask("waits")
+    while (await peer.receive())["type"] != "status":
+        pass
+    stopping.signal(signal.SIGTERM)
+    await trio.to_thread.run_sync(stopping.wait_for_log, "stopping")
+    gate.touch()
+    assert (await peer.outcome_of("runs"))["type"] == "response_end"
+    assert await peer.close_code() == 1001
+    again = await node(nursery, other)
+    assert (await again.outcome_of("waits"))["type"] == "response_end"
+    assert await trio.to_thread.run_sync(stopping.wait) == 0
+    await until(outside, OUTCOMES, [("runs", "completed"), ("waits", "completed")])
+    for connection in (peer, again):
+        await connection.drop()
+
+
 async def test_one_daemon_has_no_need_to_end_its_work_while_the_database_is_away(
     start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
 ) -> None:

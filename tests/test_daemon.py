@@ -179,6 +179,28 @@ async def test_a_stop_waits_for_the_answer(tmp_path: Path, nursery: trio.Nursery
         assert process.wait() == 0
 
 
+async def test_a_message_that_waits_when_it_stops_is_answered_after_the_next_start(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    command = "echo started; exec sleep 1000"
+    settings = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": command}
+    with daemon(tmp_path, **settings, CLARA_DRAIN_TIMEOUT="0.1") as process:
+        peer = await node(nursery, process)
+        await start_message(peer, "runs")
+        await peer.ask("waits")
+        while (await peer.receive())["type"] != "status":
+            pass
+        process.signal(signal.SIGTERM)
+        assert (await peer.outcome_of("runs"))["type"] == "cancelled"
+        assert await peer.close_code() == 1001
+        await peer.drop()
+        assert process.wait() == 0
+    with daemon(tmp_path) as process:
+        peer = await node(nursery, process)
+        assert (await peer.outcome_of("waits"))["full_text"] == "hello"
+        await peer.drop()
+
+
 @pytest.mark.parametrize("how", ["drain timeout", "second signal"])
 async def test_a_stop_that_has_to_cancel_leaves_no_process(
     tmp_path: Path, nursery: trio.Nursery, marker: Marker, how: str

@@ -21,13 +21,7 @@ class House:
     """The sessions of a daemon in one channel, and what became of them."""
 
     def __init__(self, nursery: trio.Nursery, bus: Bus, events: Subscription) -> None:
-        self.ended_with_messages: list[AnySession] = []
-        self.sessions = Sessions(
-            lambda key: Session(key, TIMEOUT),
-            bus,
-            nursery.start_soon,
-            self.ended_with_messages.append,
-        )
+        self.sessions = Sessions(lambda key: Session(key, TIMEOUT), bus, nursery.start_soon)
         self._events = events
 
     def enter(self, user: str, *caused_by: str) -> AnySession:
@@ -84,7 +78,6 @@ async def test_a_session_ends_when_nothing_has_come_for_its_time(
     await trio.sleep(2)
     assert house.told() == [("a", "timeout"), ("a", "timeout")]  # once for each kind of event
     assert len(house.sessions) == 0
-    assert house.ended_with_messages == []
 
 
 async def test_a_session_with_a_message_does_not_time_out_before_that_has_left(
@@ -98,17 +91,6 @@ async def test_a_session_with_a_message_does_not_time_out_before_that_has_left(
     assert house.told() == []
     await trio.sleep(2)
     assert house.told() == [("a", "timeout"), ("a", "timeout")]
-    assert house.ended_with_messages == []
-
-
-async def test_whoever_sees_to_messages_is_told_of_a_session_that_ends_with_some(
-    house: House,
-) -> None:
-    session = house.enter("a")
-    await wait_all_tasks_blocked()
-    session.scope.cancel("the daemon is stopping")
-    await wait_all_tasks_blocked()
-    assert house.ended_with_messages == [session]
 
 
 async def test_a_message_does_not_go_into_a_session_that_is_ending(house: House) -> None:

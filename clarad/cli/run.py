@@ -32,7 +32,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
         "Run the daemon in the foreground. SIGTERM and Ctrl-C let running messages finish\n"
-        "for CLARA_DRAIN_TIMEOUT seconds; a second one stops at once."
+        "for CLARA_DRAIN_TIMEOUT seconds, and leave those that wait to the next start; a\n"
+        "second one stops at once."
     )
     parser.epilog = (
         "exit status:\n"

@@ -59,7 +59,7 @@ class Turns:
         self._nodes = nodes
         self._store = store
         self._nursery: trio.Nursery | None = None
-        self._sessions = Sessions(make_session, bus, self._start_soon, self._session_ended)
+        self._sessions = Sessions(make_session, bus, self._start_soon)
         self._roster = Roster()
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
@@ -70,13 +70,17 @@ class Turns:
         self._endings = Endings(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
-        self._idle = trio.Event()  # while no message lives; a new one for each busy time
+        self._changed = trio.Event()  # for `drained`: a message has left, or is left waiting
         boot = secrets.token_hex(4)
         self._response_ids = (f"response-{boot}-{n}" for n in itertools.count(1))
         self._started = trio.current_time()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve until cancelled; every message then still gets its terminal frame."""
+        """Serve until cancelled; every message that has begun still gets its terminal frame.
+
+        After `refuse`, those that wait stay in the store. Without it this is to be started again,
+        as after a failure of its own, and nobody would go on with them: they are cancelled, too.
+        """
         async with trio.open_nursery() as self._nursery:
             self._serving = True
             task_status.started()
@@ -96,18 +100,26 @@ class Turns:
         return len(self._sessions), self.answering.slots.taken, waiting
 
     def refuse(self) -> None:
-        """Take no new messages."""
+        """Take no new messages, and begin none: those that wait are the next start's.
+
+        They can still be cancelled. On PostgreSQL another daemon may run them, once this one ends.
+        """
         self._refusing = True
+        for turn in self._roster:
+            turn.waiting.cancel("the daemon is stopping")
 
     async def drained(self) -> None:
-        """Wait until no message is left; to be called after `refuse`."""
-        while self._roster:
-            await self._idle.wait()
+        """Wait until no message is under way; to be called after `refuse`."""
+        while not all(map(self._stays, self._roster)):
+            if self._changed.is_set():
+                self._changed = trio.Event()
+            await self._changed.wait()
 
     def stop(self) -> None:
-        """Cancel the messages that are left; to be followed by `drained`."""
+        """Cancel the messages that are under way; to be followed by `drained`."""
         for turn in self._roster:
-            self._cancel(turn, "the daemon is stopping", "daemon")
+            if not self._stays(turn):
+                self._cancel(turn, "the daemon is stopping", "daemon")
 
     def give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
@@ -232,19 +244,11 @@ class Turns:
         )
         self._roster.add(turn)
         self.intake.add(turn)
-        if self._idle.is_set():
-            self._idle = trio.Event()
         return turn
 
     def _start_soon(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
         assert self._nursery is not None
         self._nursery.start_soon(task, *arguments)
-
-    def _session_ended(self, session: Session) -> None:
-        """Those of its messages that wait have no task that would notice."""
-        for turn in self._roster:
-            if turn.session is session and not turn.has_task:
-                self._decide_from_above(turn)
 
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
         """The message is written down, and owed an answer from here on; or it is not."""
@@ -266,8 +270,8 @@ class Turns:
         """Take an accepted message as far as it can get by now."""
         if turn.life.decided:
             self._settle(turn)
-        elif turn.session.scope.cancel_called:
-            self._decide_from_above(turn)
+        elif self._stays(turn):
+            self._changed.set()
         elif self._roster.is_first(turn):
             self._start(turn)
 
@@ -282,10 +286,18 @@ class Turns:
         try:
             await self.answering.answer(turn)
         finally:
-            if turn.life.decided:
-                self._settle(turn)
+            turn.has_task = False
+            if self._stays(turn):
+                self.answering.leave_slot(turn)
+                self._changed.set()
             else:
-                self._decide_from_above(turn)
+                turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")  # if nothing has
+                self._settle(turn)
+
+    def _stays(self, turn: Turn) -> bool:
+        """Whether a stop leaves the message waiting in the store, as a kill would."""
+        waits = turn.life.state is State.WAITING and not turn.begun and not turn.has_task
+        return self._refusing and waits
 
     def _cancel(self, turn: Turn, reason: str, by: str) -> bool:
         """Settle on a cancellation, and start it; `False` if the outcome is settled already."""
@@ -297,12 +309,6 @@ class Turns:
         elif was_waiting:
             self._settle(turn)
         return True
-
-    def _decide_from_above(self, turn: Turn) -> None:
-        """Settle the outcome of a message whose session has ended with the daemon."""
-        decided = turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")
-        if decided and turn.life.state is State.SETTLING:  # and not still being written down
-            self._settle(turn)
 
     def _settle(self, turn: Turn) -> None:
         """See the message to its terminal frame: nothing of it runs any more."""
@@ -325,8 +331,7 @@ class Turns:
             self._elsewhere.channel_moved(*turn.key[:2])
         if following is not None and following.life.state is State.WAITING:
             self._go_on(following)
-        if not self._roster:
-            self._idle.set()
+        self._changed.set()
 
     # --- what nodes are told -----------------------------------------------------
 

@@ -158,7 +158,7 @@ def _serving(counts: Counts) -> str:
 
 def _stopping(counts: Counts) -> str:
     left = {
-        "message": counts.running + counts.queued,
+        "message": counts.running,
         "task": counts.runs,
         "session": counts.sessions,
         "adapter": counts.adapters,

@@ -3,7 +3,7 @@
 Hypothesis makes up the order in which messages are sent, sent again and cancelled, the store
 answers or fails, the responder ends or crashes, time passes, the node goes and comes back, and the
 daemon stops, with a slot or two. Everything is real but the store and the responder, which answer
-when they are told.
+when they are told. A daemon that has stopped is followed by another one on what it has left.
 """
 
 import json
@@ -27,7 +27,7 @@ from clarad.protocol import CloseCode
 from clarad.rates import Rates
 from clarad.responders import Answer, Request
 from clarad.slots import Slots
-from clarad.store import MessageKey, Messages, Stored, StoreError
+from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished
 from tests.peer import TERMINAL, Frame, message
 
 MESSAGE_TIMEOUT = 10
@@ -44,12 +44,19 @@ class SlowStore:
 
     def __init__(self) -> None:
         self.frames: dict[MessageKey, str] = {}
+        self.begun: set[MessageKey] = set()
         self.ends: defaultdict[MessageKey, list[str]] = defaultdict(list)
         self.arrived: set[MessageKey] = set()
         self._pending: list[Callable[[StoreError | None], None]] = []
 
     def accept(
-        self, key: MessageKey, *, frame: str, then: Callable[[bool | StoreError], None], **_: Any
+        self,
+        key: MessageKey,
+        *,
+        frame: str,
+        begun: bool,
+        then: Callable[[bool | StoreError], None],
+        **_: Any,
     ) -> None:
         def do(error: StoreError | None) -> None:
             if error is not None:
@@ -58,6 +65,8 @@ class SlowStore:
                 then(False)
             else:
                 self.frames[key] = frame
+                if begun:
+                    self.begun.add(key)
                 then(True)
 
         self._pending.append(do)
@@ -67,6 +76,8 @@ class SlowStore:
         outcome: list[StoreError | None] = []
 
         def do(error: StoreError | None) -> None:
+            if error is None:
+                self.begun.add(key)
             outcome.append(error)
             done.set()
 
@@ -97,6 +108,14 @@ class SlowStore:
             return None
         owed_to = None if key in self.arrived else "node-1"
         return Stored(self.frames[key], ends[0] if ends else None, owed_to)
+
+    def unfinished(self) -> list[Unfinished]:
+        """Return what was accepted and has not ended, in the order in which it came."""
+        return [
+            Unfinished(number, key, "node-1", frame, key in self.begun)
+            for number, (key, frame) in enumerate(self.frames.items(), start=1)
+            if not self.ends[key]
+        ]
 
     def answer(self, error: StoreError | None = None) -> bool:
         """Do, or fail, all that was asked for; `False` if there was nothing."""
@@ -157,20 +176,24 @@ class World:
     def __init__(self, resumes: bool, slots: int) -> None:
         self.store, self.responder, self.nodes = SlowStore(), Obedient(), Nodes()
         self.wanted = frozenset({"streaming", "accepted"} | ({"resume"} if resumes else set()))
-        self.turns = Turns(
+        self.slots = slots
+        self.turns = self.make_turns()
+        self.wires: list[Wire] = []
+        self.left: tuple[int, ...] = ()
+        self.session_id = ""
+        self.connect()
+
+    def make_turns(self) -> Turns:
+        return Turns(
             make_session=partial(Session, timeout=SESSION_TIMEOUT),
             bus=Bus(),
             nodes=self.nodes,
             store=cast(Messages, self.store),
             responder=self.responder,
             message_timeout=MESSAGE_TIMEOUT,
-            slots=Slots(slots),
+            slots=Slots(self.slots),
             rates=Rates(),
         )
-        self.wires: list[Wire] = []
-        self.left: tuple[int, ...] = ()
-        self.session_id = ""
-        self.connect()
 
     def connect(self) -> None:
         last_seq = max((frame.get("seq", 0) for frame in self.frames), default=0)
@@ -212,9 +235,18 @@ class World:
         self.responder.crash.add(f"{number}")
         self.finish(number)
 
-    def stop(self) -> None:
+    def refuse(self) -> None:
         self.turns.refuse()
+
+    def stop(self) -> None:
+        self.refuse()
         self.turns.stop()
+
+    async def begin(self, nursery: trio.Nursery) -> None:
+        """Begin another life of the daemon, on what the one before has left."""
+        self.turns = self.make_turns()
+        await nursery.start(self.turns.run)
+        self.turns.recover(self.store.unfinished())
 
     async def finish_all(self, clock: MockClock) -> None:
         """Let everything end that is under way, with a store that works."""
@@ -226,12 +258,14 @@ class World:
             while self.store.answer():
                 await wait_all_tasks_blocked()
 
-    async def end(self) -> None:
+    async def end(self, clock: MockClock) -> None:
         """Stop, with a store that works."""
         self.stop()
-        await wait_all_tasks_blocked()
-        while self.store.answer():
+        for _ in range(2):
             await wait_all_tasks_blocked()
+            while self.store.answer():
+                await wait_all_tasks_blocked()
+            clock.jump(1)  # a store that had failed is tried again
 
 
 STEPS = st.one_of(
@@ -245,7 +279,14 @@ STEPS = st.one_of(
 )
 
 
-STOP = st.just(("stop",))
+STOP = st.sampled_from([("refuse",), ("stop",)])
+
+LIVES = st.lists(
+    st.builds(add, st.lists(STEPS, max_size=40), st.lists(STEPS | STOP, max_size=10)),
+    min_size=1,
+    max_size=3,
+)
+"""What happens in each life of the daemon."""
 
 
 SLOTS = st.sampled_from([1, 2])
@@ -254,10 +295,11 @@ SLOTS = st.sampled_from([1, 2])
 async def live_through(
     resumes: bool,
     slots: int,
-    steps: list[tuple[Any, ...]],
+    lives: list[list[tuple[Any, ...]]],
     clock: MockClock,
     finished: bool = False,
 ) -> World:
+    """Live these lives, and one more in which all that is left ends."""
     world = World(resumes, slots)
     deeds: dict[str, Callable[..., object]] = {
         "submit": world.submit,
@@ -268,35 +310,43 @@ async def live_through(
         "store fails": partial(world.store.answer, StoreError("the disk is full")),
         "disconnect": world.disconnect,
         "connect": world.connect,
+        "refuse": world.refuse,
         "stop": world.stop,
         "time": clock.jump,
     }
+    for steps in lives:
+        async with trio.open_nursery() as nursery:
+            await world.begin(nursery)
+            for name, *arguments in steps:
+                deeds[name](*arguments)
+                await wait_all_tasks_blocked()
+            if finished:
+                await world.finish_all(clock)
+                world.left = world.turns.count()[1:]
+            await world.end(clock)
+            nursery.cancel_scope.cancel()
+        begun = {entry.key for entry in world.store.unfinished() if entry.begun}
+        assert not begun  # a stop leaves nothing to be `interrupted`
     async with trio.open_nursery() as nursery:
-        await nursery.start(world.turns.run)
-        for name, *arguments in steps:
-            deeds[name](*arguments)
-            await wait_all_tasks_blocked()
-        if finished:
-            await world.finish_all(clock)
-            world.left = world.turns.count()[1:]
-        await world.end()
-        clock.jump(1)  # a store that had failed is tried again
-        await wait_all_tasks_blocked()
-        await world.end()
+        await world.begin(nursery)
+        await world.finish_all(clock)
+        await world.end(clock)
         nursery.cancel_scope.cancel()
     return world
 
 
 @settings(max_examples=2000, deadline=None)
-@given(SLOTS, st.builds(add, st.lists(STEPS, max_size=40), st.lists(STEPS | STOP, max_size=10)))
+@given(SLOTS, LIVES)
 def test_each_accepted_message_ends_once_and_says_nothing_after(
-    slots: int, steps: list[tuple[Any, ...]]
+    slots: int, lives: list[list[tuple[Any, ...]]]
 ) -> None:
     clock = MockClock()
-    world = trio.run(live_through, False, slots, steps, clock, clock=clock)
+    world = trio.run(live_through, False, slots, lives, clock, clock=clock)
     assert world.responder.most <= slots
     for key in world.store.frames:
         assert len(world.store.ends[key]) == 1
+        if '"reason":"the daemon is stopping"' in world.store.ends[key][0]:
+            assert key in world.store.begun
     assert set(world.store.ends) <= set(world.store.frames)
     assert len(world.responder.ran) == len(set(world.responder.ran))
     for wire in world.wires:
@@ -305,12 +355,12 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
 
 
 @settings(max_examples=1000, deadline=None)
-@given(SLOTS, st.lists(STEPS, max_size=40))
+@given(SLOTS, LIVES)
 def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
-    slots: int, steps: list[tuple[Any, ...]]
+    slots: int, lives: list[list[tuple[Any, ...]]]
 ) -> None:
     clock = MockClock()
-    world = trio.run(live_through, True, slots, [*steps, ("connect",)], clock, clock=clock)
+    world = trio.run(live_through, True, slots, [*lives, [("connect",)]], clock, clock=clock)
     numbers = [frame["seq"] for frame in world.frames if not is_refusal(frame)]
     assert numbers == sorted(set(numbers))
     assert not any("seq" in frame for frame in world.frames if is_refusal(frame))
@@ -326,7 +376,7 @@ def test_whatever_happens_to_the_others_a_message_that_waits_has_its_turn(
     slots: int, steps: list[tuple[Any, ...]]
 ) -> None:
     clock = MockClock()
-    world = trio.run(live_through, False, slots, steps, clock, True, clock=clock)
+    world = trio.run(live_through, False, slots, [steps], clock, True, clock=clock)
     assert world.left == (0, 0)
 
 

@@ -430,18 +430,77 @@ async def test_a_stop_lets_messages_end_and_takes_no_new_ones(running: Running) 
     assert await peer.close_code() == 1001
 
 
-async def test_past_the_drain_timeout_a_stop_cancels(start: Start) -> None:
+async def test_past_the_drain_timeout_a_stop_cancels_what_has_begun(start: Start) -> None:
     running = await start(drain_timeout=0.05)
     peer = await running.node()
     await peer.ask("m1", "hold")
-    await peer.ask("m2", "hold")
     await running.responder.begun["m1"].wait()
     running.daemon.request_stop()
-    outcomes = await peer.outcomes_of("m1", "m2")
-    assert [o["type"] for o in outcomes] == ["cancelled"] * 2
+    assert (await peer.outcome_of("m1"))["type"] == "cancelled"
     assert await peer.close_code() == 1001
     event = await running.event(EventType.MESSAGE_CANCELLED)
     assert event.data["by"] == "daemon"
+
+
+@pytest.mark.parametrize("capabilities", [("accepted",), ("accepted", "resume")])
+async def test_a_stop_begins_nothing_and_the_next_start_runs_what_waits(
+    start: Start, capabilities: tuple[str, ...]
+) -> None:
+    before = await start(max_running=2)
+    peer = await before.node(capabilities=capabilities)
+    for number, channel in (("runs", "a"), ("behind", "a"), ("holds", "b"), ("slotless", "c")):
+        await peer.ask(number, "hold", channel)
+    while (await peer.receive()).get("request_id") != "slotless":  # `accepted`
+        pass
+    before.daemon.request_stop()
+    before.responder.release["runs"].set()  # which makes it the turn of both that wait
+    before.responder.release["holds"].set()
+    ends = await peer.outcomes_of("runs", "holds")
+    assert types(ends) == ["response_end", "response_end"]
+    assert await peer.close_code() == 1001
+    with trio.fail_after(10):
+        await before.daemon.stopped.wait()
+    assert sorted(before.responder.ran) == ["holds", "runs"]
+    after = await start()
+    again = await after.node(capabilities=capabilities)
+    for number in ("behind", "slotless"):
+        after.responder.release[number].set()
+    ends = await again.outcomes_of("behind", "slotless")
+    assert types(ends) == ["response_end", "response_end"]
+
+
+async def test_what_waits_for_the_next_start_can_be_cancelled_during_the_drain(
+    start: Start,
+) -> None:
+    running = await start()
+    peer = await running.node()
+    await peer.ask("runs", "hold")
+    await peer.ask("waits", "hold")
+    while (await peer.receive())["type"] != "status":
+        pass
+    running.daemon.request_stop()
+    await peer.send("cancel", request_id="waits")
+    assert (await peer.outcome_of("waits"))["type"] == "cancelled"
+    running.responder.release["runs"].set()
+    assert (await peer.outcome_of("runs"))["type"] == "response_end"
+    assert await peer.close_code() == 1001
+
+
+async def test_a_daemon_that_fails_leaves_what_waits_to_the_next_start(start: Start) -> None:
+    before = await start()
+    peer = await before.node()
+    await peer.ask("runs", "hold")
+    await peer.ask("waits", "hold")
+    while (await peer.receive())["type"] != "status":
+        pass
+    before.daemon._living.cancel("as the test wants it")
+    with trio.fail_after(10):
+        await before.daemon.stopped.wait()
+    after = await start()
+    after.responder.release["waits"].set()
+    again = await after.node()
+    ends = await again.outcomes_of("runs", "waits")
+    assert types(ends) == ["cancelled", "response_end"]
 
 
 async def test_the_next_start_runs_what_had_not_begun_and_ends_what_had(start: Start) -> None:

@@ -242,14 +242,14 @@ async def test_a_stop_counts_what_is_waited_for(
 ) -> None:
     running: Running = await start(handed=handed)
     peer = await running.node()
-    for request_id in ("m1", "m2"):
-        await peer.ask(request_id, "hold")
-    await status_of(manager, "1 message running, 1 queued")
+    for request_id, channel in (("m1", "a"), ("m2", "b"), ("left to the next start", "a")):
+        await peer.ask(request_id, "hold", channel)
+    await status_of(manager, "2 messages running, 1 queued")
     running.daemon.request_stop()
     told = (await manager.until("STOPPING", "1")).assignments
-    assert told["STATUS"] == "stopping: 2 messages, 1 session, 1 adapter left"
+    assert told["STATUS"] == "stopping: 2 messages, 2 sessions, 1 adapter left"
     running.responder.release["m1"].set()
-    await status_of(manager, "stopping: 1 message, 1 session, 1 adapter left")
+    await status_of(manager, "stopping: 1 message, 2 sessions, 1 adapter left")
     running.responder.release["m2"].set()
     assert await peer.close_code() == 1001
     await peer.drop()
