@@ -40,6 +40,11 @@ pytest_plugins = ["tests.deadline"]
 EMPTY = "got empty parameter set"
 
 
+def pytest_configure() -> None:
+    """Have Ctrl-C end the tests' processes also where it is ignored, as below `make test &`."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Drop what pytest would skip: a test for each engine that answers, and none does."""
     items[:] = [
