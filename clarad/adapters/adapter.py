@@ -91,6 +91,11 @@ class Adapter:
         self._send(cancel)
         return True
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a connection now; without one, frames wait for the next."""
+        return self._connected
+
     def _send(self, frame: protocol.Inbound) -> None:
         if self._connected:  # else it is sent when there is a connection
             self._outgoing.append(frame)

@@ -5,7 +5,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Final, TextIO
 
@@ -19,10 +19,14 @@ SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_PAUSE: Final = 0.08
 """Seconds a picture of the spinner is shown."""
 
-# What an answer holds is not to steer the terminal: control characters become their pictures.
+# Unicode 16, UAX #9, section 2: what changes the order in which letters are shown could make one id
+# look like another, or hide the end of a command.
+BIDI_CONTROLS: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
+
+# Nothing that is shown may steer the terminal: control characters become their pictures.
 HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"} | {
     0x7F: "␡",
-    **dict.fromkeys(range(0x80, 0xA0), "�"),
+    **dict.fromkeys((*range(0x80, 0xA0), *BIDI_CONTROLS), "�"),
 }
 
 
@@ -100,6 +104,7 @@ class Terminal:
         self._user = protocol.User(id=f"cli-{user}", platform_id=user, name=user)
         self._channel = protocol.Channel(id=channel, type="dm")
         self._running: str | None = None
+        self.is_cancelling = False
 
     async def ask(self, content: str) -> Outcome:
         """Send a message, show the answer as it comes, and return how it ended."""
@@ -109,7 +114,7 @@ class Terminal:
             channel=self._channel,
             content=content,
         )
-        self._running = message.id
+        self._running, self.is_cancelling = message.id, False
         self._screen.waiting = True
         try:
             answer = self._adapter.ask(message)
@@ -119,13 +124,21 @@ class Terminal:
                 self._show(frame)
             raise AssertionError("an answer ends in its outcome")
         finally:
-            self._running = None
+            self._running, self.is_cancelling = None, False
             self._screen.waiting = False
             self._screen.end_line()
 
-    def cancel(self) -> bool:
+    def cancel(self, reason: str) -> bool:
         """Cancel the message that runs; `False` if none does."""
-        return self._running is not None and self._adapter.cancel(self._running, "Ctrl-C")
+        if self._running is None or not self._adapter.cancel(self._running, reason):
+            return False
+        self.is_cancelling = True
+        return True
+
+    @property
+    def is_waiting_for_the_daemon(self) -> bool:
+        """Whether a message waits for a connection that is lost."""
+        return self._running is not None and not self._adapter.is_connected
 
     def _show(self, frame: AnswerFrame) -> None:
         match frame:
@@ -143,15 +156,23 @@ class Terminal:
 
 
 async def chat(terminal: Terminal, screen: Screen) -> None:
-    """Ask for lines until Ctrl-D; Ctrl-C cancels the message that runs instead of leaving."""
+    """Ask for lines until Ctrl-D; Ctrl-C cancels the message that runs instead of leaving.
+
+    A second Ctrl-C leaves at once. So do both keys while the daemon is away: nobody would answer.
+    """
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         async with trio.open_nursery() as nursery:
+            leave = nursery.cancel_scope.cancel
+            entered, lines = trio.open_memory_channel[str](0)
             nursery.start_soon(screen.spin)
-            nursery.start_soon(_obey_interrupts, interrupts, terminal, screen)
-            while (line := await _read_line(screen)) is not None:
+            nursery.start_soon(_obey_interrupts, interrupts, terminal, screen, leave)
+            nursery.start_soon(_read_lines, entered, terminal, screen, leave)
+            screen.prompt()
+            async for line in lines:
                 if line.strip():
                     screen.remark(_remark(await terminal.ask(line)))
-            nursery.cancel_scope.cancel("Ctrl-D")
+                screen.prompt()
+            leave("Ctrl-D")
 
 
 def _remark(outcome: Outcome) -> str:
@@ -165,19 +186,37 @@ def _remark(outcome: Outcome) -> str:
 
 
 async def _obey_interrupts(
-    interrupts: AsyncIterator[int], terminal: Terminal, screen: Screen
+    interrupts: AsyncIterator[int],
+    terminal: Terminal,
+    screen: Screen,
+    leave: Callable[[str], None],
 ) -> None:
     async for _ in interrupts:
-        if terminal.cancel():
-            screen.remark("cancelling …")
+        if terminal.is_cancelling or terminal.is_waiting_for_the_daemon:
+            leave("Ctrl-C")
+        elif terminal.cancel("Ctrl-C"):
+            screen.remark("cancelling …; Ctrl-C again leaves")
         else:
             screen.remark("Ctrl-D leaves")
             screen.prompt()
 
 
+async def _read_lines(
+    entered: trio.MemorySendChannel[str],
+    terminal: Terminal,
+    screen: Screen,
+    leave: Callable[[str], None],
+) -> None:
+    """Read lines from standard input until its end, one ahead of the answers."""
+    async with entered:
+        while (line := await _read_line(screen)) is not None:
+            await entered.send(line)
+        if terminal.is_waiting_for_the_daemon and sys.stdin.isatty():
+            leave("Ctrl-D")
+
+
 async def _read_line(screen: Screen) -> str | None:
     """Read a line from standard input; `None` at its end. The terminal itself does the editing."""
-    screen.prompt()
     fd = sys.stdin.fileno()
     line = bytearray()
     while not line.endswith(b"\n"):

@@ -5,16 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Final
 
-from clarad.adapters.terminal import HARMLESS
+from clarad.adapters.terminal import BIDI_CONTROLS, HARMLESS
 
 _BLOCKS: Final = {"stdout": "standard output", "stderr": "standard error"}
 
-# What changes the order in which letters are shown could make one id look like another.
-_TURNING: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
-_IN_A_CELL: Final = HARMLESS | dict.fromkeys(map(ord, "\n\t"), " ") | dict.fromkeys(_TURNING, "�")
+_IN_A_CELL: Final = HARMLESS | dict.fromkeys(map(ord, "\n\t"), " ")
 
 # JSON escapes the other control characters by itself.
-_ESCAPES: Final = {c: f"\\u{c:04x}" for c in (*range(0x7F, 0xA0), *_TURNING)}
+_ESCAPES: Final = {c: f"\\u{c:04x}" for c in (*range(0x7F, 0xA0), *BIDI_CONTROLS)}
 
 
 def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
@@ -27,11 +25,17 @@ def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
     if not lines:
         print("none")
         return
-    lines.insert(0, [column.removesuffix("_at").replace("_", " ") for column in columns])
+    lines.insert(0, [_heading(column, columns) for column in columns])
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
+
+
+def _heading(column: str, columns: Sequence[str]) -> str:
+    """Return a column's name for people: `next` for `next_at`, unless another is called that."""
+    short = column.removesuffix("_at")
+    return (column if short != column and short in columns else short).replace("_", " ")
 
 
 def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:

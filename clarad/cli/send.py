@@ -51,5 +51,5 @@ async def _send(arguments: argparse.Namespace, text: str, adapter: Adapter) -> i
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], terminal: Terminal) -> None:
-    async for _ in signals:
-        terminal.cancel()
+    async for number in signals:
+        terminal.cancel("Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name)

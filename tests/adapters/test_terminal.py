@@ -28,8 +28,8 @@ async def test_a_cancel_that_comes_too_late_is_not_taken_for_the_answer(running:
                 received = await running.event(EventType.MESSAGE_RECEIVED)
                 request_id = str(received.request_id)
                 await running.responder.begun[request_id].wait()
-                terminal.cancel()
-                terminal.cancel()
+                terminal.cancel("Ctrl-C")
+                terminal.cancel("Ctrl-C")
                 running.responder.release[request_id].set()
 
             outcome = await terminal.ask("slow to stop")

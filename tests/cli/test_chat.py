@@ -17,6 +17,8 @@ case "$CLARA_CONTENT" in
     hold) printf 'begun '; sleep 1000;;
     quiet) sleep 1000;;
     steer) printf 'clear \033[2J the screen';;
+    turn) printf 'rm \342\200\256fr-';;
+    stuck) trap '' TERM; printf 'begun '; sleep 1000;;
     *) printf 'you said %s' "$CLARA_CONTENT";;
 esac
 """
@@ -96,6 +98,35 @@ def test_an_answer_cannot_steer_the_terminal(process: Process) -> None:
     with terminal(process) as chat:
         chat.sendline("steer")
         chat.expect("clear ␛\\[2J the screen")
+
+
+def test_an_answer_cannot_turn_the_order_of_what_is_shown(process: Process) -> None:
+    with terminal(process) as chat:
+        chat.sendline("turn")
+        chat.expect("rm �fr-")
+
+
+def test_a_second_ctrl_c_leaves_at_once(process: Process) -> None:
+    with terminal(process) as chat:
+        chat.sendline("stuck")
+        chat.expect("begun")
+        chat.sendintr()
+        chat.expect("cancelling")
+        chat.sendintr()
+        chat.expect(pexpect.EOF)
+
+
+@pytest.mark.parametrize("key", ["intr", "eof"])
+def test_while_the_daemon_is_away_ctrl_c_and_ctrl_d_leave_at_once(
+    tmp_path_factory: pytest.TempPathFactory, key: str
+) -> None:
+    with daemon(tmp_path_factory.mktemp("state")) as process, terminal(process) as chat:
+        process.kill()
+        chat.expect("trying again")
+        chat.sendline("hello")
+        chat.expect("hello")
+        getattr(chat, f"send{key}")()
+        assert chat.expect(["was lost", pexpect.EOF]) == 1
 
 
 def test_a_daemon_that_stops_is_said(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -43,7 +43,12 @@ def test_an_error_is_on_standard_error_and_in_the_exit_status(process: Process) 
     assert done.stderr == "clarad: no such luck\n"
 
 
-def test_ctrl_c_cancels_the_message(process: Process) -> None:
+@pytest.mark.parametrize(
+    ("number", "reason"), [(signal.SIGINT, "Ctrl-C"), (signal.SIGTERM, "SIGTERM")]
+)
+def test_a_signal_cancels_the_message_and_is_named(
+    process: Process, number: signal.Signals, reason: str
+) -> None:
     with subprocess.Popen(
         [sys.executable, "-m", "clarad", "send", "hold"],
         env=process.environment,
@@ -53,10 +58,10 @@ def test_ctrl_c_cancels_the_message(process: Process) -> None:
     ) as sending:
         assert sending.stdout is not None
         assert sending.stdout.readline() == "begun\n"
-        sending.send_signal(signal.SIGINT)
+        sending.send_signal(number)
         _, errors = sending.communicate(timeout=PATIENCE)
     assert sending.returncode == 1
-    assert errors == "clarad: cancelled: Ctrl-C\n"
+    assert errors == f"clarad: cancelled: {reason}\n"
     process.wait_for_log("message:cancelled")
 
 
