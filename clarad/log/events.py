@@ -31,7 +31,7 @@ _KINDS: Final = {
     EventType.SESSION_TIMEOUT: _Kind(catalogue.SESSION_TIMEOUT),
     EventType.MESSAGE_RECEIVED: _Kind(catalogue.MESSAGE_RECEIVED, logging.DEBUG),
     EventType.MESSAGE_SENT: _Kind(catalogue.MESSAGE_SENT),
-    EventType.MESSAGE_CANCELLED: _Kind(catalogue.MESSAGE_CANCELLED, logging.WARNING),
+    EventType.MESSAGE_CANCELLED: _Kind(catalogue.MESSAGE_CANCELLED),
     EventType.TOOL_START: _Kind(catalogue.TOOL_START),
     EventType.TOOL_END: _Kind(catalogue.TOOL_END),
     EventType.TOOL_ERROR: _Kind(catalogue.TOOL_ERROR, logging.WARNING),
@@ -40,7 +40,12 @@ _KINDS: Final = {
 }
 _FAILED: Final = _Kind(catalogue.MESSAGE_FAILED, logging.WARNING)
 _TIMED_OUT: Final = _Kind(catalogue.MESSAGE_TIMED_OUT, logging.WARNING)
-_HIGHEST: Final = {EventType.MESSAGE_SENT: logging.WARNING}
+_GIVEN_UP: Final = _Kind(catalogue.MESSAGE_CANCELLED, logging.WARNING)
+_NOT_BY_A_USER: Final = frozenset({"session", "daemon"})
+_HIGHEST: Final = {
+    EventType.MESSAGE_SENT: logging.WARNING,
+    EventType.MESSAGE_CANCELLED: logging.WARNING,
+}
 """The highest level that an event of a type can have, if that depends on its data."""
 
 _IDS: Final = tuple(
@@ -97,6 +102,8 @@ def _kind(event: Event) -> _Kind:
         return _FAILED
     if event.type is EventType.MESSAGE_CANCELLED and event.data.get("reason") == "timeout":
         return _TIMED_OUT
+    if event.type is EventType.MESSAGE_CANCELLED and event.data.get("by") in _NOT_BY_A_USER:
+        return _GIVEN_UP
     return _KINDS[event.type]
 
 

@@ -130,7 +130,9 @@ def test_data_whose_name_cannot_be_a_field_s_is_in_the_line_alone() -> None:
     [
         (EventType.MESSAGE_SENT, {"outcome": "completed"}, catalogue.MESSAGE_SENT, "INFO"),
         (EventType.MESSAGE_SENT, {"outcome": "failed"}, catalogue.MESSAGE_FAILED, "WARNING"),
-        (EventType.MESSAGE_CANCELLED, {"reason": "enough"}, catalogue.MESSAGE_CANCELLED, "WARNING"),
+        (EventType.MESSAGE_CANCELLED, {"by": "node-1"}, catalogue.MESSAGE_CANCELLED, "INFO"),
+        (EventType.MESSAGE_CANCELLED, {"by": "session"}, catalogue.MESSAGE_CANCELLED, "WARNING"),
+        (EventType.MESSAGE_CANCELLED, {"by": "daemon"}, catalogue.MESSAGE_CANCELLED, "WARNING"),
         (
             EventType.MESSAGE_CANCELLED,
             {"reason": "timeout"},
@@ -180,6 +182,7 @@ def test_at_warning_only_trouble_is_logged(caplog: pytest.LogCaptureFixture) -> 
         for kind in EventType:
             bus.publish(kind, data={"outcome": "completed"})
         bus.publish(EventType.MESSAGE_SENT, data={"outcome": "failed"})
+        bus.publish(EventType.MESSAGE_CANCELLED, data={"by": "daemon"})
     assert {happened.type for happened in kept.events} == {
         EventType.MESSAGE_CANCELLED,
         EventType.TOOL_ERROR,
