@@ -4,7 +4,7 @@ import fcntl
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Final
@@ -54,6 +54,16 @@ def holder(state_dir: Path) -> str:
     found = lock.stat()
     about = (identify(state_dir), _BOOT.read_text().strip(), found.st_dev, found.st_ino)
     return blake2b(repr(about).encode(), digest_size=16).hexdigest()
+
+
+def state_dir_of(pid: int) -> Path | None:
+    """Return the state directory that a process holds, `None` if there is none to see."""
+    with suppress(OSError):
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(OSError):  # it is closed by now
+                if (found := link.readlink()).name == _LOCK:
+                    return found.parent
+    return None
 
 
 @contextmanager

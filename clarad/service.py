@@ -22,7 +22,7 @@ from clarad.daemon import Daemon
 from clarad.envfile import Overlay
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.operator import Refused
-from clarad.store import LeaseLost, StoreError, open_engine, reach
+from clarad.store import LeaseLost, StoreError, alone, open_engine, reach
 from clarad.store.migrate import MIGRATION_BUDGET, require_head
 from clarad.systemd import catalogue
 from clarad.systemd.extension import extending
@@ -47,13 +47,13 @@ def run(
 
     Raises:
         instance.AlreadyRunning: the state directory is another daemon's.
-        StoreError: the database cannot be used.
+        StoreError: the database cannot be used, or is another daemon's (`Taken`).
         CannotListen: the address cannot be bound.
         Exception: a part of the daemon keeps failing.
     """
     if handed.watchdog is not None:
         faulthandler.enable()  # a loop that is stuck cannot log its stacks when SIGABRT comes
-    with instance.only_one(settings.state_dir):
+    with instance.only_one(settings.state_dir), alone(settings.database_url):
         engine = open_engine(settings.database_url)
         try:
             with (

@@ -1,8 +1,8 @@
 """`clarad migrate`: the database's tables."""
 
 import argparse
-from contextlib import closing
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from clarad import config, files
@@ -55,46 +55,81 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    from clarad.store import StoreError, open_engine
-
-    only_looks = arguments.part in ("status", "history", "heads")
-    engine = open_engine(settings.database_url, read_only=only_looks)
-    try:
-        if not only_looks and Path(engine.url.database or "").parent == settings.state_dir:
-            files.make_directory(settings.state_dir)
-        return _do(arguments, engine)
-    except OSError as error:
-        raise StoreError(f"{settings.state_dir}: {error.strerror}") from None
-    finally:
-        engine.dispose()
+    parts = {"status": _look, "history": _look, "heads": _look, "create": _create}
+    return parts.get(arguments.part, _change)(arguments, settings)
 
 
-def _do(arguments: argparse.Namespace, engine: "Engine") -> int:
+def _look(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import migrate
 
-    match arguments.part:
-        case "status":
-            _print_status(migrate.history(engine), migrate.HEAD)
-        case "history":
-            for revision in reversed(migrate.history(engine)):
-                print(f"{revision.id}  {revision.state:7}  {revision.title}")
-        case "heads":
-            print("\n".join(migrate.heads()))
-        case "rollback":
-            if arguments.steps < 1:
-                fail("rollback takes a number from 1")
-                return 1
+    with _opened(settings, read_only=True) as engine:
+        match arguments.part:
+            case "status":
+                _print_status(migrate.history(engine), migrate.HEAD)
+            case "history":
+                for revision in reversed(migrate.history(engine)):
+                    print(f"{revision.id}  {revision.state:7}  {revision.title}")
+            case "heads":
+                print("\n".join(migrate.heads()))
+    return 0
+
+
+def _create(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    from clarad.store import migrate
+
+    with _opened(settings) as engine:
+        print(migrate.create(engine, arguments.title))
+    return 0
+
+
+def _change(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    from clarad.store import alone, migrate
+
+    rolls_back = arguments.part == "rollback"
+    if rolls_back and arguments.steps < 1:
+        fail("rollback takes a number from 1")
+        return 1
+    with _opened(settings, read_only=True) as engine:
+        if not rolls_back and all(one.state == "applied" for one in migrate.history(engine)):
+            print("nothing to do")
+            return 0
+    make_state_dir(settings)
+    with alone(settings.database_url), _opened(settings) as engine:
+        if rolls_back:
             for revision in migrate.rollback(engine, arguments.steps):
                 print(f"rolled back {revision.id}  {revision.title}")
-        case "create":
-            print(migrate.create(engine, arguments.title))
-        case _:
-            applied = _upgrade(engine)
-            for revision in applied:
+        else:
+            for revision in _upgrade(engine):
                 print(f"applied {revision.id}  {revision.title}")
-            if not applied:
-                print("nothing to do")
     return 0
+
+
+def make_state_dir(settings: config.Settings) -> None:
+    """Make the state directory if the database is to be in it; raises `StoreError`."""
+    from clarad.store import StoreError
+    from clarad.store.engine import sqlite_file
+
+    path = sqlite_file(settings.database_url)
+    if path is None or path.parent != settings.state_dir:
+        return
+    try:
+        files.require_ours(path)
+        files.make_directory(settings.state_dir)
+    except files.NotOurs as error:
+        raise StoreError(str(error)) from None
+    except OSError as error:
+        raise StoreError(f"cannot make {settings.state_dir}: {error.strerror}") from None
+
+
+@contextmanager
+def _opened(settings: config.Settings, *, read_only: bool = False) -> "Iterator[Engine]":
+    from clarad.store import open_engine
+
+    engine = open_engine(settings.database_url, read_only=read_only)
+    try:
+        yield engine
+    finally:
+        engine.dispose()
 
 
 def _upgrade(engine: "Engine") -> "list[Revision]":

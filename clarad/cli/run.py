@@ -42,7 +42,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  70  a part of the daemon kept failing; the log says which\n"
         "  71  there are no sandboxes, and SANDBOX_MODE wants them\n"
         "  74  the database cannot be used\n"
-        "  75  the state directory is another daemon's, or cannot be written\n"
+        "  75  the state directory or the database is another daemon's, or the directory cannot\n"
+        "      be written\n"
         "  78  a setting, a hook or a task is wrong; `clarad check` says more"
     )
     parser.set_defaults(run=run)
@@ -68,7 +69,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     from clarad.automation import definitions
     from clarad.instance import AlreadyRunning
     from clarad.listeners import CannotListen
-    from clarad.store import LeaseLost, StoreError
+    from clarad.store import LeaseLost, StoreError, Taken
     from clarad.tls import TlsError
     from sandbox import EngineError
 
@@ -85,6 +86,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     _allow_many_connections()
     reasons: dict[type[BaseException], tuple[Exit, Entry]] = {
         AlreadyRunning: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
+        Taken: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
         StoreError: (Exit.STORE, catalogue.STORE_UNUSABLE),
         LeaseLost: (Exit.STORE, catalogue.LEASE_LOST),
         CannotListen: (Exit.CANNOT_LISTEN, catalogue.CANNOT_LISTEN),

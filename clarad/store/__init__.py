@@ -3,6 +3,7 @@
 from clarad.store.engine import StoreError, open_engine, reach
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.life import InDoubt, LeaseLost, Life, Look
+from clarad.store.lock import Taken, alone
 from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
@@ -56,6 +57,7 @@ __all__ = [
     "Stored",
     "StoredHookRun",
     "StoredTaskRun",
+    "Taken",
     "TaskRuns",
     "TaskState",
     "Tasks",
@@ -64,6 +66,7 @@ __all__ = [
     "Tokens",
     "Unfinished",
     "Writer",
+    "alone",
     "open_engine",
     "reach",
 ]

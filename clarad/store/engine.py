@@ -56,6 +56,12 @@ def open_engine(url: str, *, read_only: bool = False) -> Engine:
     return _open_postgresql(parsed)
 
 
+def sqlite_file(url: str) -> Path | None:
+    """Return the file of an SQLite database, `None` if it is one of PostgreSQL."""
+    parsed = make_url(url)
+    return Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+
+
 def reach(engine: Engine) -> None:
     """Connect, and no more; raises `StoreError` if the database cannot be reached. Blocks."""
     with errors_in_one_line(), engine.connect():
@@ -118,16 +124,16 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
         how = "mode=ro" if has_log else "mode=ro&immutable=1"  # sqlite.org/uri.html
         uri = f"file:{quote(str(path.absolute()))}?{how}"
         return create_engine(url, creator=lambda: sqlite3.connect(uri, uri=True))
-    _require_writable(path)
+    require_writable(path)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
-    event.listen(engine, "do_connect", lambda *_: _make_sqlite(path))
+    event.listen(engine, "do_connect", lambda *_: make_sqlite(path))
     event.listen(engine, "connect", _set_up_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _require_writable(path: Path) -> None:
-    """Say by name what SQLite would call "unable to open database file"."""
+def require_writable(path: Path) -> None:
+    """Say by name what SQLite would call "unable to open database file"; raises `StoreError`."""
     try:
         files.require_ours(path)
         # The directory too: the log lies in it (sqlite.org/wal.html, "Read-Only Databases").
@@ -141,8 +147,12 @@ def _require_writable(path: Path) -> None:
         raise StoreError(str(error)) from None
 
 
-def _make_sqlite(path: Path) -> None:
-    """Make the file before SQLite does: its log then has the mode of the file, too."""
+def make_sqlite(path: Path) -> None:
+    """Make the file before SQLite does: its log then has the mode of the file, too.
+
+    Raises:
+        StoreError: it cannot be made, or is not to be made here.
+    """
     if path.is_symlink() and not path.exists():
         raise StoreError(f"{path} is a link to {path.readlink()}, which is not there; remove it")
     try:

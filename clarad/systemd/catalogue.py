@@ -107,9 +107,10 @@ CANNOT_LISTEN: Final = Entry(
 )
 ALREADY_RUNNING: Final = Entry(
     "ff566252f29c4187a900920744491c6d",
-    "The state directory is another daemon's, or cannot be written",
-    "One daemon can use a state directory. Stop the other one, or set CLARA_STATE_DIR to a "
-    "directory that this one owns.",
+    "The state directory or the database is another daemon's",
+    "One daemon can use a state directory, and one an SQLite database; the record says which "
+    "process does, or why the directory cannot be written. Stop that one, or set CLARA_STATE_DIR "
+    "and DATABASE_URL to what is this one's own.",
 )
 LEFTOVERS_ENDED: Final = Entry(
     "4e86c044bea54affb4970d4a08678ed1",

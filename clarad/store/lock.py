@@ -1,0 +1,79 @@
+"""One SQLite file has one daemon, whatever path leads to it, and no command changes it meanwhile.
+
+The lock is flock(2)'s, on the database file: it belongs to the inode, so that links and bind mounts
+lead to the same one. SQLite's own are fcntl(2)'s, and on a local file system neither sees the
+other. But a process that closes any descriptor of a file gives up all its fcntl locks there: so
+`alone` is entered before SQLite opens the file, and left after SQLite has closed it.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from clarad import instance
+from clarad.store.engine import StoreError, make_sqlite, require_writable, sqlite_file
+
+
+class Taken(StoreError):  # noqa: N818 - it is an answer, not a fault
+    """Another process has the database; the text says which."""
+
+
+@contextmanager
+def alone(url: str) -> Iterator[None]:
+    """Have an SQLite database for this process; one of PostgreSQL can be shared.
+
+    Raises:
+        Taken: another process has it.
+        StoreError: it cannot be made, or locked.
+    """
+    if (path := sqlite_file(url)) is None:
+        yield
+        return
+    descriptor = _lock(path)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    require_writable(path)
+    make_sqlite(path)
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise StoreError(f"cannot open {path}: {error.strerror}") from None
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                return descriptor
+        except BlockingIOError:
+            who = _who_has(os.fstat(descriptor))
+            os.close(descriptor)
+            raise Taken(
+                f"another clarad ({who}) uses the database {path}; stop it, or set DATABASE_URL to "
+                "another one"
+            ) from None
+        except OSError as error:
+            os.close(descriptor)
+            raise StoreError(f"cannot lock {path}: {error.strerror}") from None
+        os.close(descriptor)  # a backup was put in its place meanwhile
+
+
+def _who_has(file: os.stat_result) -> str:
+    """Name the process that has locked a file, and its state directory, as far as it can be seen.
+
+    A lock of another PID namespace has no number here, and btrfs has other devices in /proc/locks.
+    """
+    inode = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}:{file.st_ino}"
+    with suppress(OSError):
+        for line in Path("/proc/locks").read_text().splitlines():
+            match line.split():
+                case [_, "FLOCK", _, _, pid, found, *_] if found == inode and pid != "0":
+                    state_dir = instance.state_dir_of(int(pid))
+                    where = "" if state_dir is None else f", state directory {state_dir}"
+                    return f"process {pid}{where}"
+    return "a process that cannot be seen from here"
