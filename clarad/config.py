@@ -11,6 +11,8 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 from clarad import envfile
+from clarad.proxies import NO_PROXIES, Proxies
+from clarad.proxies import parse as parse_proxies
 from clarad.rates import Rate
 from sandbox.settings import Settings as SandboxSettings
 from sandbox.settings import SettingsError
@@ -50,6 +52,7 @@ class Settings:
     gateway_socket: Path | None = None
     gateway_tls_cert: Path | None = None
     gateway_tls_key: Path | None = None
+    trusted_proxies: Proxies = NO_PROXIES
     rate_node: Rate | None = None
     rate_user: Rate | None = None
     max_running: int = 256
@@ -76,6 +79,7 @@ RELOADED: Final = frozenset(
         "gateway_max_connections",
         "gateway_tls_cert",
         "gateway_tls_key",
+        "trusted_proxies",
         "rate_node",
         "rate_user",
         "max_running",
@@ -166,6 +170,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         gateway_socket=read("CLARA_GATEWAY_SOCKET", None, _path),
         gateway_tls_cert=read("CLARA_GATEWAY_TLS_CERT", None, _path),
         gateway_tls_key=read("CLARA_GATEWAY_TLS_KEY", None, _path),
+        trusted_proxies=read("CLARA_TRUSTED_PROXIES", NO_PROXIES, parse_proxies),
         rate_node=read("CLARA_RATE_NODE", Settings.rate_node, _rate),
         rate_user=read("CLARA_RATE_USER", Settings.rate_user, _rate),
         max_running=read("CLARA_MAX_RUNNING", Settings.max_running, _count),

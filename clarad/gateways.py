@@ -57,6 +57,7 @@ class Gateways:
             make_connection=make_connection,
             max_first_frame=MAX_FIRST_FRAME,
             tls=server_context(settings),
+            proxies=settings.trusted_proxies,
         )
         self._socket: Gateway[Path] | None = None
         if settings.gateway_socket is not None:
@@ -66,6 +67,7 @@ class Gateways:
                 max_connections=settings.gateway_max_connections,
                 make_connection=make_connection,
                 max_first_frame=MAX_FIRST_FRAME,
+                proxies=settings.trusted_proxies,
             )
         self._control = Gateway(
             UnixEndpoint(address.control_path(settings.state_dir)),
@@ -131,6 +133,7 @@ class Gateways:
         self.port.tls = tls
         for gateway in self._of_adapters():
             gateway.max_connections = settings.gateway_max_connections
+            gateway.proxies = settings.trusted_proxies
 
     def _of_adapters(self) -> list[Gateway[tuple[str, int]] | Gateway[Path]]:
         return [self.port] if self._socket is None else [self.port, self._socket]

@@ -359,6 +359,14 @@ def test_an_origin_without_its_scheme_is_refused(text: str) -> None:
     assert "with its scheme" in problem(CLARA_GATEWAY_ALLOWED_ORIGINS=text)
 
 
+def test_trusted_proxies_are_read_and_a_wrong_one_is_named() -> None:
+    proxies = setting("trusted_proxies", CLARA_TRUSTED_PROXIES="10.0.0.0/8, unix")
+    assert (proxies.trusts("10.1.2.3"), proxies.trusts("uid 0"), proxies.unix) == (True, True, True)
+    said = problem(CLARA_TRUSTED_PROXIES="proxy.example.org")
+    assert said.startswith("CLARA_TRUSTED_PROXIES='proxy.example.org': ")
+    assert "write addresses and networks" in said
+
+
 # --- everything else -----------------------------------------------------------------------------
 
 TIMES: Final = {

@@ -13,6 +13,8 @@ from wsproto.utilities import ProtocolError
 from clarad.access import bearer
 from clarad.listeners import peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
+from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
+from clarad.proxy_protocol import ProxyHeaderError, read_header
 from clarad.systemd import catalogue
 from clarad.websocket import ClientStream, Transport
 
@@ -100,14 +102,16 @@ class Gateway(Generic[Address]):
         make_connection: MakeConnection,
         max_first_frame: int = MAX_FRAME_BYTES,
         tls: ssl.SSLContext | None = None,
+        proxies: Proxies = NO_PROXIES,
     ) -> None:
-        """`tls` is what connections are encrypted with; it can be replaced at any time.
+        """`tls` is what connections are encrypted with, `proxies` are trusted; replace them freely.
 
         `max_first_frame` is in characters, and holds until a connection allows itself more.
         """
         self._endpoint = endpoint
         self._admission = admission
         self.tls = tls
+        self.proxies = proxies
         self.max_connections = max_connections
         self._make_connection = make_connection
         self._max_first_frame = max_first_frame
@@ -193,13 +197,13 @@ class Gateway(Generic[Address]):
         stream = ClientStream(self._encrypted(socket_stream), address)
         patience = LINGER
         try:
-            if await self._serve(stream):
+            if await self._serve(stream, socket_stream.socket):
                 patience = 0
         except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
-            log.debug("the connection from %s broke: %r", address, group.exceptions)
+            log.debug("the connection from %s broke: %r", stream.address, group.exceptions)
         except* Exception:
-            about = catalogue.CONNECTION_FAILED.about(address=address)
-            log.exception("the connection from %s failed", address, extra=about)
+            about = catalogue.CONNECTION_FAILED.about(address=stream.address)
+            log.exception("the connection from %s failed", stream.address, extra=about)
         finally:
             await stream.hang_up(patience)
 
@@ -209,7 +213,7 @@ class Gateway(Generic[Address]):
             return stream
         return trio.SSLStream(stream, self.tls, server_side=True, https_compatible=True)
 
-    async def _serve(self, stream: ClientStream) -> bool:
+    async def _serve(self, stream: ClientStream, connected: trio.socket.SocketType) -> bool:
         """Serve one connection; return whether both sides have said good-bye."""
         # trio-websocket's own task, which reads, lives here: what it raises ends this connection.
         async with trio.open_nursery() as nursery:
@@ -218,7 +222,7 @@ class Gateway(Generic[Address]):
                     next(iter(self._handshakes)).cancel("too many handshakes")
                 self._handshakes[limit] = None
                 try:
-                    connection = await self._shake_hands(nursery, stream, limit)
+                    connection = await self._shake_hands(nursery, stream, connected, limit)
                 finally:
                     del self._handshakes[limit]
             if not limit.cancelled_caught and connection is not None:
@@ -226,10 +230,35 @@ class Gateway(Generic[Address]):
             nursery.cancel_scope.cancel("the connection is closed")
         return not limit.cancelled_caught and connection is not None and connection.said_goodbye
 
+    async def _introduce(self, stream: ClientStream, connected: trio.socket.SocketType) -> Proxies:
+        """Have a trusted proxy's PROXY header say the address; return whose headers to believe.
+
+        Raises:
+            ProxyHeaderError: what it has sent is none.
+        """
+        if not self.proxies.trusts(stream.address):
+            return NO_PROXIES
+        header = await read_header(connected)
+        if header.source is not None:
+            stream.address = header.source
+        elif header.size:  # it passes on the words of somebody whom it does not name
+            return NO_PROXIES
+        return self.proxies
+
     async def _shake_hands(
-        self, nursery: trio.Nursery, stream: ClientStream, limit: trio.CancelScope
+        self,
+        nursery: trio.Nursery,
+        stream: ClientStream,
+        connected: trio.socket.SocketType,
+        limit: trio.CancelScope,
     ) -> Connection | None:
         """Return the connection, or `None` if the handshake was refused."""
+        try:
+            proxies = await self._introduce(stream, connected)
+        except ProxyHeaderError as error:
+            about = catalogue.ADAPTER_REFUSED.about(address=stream.address)
+            log.warning("refused a connection from %s: %s", stream.address, error, extra=about)
+            return None
         async with trio.open_nursery() as watch:
             watch.start_soon(_cancel_at_end, stream, limit)
             request = await wrap_server_stream(
@@ -242,7 +271,13 @@ class Gateway(Generic[Address]):
                 name.decode("latin-1").lower(): value.decode(errors="replace")
                 for name, value in request.headers
             }
-            refusal = await self._admission.refusal(headers, stream.address)
+            refusal: tuple[int, str] | None
+            try:
+                stream.address = proxies.client(stream.address, request.headers)
+            except ForwardedError as error:
+                refusal = HTTPStatus.BAD_REQUEST, f"{error}"
+            else:
+                refusal = await self._admission.refusal(headers, stream.address)
             if refusal is None:
                 websocket = await request.accept()
             else:
