@@ -5,8 +5,7 @@ from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, case, insert, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, bindparam, case, select, update
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
@@ -63,7 +62,6 @@ THIS: Final = (
     & (MessageRow.channel_id == bindparam("key_channel_id"))
     & (MessageRow.request_id == bindparam("key_request_id"))
 )
-_INSERT: Final = insert(_ROW)  # type: ignore[arg-type]
 _BEGIN: Final = (
     update(_ROW).where(THIS).values(begun_at=bindparam("begun_at"))  # type: ignore[arg-type]
 )
@@ -108,6 +106,9 @@ class Messages:
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
+        self._insert = writer.insert_into(_ROW).on_conflict_do_nothing(  # type: ignore[arg-type]
+            index_elements=MessageKey._fields
+        )
 
     def accept(
         self,
@@ -127,12 +128,9 @@ class Messages:
         """
 
         def answer(error: Exception | None) -> None:
-            if error is None:
-                then(True)
-            else:
-                then(not isinstance(error, IntegrityError) and as_store_error(error))
+            then(bool(job.result) if error is None else as_store_error(error))
 
-        self._writer.execute(_INSERT, self.row(key, begun=begun, **about), answer)
+        job = self._writer.insert(self._insert, self.row(key, begun=begun, **about), answer)
 
     def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
         """Return the columns of a new message."""

@@ -4,10 +4,9 @@ from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, select, update
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import Connection, select
 
-from clarad.store.engine import as_store_error, errors_in_one_line
+from clarad.store.engine import errors_in_one_line
 from clarad.store.life import owned
 from clarad.store.models import TaskRunRow
 from clarad.store.runs import MISSED, Ending, Outcome, Runs, new_row
@@ -30,6 +29,15 @@ class TaskRuns(Runs):
 
     def __init__(self, writer: Writer) -> None:
         super().__init__(writer, TaskRunRow)
+        table: Any = TaskRunRow.__table__
+        new, occurrence = writer.insert_into(table), ("task", "nominal_at")
+        self._insert = new.on_conflict_do_nothing(index_elements=occurrence)
+        was_missed = (TaskRunRow.outcome == Outcome.SKIPPED.value) & (TaskRunRow.reason == MISSED)
+        columns = {column.name: new.excluded[column.name] for column in table.columns}
+        del columns["id"]
+        self._insert_or_run = new.on_conflict_do_update(
+            index_elements=occurrence, set_=columns, where=was_missed
+        )
 
     async def add(
         self,
@@ -56,46 +64,11 @@ class TaskRuns(Runs):
             "nominal_at": nominal_at,
             "origin": origin,
         }
-        try:
-            await self._writer.execute(self.insert, values).wait()
-        except IntegrityError as error:
-            if ending is None and await self._take_over(values):
-                return True
-            if not await self._is_there(task, nominal_at):
-                raise as_store_error(error) from error
-            return False
-        except Exception as error:
-            raise as_store_error(error) from error
-        return True
-
-    async def _is_there(self, task: str, nominal_at: datetime) -> bool:
-        statement = (
-            select(TaskRunRow.id)
-            .where(TaskRunRow.task == task)
-            .where(TaskRunRow.nominal_at == nominal_at)
-        )
-
-        def read(connection: Connection) -> bool:
-            return connection.execute(statement).one_or_none() is not None
-
+        statement = self._insert_or_run if ending is None else self._insert
         with errors_in_one_line():
-            return await self._writer.call(read)
-
-    async def _take_over(self, values: dict[str, Any]) -> bool:
-        statement = (
-            update(TaskRunRow)
-            .where(TaskRunRow.task == values["task"])
-            .where(TaskRunRow.nominal_at == values["nominal_at"])
-            .where(TaskRunRow.outcome == Outcome.SKIPPED.value)
-            .where(TaskRunRow.reason == MISSED)
-            .values(values)
-        )
-
-        def write(connection: Connection) -> bool:
-            return connection.execute(statement).rowcount == 1
-
-        with errors_in_one_line():
-            return await self._writer.call(write)
+            job = self._writer.insert(statement, values)
+            await job.wait()
+        return bool(job.result)
 
     async def unfinished(self, of: Collection[int] | None = None) -> list[StoredTaskRun]:
         """Return the runs that have not ended, in the order in which they came.

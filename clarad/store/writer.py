@@ -2,8 +2,9 @@
 
 Whatever has queued up while the last commit was under way goes into one transaction, equal
 statements as one `executemany`, and everyone is answered after its commit: on a disk that takes
-0.3 ms to flush this is ten times the commits of one by one. If the transaction fails, each job is
-done again in a transaction of its own, so that only the job at fault fails.
+0.3 ms to flush this is ten times the commits of one by one. If a job fails the transaction, each is
+done again in a transaction of its own, so that only the job at fault fails. That a row is there
+already is an answer, and fails nothing.
 
 Rejected: a savepoint around each job. A full disk makes SQLite take back the whole transaction, not
 only the statement (sqlite.org/lang_transaction.html), and jobs before it would be lost after they
@@ -26,7 +27,8 @@ from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
 import trio
-from sqlalchemy import Connection, Engine, Executable
+from sqlalchemy import Connection, Engine, Executable, Table
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store.engine import StoreError, cut, one_line
@@ -64,10 +66,18 @@ LOOK: Final = 1.0
 Then = Callable[[Exception | None], None]
 
 
+class _SomeAreThere(Exception):  # noqa: N818 - it is what has happened
+    """Of rows that were inserted in one go some are there already; which is not said."""
+
+
 class Job:
-    """A statement with its parameters, or a function of the connection, and what came of it."""
+    """A statement with its parameters, or a function of the connection, and what came of it.
+
+    With `asks_if_new`, the `result` of a statement is whether there was a row for it to write.
+    """
 
     __slots__ = (
+        "asks_if_new",
         "error",
         "finished",
         "function",
@@ -84,7 +94,10 @@ class Job:
         parameters: dict[str, Any] | None = None,
         function: Callable[[Connection], Any] | None = None,
         then: Then | None = None,
+        *,
+        asks_if_new: bool = False,
     ) -> None:
+        self.asks_if_new = asks_if_new
         self.statement = statement
         self.parameters = parameters
         self.function = function
@@ -102,7 +115,9 @@ class Job:
     def run(self, connection: Connection) -> None:
         """Do it, within the transaction that is open."""
         if self.statement is not None:
-            connection.execute(self.statement, self.parameters)
+            done = connection.execute(self.statement, self.parameters)
+            if self.asks_if_new:
+                self.result = done.rowcount == 1
         elif self.function is not None:
             self.result = self.function(connection)
 
@@ -163,6 +178,24 @@ class Writer:
         may overtake each other: wait for the one before handing in what builds on it.
         """
         return self._hand_in(Job(statement, parameters, then=then))
+
+    def insert(
+        self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
+    ) -> Job:
+        """Have a row inserted, as `execute` does; the job's `result` is whether it is new.
+
+        The statement is one of `insert_into`, and says what is done about a row that is there.
+        """
+        return self._hand_in(Job(statement, parameters, then=then, asks_if_new=True))
+
+    def insert_into(self, table: Table) -> postgresql.Insert | sqlite.Insert:
+        """Return an INSERT that can say what is done about a row that is there already."""
+        statement: postgresql.Insert | sqlite.Insert
+        if self._engine.dialect.name == "postgresql":
+            statement = postgresql.insert(table)
+        else:
+            statement = sqlite.insert(table)
+        return statement.execution_options(preserve_rowcount=True)
 
     def execute_later(
         self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
@@ -347,22 +380,36 @@ class Writer:
             characters += job.characters
         return batch
 
-    def _commit(self, connection: Connection, batch: Sequence[Job]) -> None:
-        """Run and commit all jobs; what fails is noted in the job."""
-        transaction = None
+    def _commit(
+        self, connection: Connection, batch: Sequence[Job], *, one_by_one: bool = False
+    ) -> bool:
+        """Run and commit all jobs; what fails is noted in the job.
+
+        Returns whether another transaction is worth a try at once: `False` if none could be begun,
+        or the connection is lost.
+        """
+        transaction, is_begun = None, False
         self._began_at = time.monotonic()
         try:
             if self.life is not None:
                 self.life.require()  # before a connection is made, which can take long
             with connection.begin():
                 number = self._fence(connection)
-                _run_grouped(connection, batch)
+                is_begun = True
+                _run_grouped(connection, batch, one_by_one=one_by_one)
                 transaction = number  # from here on it may be committed, whatever is heard of it
+        except _SomeAreThere:
+            return self._commit(connection, batch, one_by_one=True)
         except Exception as error:
-            if transaction is None or not self._is_settled(connection, batch, transaction):
+            if not is_begun and not connection.invalidated:
+                # No job's fault. Somebody may have an SQLite database locked: it was waited for.
+                for job in batch:
+                    job.error = error
+            elif transaction is None or not self._is_settled(connection, batch, transaction):
                 self._fail(connection, batch, error)
         self._began_at = math.inf
         self._steps += 1
+        return is_begun and not connection.invalidated
 
     def _fence(self, connection: Connection) -> str | None:
         if self.life is None:
@@ -373,15 +420,14 @@ class Writer:
     def _fail(self, connection: Connection, batch: Sequence[Job], error: Exception) -> None:
         """Note what failed a job; with several, find out which one it was.
 
-        What fails for want of a connection fails the rest as well: each attempt can take long.
+        What no transaction can be begun for fails the rest as well: each attempt can take long.
         """
         if len(batch) == 1:
             batch[0].error = error
             return
         self._steps += 1
         for number, job in enumerate(batch, start=1):
-            self._commit(connection, [job])
-            if job.error is not None and connection.invalidated:
+            if not self._commit(connection, [job]) and job.error is not None:
                 for other in batch[number:]:
                     other.error = job.error
                 return
@@ -415,16 +461,25 @@ class Writer:
         return True
 
 
-def _run_grouped(connection: Connection, batch: Sequence[Job]) -> None:
+def _run_grouped(connection: Connection, batch: Sequence[Job], *, one_by_one: bool) -> None:
+    """Run equal statements in one go, or those that ask for an answer of their own one by one.
+
+    Raises:
+        _SomeAreThere: they need to be, and the transaction has to be begun anew.
+    """
     groups: dict[int, list[Job]] = {}
     for job in batch:
-        groups.setdefault(id(job.statement) if job.statement is not None else id(job), []).append(
-            job
-        )
+        alone = job.statement is None or (one_by_one and job.asks_if_new)
+        groups.setdefault(id(job if alone else job.statement), []).append(job)
     for jobs in groups.values():
         if len(jobs) == 1:
             jobs[0].run(connection)
-        else:
-            statement = jobs[0].statement
-            assert statement is not None
-            connection.execute(statement, [job.parameters or {} for job in jobs])
+            continue
+        statement = jobs[0].statement
+        assert statement is not None
+        done = connection.execute(statement, [job.parameters or {} for job in jobs])
+        if jobs[0].asks_if_new:
+            if done.rowcount != len(jobs):
+                raise _SomeAreThere
+            for job in jobs:
+                job.result = True

@@ -18,7 +18,7 @@ from clarad.store.messages import PAGE_CHARACTERS
 from clarad.store.models import MessageRow
 from tests.postgres import BACKENDS
 from tests.store.conftest import Outside
-from tests.store.desk import PRIVATE, Desk, key, open_desk
+from tests.store.desk import PRIVATE, Desk, key, open_desk, queueing_up
 
 
 def rows(outside: Outside, columns: str = "*") -> list[tuple[Any, ...]]:
@@ -82,6 +82,25 @@ async def test_of_many_that_send_the_same_message_at_once_one_is_new(desk: Desk)
             nursery.start_soon(accept)
     assert sorted(new) == [False] * 99 + [True]
     assert await desk.unfinished() == ["1"]
+
+
+async def test_one_that_is_there_already_costs_the_others_no_commit(
+    desk: Desk, engine: Engine
+) -> None:
+    await desk.accept("known")
+    commits: list[Connection] = []
+    event.listen(engine, "commit", commits.append)
+    new: dict[object, bool] = {}
+
+    async def accept(number: object) -> None:
+        new[number] = await desk.accept(number)
+
+    async with trio.open_nursery() as nursery, queueing_up(desk.writer):
+        for number in (1, 2, "known", 3):
+            nursery.start_soon(accept, number)
+            await wait_all_tasks_blocked()
+    assert new == {1: True, 2: True, "known": False, 3: True}
+    assert len(commits) == 2, "one for what held the writer up, one for all of them"
 
 
 async def test_messages_end_each_in_its_own_way(desk: Desk, outside: Outside) -> None:

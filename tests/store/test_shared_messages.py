@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import pytest
 import trio
@@ -134,6 +135,26 @@ async def test_a_channel_is_full_with_the_messages_of_all_daemons(
     assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
     await here.end(1)
     assert await there.admit(3, most=1) == (True, [1])
+
+
+async def test_what_finds_its_channel_full_leaves_the_others_in_one_transaction(
+    two: list[SharedDesk], outside: Outside
+) -> None:
+    here, _ = two
+    for number in (1, 2):
+        await here.admit(number, most=1)
+    answers: list[object] = []
+    about: dict[str, Any] = ABOUT | {"begun": False, "most": 1, "then": answers.append}
+    async with queueing_up(here.writer):
+        here.messages.accept(MessageKey("test", "channel-3", "another"), **about)
+        here.messages.accept(key(3), **about)
+        here.messages.accept(OTHER_CHANNEL, **about)
+        last = here.writer.hand_in(lambda _connection: None)
+    await last.wait()
+    assert [answers[0], type(answers[1]), answers[2]] == [True, ChannelFull, True]
+    transactions = "SELECT xmin FROM clarad_messages WHERE channel_id <> 'channel-1'"
+    first, second = outside.rows(transactions)
+    assert first == second
 
 
 async def test_what_is_sent_again_to_a_channel_that_is_full_is_there_already(

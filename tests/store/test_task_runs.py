@@ -8,12 +8,14 @@ from zoneinfo import ZoneInfo
 
 import pytest
 import trio
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, event, select
+from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Writer
 from clarad.store.models import Base, TaskRunRow
 from clarad.store.runs import MISSED
 from tests.store.conftest import Outside
+from tests.store.desk import queueing_up
 
 BERLIN: Final = ZoneInfo("Europe/Berlin")
 NOON: Final = datetime(2027, 3, 1, 12, 0, 0, 654321, UTC)
@@ -27,6 +29,7 @@ class Desk:
 
     runs: TaskRuns
     engine: Engine
+    writer: Writer
 
     async def add(
         self, run_id: str = "task-1", *, task: str = "backup", at: datetime = NOON, **changed: Any
@@ -56,7 +59,7 @@ async def desk(engine: Engine, nursery: trio.Nursery) -> Desk:
     Base.metadata.create_all(engine)
     writer = Writer(engine)
     await nursery.start(writer.run)
-    return Desk(TaskRuns(writer), engine)
+    return Desk(TaskRuns(writer), engine, writer)
 
 
 # --- a new run -----------------------------------------------------------------------------------
@@ -156,6 +159,23 @@ async def test_of_hundreds_at_once_only_the_one_that_has_its_row_is_refused(desk
     new = await at_once(desk, [(f"task-{n}", at) for n, at in enumerate(times)])
     assert new == {f"task-{n}" for n in range(120)} - {"task-100"}
     assert len(desk.rows()) == 120
+
+
+async def test_an_occurrence_that_has_its_row_costs_the_others_no_commit(desk: Desk) -> None:
+    await desk.add("first")
+    commits: list[Connection] = []
+    event.listen(desk.engine, "commit", commits.append)
+    new: dict[str, bool] = {}
+
+    async def add(run_id: str, at: datetime) -> None:
+        new[run_id] = await desk.add(run_id, at=at)
+
+    async with trio.open_nursery() as nursery, queueing_up(desk.writer):
+        for hours in range(4):
+            nursery.start_soon(add, f"later-{hours}", NOON + timedelta(hours=hours))
+            await wait_all_tasks_blocked()
+    assert new == {"later-0": False, "later-1": True, "later-2": True, "later-3": True}
+    assert len(commits) == 2, "one for what held the writer up, one for all of them"
 
 
 async def test_an_id_that_is_taken_is_not_taken_for_an_occurrence_that_has_its_row(
@@ -315,5 +335,7 @@ async def test_whatever_fails_says_so_in_one_line_without_what_is_private(
 
 
 async def test_a_store_that_has_stopped_says_so(engine: Engine) -> None:
+    writer = Writer(engine)
+    desk = Desk(TaskRuns(writer), engine, writer)
     with pytest.raises(StoreError, match="not running"):
-        await Desk(TaskRuns(Writer(engine)), engine).add()
+        await desk.add()

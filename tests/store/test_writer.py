@@ -21,7 +21,7 @@ from sqlalchemy import (
     insert,
     text,
 )
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import Writer
@@ -280,6 +280,65 @@ async def test_of_two_equal_keys_that_queue_up_the_first_is_in(
     await callers.stop_writer()
     assert answers == {"first": "is in", "second": "is not in"}
     assert things(outside) == [1]
+
+
+async def test_that_rows_are_there_is_answered_and_costs_no_commit(
+    callers: Callers, outside: Outside, commits: list[Connection]
+) -> None:
+    outside.do("INSERT INTO things VALUES (3)")
+    insert = callers.writer.insert_into(THINGS).on_conflict_do_nothing()
+    async with callers.queueing_up():
+        jobs = [callers.writer.insert(insert, {"n": n}) for n in (1, 2, 3, 2, 4)]
+        calls = [callers.writer.hand_in(lambda _connection, n=n: n) for n in range(2)]  # type: ignore[misc]
+    await callers.stop_writer()
+    assert [(job.result, job.error) for job in jobs] == [
+        (True, None),
+        (True, None),
+        (False, None),
+        (False, None),
+        (True, None),
+    ]
+    assert [call.result for call in calls] == [0, 1]
+    assert things(outside) == [1, 2, 3, 4]
+    assert len(commits) == 2, "one for what held the writer up, one for all the others"
+
+
+async def test_rows_are_answered_for_also_if_another_job_fails(
+    callers: Callers, outside: Outside
+) -> None:
+    insert = callers.writer.insert_into(THINGS).on_conflict_do_nothing()
+    async with callers.queueing_up():
+        jobs = [callers.writer.insert(insert, {"n": n}) for n in (1, 1)]
+        failing = callers.writer.execute(NOWHERE, {"n": 1})
+    with pytest.raises(SQLAlchemyError):
+        await failing.wait()
+    assert [(job.result, job.error) for job in jobs] == [(True, None), (False, None)]
+    assert things(outside) == [1]
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+async def test_a_locked_database_is_waited_for_once_by_all_that_wait(
+    url: str,
+    connect: Callable[[str], Engine],
+    outside: Outside,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    outside.do("CREATE TABLE things (n INTEGER NOT NULL PRIMARY KEY)")
+    monkeypatch.setattr("clarad.store.engine.BUSY_TIMEOUT", 0.01)
+    engine, tries = connect(url), list[Connection]()
+    writer = Writer(engine)
+    await nursery.start(writer.run)
+    event.listen(engine, "begin", tries.append, insert=True)
+    with connect(url).begin():  # somebody's open shell
+        jobs = [writer.execute(INSERT, {"n": n}) for n in range(50)]
+        jobs += [writer.hand_in(lambda _connection: None) for _ in range(50)]
+        for job in jobs:
+            with pytest.raises(OperationalError, match="locked"):
+                await job.wait()
+    assert len(tries) <= 2, "the thread may have taken the first before the others were there"
+    await write(writer, 1)
+    assert things(outside) == [1], "what is tried again is done"
 
 
 async def test_a_function_that_raises_fails_alone_and_leaves_nothing(
