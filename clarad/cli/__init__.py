@@ -14,6 +14,7 @@ from clarad import __version__, envfile
 COMMANDS: Final = {
     "run": "run the daemon in the foreground",
     "migrate": "bring the database to the tables that this version needs, or back",
+    "backup": "copy an SQLite database, look at a copy, put one in its place",
     "chat": "talk to the daemon from this terminal",
     "send": "send one message and print the answer",
     "hooks": "what runs on events: list it, its runs, test it, replay a run",

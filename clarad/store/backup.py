@@ -1,0 +1,164 @@
+"""Copies of an SQLite database: made while a daemon writes, looked at, and put in its place."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final, NamedTuple
+from urllib.parse import quote
+
+from sqlalchemy import func, inspect, select
+
+from clarad import files
+from clarad.store.engine import StoreError, errors_in_one_line, open_engine, sqlite_file
+from clarad.store.lock import alone
+from clarad.store.migrate import current_revision
+from clarad.store.models import Base
+
+_POSTGRESQL: Final = (
+    "this is for SQLite; of PostgreSQL pg_dump makes backups, and pg_restore puts them back"
+)
+
+
+class Contents(NamedTuple):
+    """What is in a backup: its revision, and the rows of each table of clarad's."""
+
+    revision: str
+    rows: dict[str, int]
+
+
+def create(url: str, target: Path) -> Contents:
+    """Copy the database to a new file, as it is now; a daemon that runs goes on writing.
+
+    Raises:
+        StoreError: it cannot be read, the file is there already, or the copy is not sound.
+    """
+    source = require_file(url)
+    with _errors(target):
+        if os.path.lexists(target):
+            raise StoreError(f"{target} is there already; name another file")
+        files.require_ours(target)
+        with _beside(target) as new:
+            _copy(source, new)
+            found = verify(new)
+            new.rename(target)
+    return found
+
+
+def verify(file: Path) -> Contents:
+    """Read a backup from its first page to its last, and return what is in it.
+
+    Raises:
+        StoreError: it cannot be read, is damaged, is no database of clarad's, or of a newer one.
+    """
+    with _errors(file):
+        if file.stat().st_size == 0:
+            raise StoreError(f"{file} is empty")
+        try:
+            with closing(_open(file)) as database:
+                [found, *_] = database.execute("PRAGMA integrity_check(1)").fetchone()
+        except sqlite3.DatabaseError as error:
+            found = error
+        if found != "ok":
+            raise StoreError(f"{file} is damaged: {found}")
+    engine = open_engine(f"sqlite:///{quote(str(file.absolute()))}", read_only=True)
+    try:
+        if (revision := current_revision(engine)) is None:
+            raise StoreError(f"{file} is no database of clarad's")
+        with errors_in_one_line(), engine.connect() as connection:
+            there = set(inspect(connection).get_table_names())
+            tables = [table for table in Base.metadata.sorted_tables if table.name in there]
+            count = select(func.count())
+            rows = {
+                table.name: connection.scalars(count.select_from(table)).one() for table in tables
+            }
+        return Contents(revision, rows)
+    finally:
+        engine.dispose()
+
+
+def restore(url: str, file: Path) -> tuple[Contents, Path | None]:
+    """Put a backup in the database's place; return what is in it, and where that is kept now.
+
+    Raises:
+        StoreError: the backup is not sound, a daemon runs (`Taken`), or it cannot be written.
+    """
+    target = require_file(url, is_there=False)
+    found = verify(file)
+    with alone(url), _errors(target), _beside(target) as new:
+        _copy(file, new)
+        kept = _keep(target)
+        new.replace(target)
+    return found, kept
+
+
+def _keep(target: Path) -> Path | None:
+    """Keep what was there beside the file, with the part of it that is still in its log.
+
+    A log that stays would be played back into the backup. The file stays, and with it the lock.
+    """
+    log, index = (target.with_name(f"{target.name}{end}") for end in ("-wal", "-shm"))
+    kept = None
+    if target.stat().st_size or log.exists():
+        kept = target.with_name(f"{target.name}.before-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+        kept.hardlink_to(target)
+        if log.exists():
+            log.rename(kept.with_name(f"{kept.name}-wal"))
+    index.unlink(missing_ok=True)
+    return kept
+
+
+def require_file(url: str, *, is_there: bool = True) -> Path:
+    """Return the file of an SQLite database; raises `StoreError` if there is none."""
+    if (path := sqlite_file(url)) is None:
+        raise StoreError(_POSTGRESQL)
+    if is_there and not path.exists():
+        raise StoreError(f"there is no database at {path}")
+    return path.resolve()  # the log is beside the file, and not beside a link to it
+
+
+def _open(file: Path) -> sqlite3.Connection:
+    # As in `open_engine`: without a log beside it nobody writes, and reading need not make one.
+    how = "mode=ro" if file.with_name(f"{file.name}-wal").exists() else "mode=ro&immutable=1"
+    return sqlite3.connect(f"file:{quote(str(file.absolute()))}?{how}", uri=True)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy a database, with what is in its log, to a file of one part that is on the disk."""
+    with closing(_open(source)) as one, closing(sqlite3.connect(target)) as other:
+        one.backup(other)  # all pages in one step, of one moment
+        other.execute("PRAGMA journal_mode = DELETE")
+    with target.open("rb") as copy:
+        os.fsync(copy.fileno())
+
+
+@contextmanager
+def _beside(target: Path) -> Iterator[Path]:
+    """Hand out a new file beside another, which is to be given its name; else it is removed."""
+    new = target.with_name(f"{target.name}.new")
+    new.unlink(missing_ok=True)
+    files.make(new)
+    try:
+        yield new
+    finally:
+        new.unlink(missing_ok=True)
+    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+@contextmanager
+def _errors(file: Path) -> Iterator[None]:
+    """Raise as `StoreError`, with the file, what goes wrong within the block."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(f"{file}: {error}") from None
+    except files.NotOurs as error:
+        raise StoreError(str(error)) from None
+    except OSError as error:
+        raise StoreError(f"{error.filename or file}: {error.strerror}") from None
