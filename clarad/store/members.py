@@ -27,6 +27,9 @@ ALONE: Final = 10
 """How many times as long the lease of a daemon lasts that finds itself alone: a database that is
 away for some minutes costs it nothing. It is shortened as soon as another one comes."""
 
+LOCKED_FOR: Final = 100
+"""Milliseconds that a table may be locked by somebody else until it is looked at another time."""
+
 _JOIN: Final = """
 INSERT INTO clarad_daemons (instance, holder, address, tasks, expires_at)
 VALUES (%(instance)s, %(holder)s, '', '', clock_timestamp() + %(lease)s)
@@ -68,6 +71,7 @@ DELETE FROM clarad_daemons WHERE heir = %(me)s AND id = ANY(%(seen_to)s) AND id 
     UNION SELECT owner FROM clarad_task_runs WHERE ended_at IS NULL AND owner IS NOT NULL
     UNION SELECT owner FROM clarad_tasks WHERE owner IS NOT NULL
 )
+RETURNING id
 """
 _INHERITED: Final = "SELECT id FROM clarad_daemons WHERE heir = %(me)s ORDER BY id"
 _OTHERS: Final = """
@@ -75,6 +79,10 @@ SELECT count(*), count(*) FILTER (WHERE tasks = %(tasks)s) FROM clarad_daemons
 WHERE heir IS NULL AND id <> %(me)s AND expires_at > clock_timestamp()
 """
 _LEAVE: Final = "UPDATE clarad_daemons SET expires_at = clock_timestamp() WHERE id = %(me)s"
+
+
+class Locked(StoreError):  # noqa: N818 - it is what has happened
+    """Somebody else has a table locked."""
 
 
 class Members:
@@ -147,7 +155,7 @@ class Members:
         Raises:
             LeaseLost: another daemon has taken over from this one.
         """
-        given = {"address": address[:255], "tasks": tasks, "seen_to": list(seen_to)}
+        given = {"address": address[:255], "tasks": tasks}
         with self._transaction():
             # First, and with a lock until the commit: nobody takes over from who is taking over.
             asked_at = time.monotonic()
@@ -156,12 +164,25 @@ class Members:
             if not renewed:
                 raise LeaseLost("another daemon has taken over from this one")
             self._execute(_TAKE_OVER)
-            self._execute(_SEEN_TO, **given)
             inherited = frozenset(row[0] for row in self._execute(_INHERITED))
             ((others, alike),) = self._execute(_OTHERS, **given)
         ((now, lasts),) = renewed
         self.life.tell_time(now, asked_at, answered_at)
-        return Look(inherited, others, alike, lasts)
+        return Look(inherited - self._forget(seen_to), others, alike, lasts)
+
+    def _forget(self, seen_to: Collection[int]) -> frozenset[int]:
+        """Forget those of these lives that have no work left, and return which they were.
+
+        Only this looks at tables that somebody may have locked, so it is no part of the renewal.
+        """
+        if not seen_to:
+            return frozenset()
+        try:
+            with self._transaction():
+                self._execute(f"SET LOCAL lock_timeout = '{LOCKED_FOR}ms'")
+                return frozenset(row[0] for row in self._execute(_SEEN_TO, seen_to=list(seen_to)))
+        except Locked:
+            return frozenset()  # the next renewal looks again
 
     def leave(self) -> None:
         """End this life: what it has not finished is another's at once, if there is another."""
@@ -196,8 +217,7 @@ class Members:
             cursor = self._connection.execute(statement, given)
             return [] if cursor.description is None else cursor.fetchall()
         except psycopg.Error as error:
-            self.close()
-            raise StoreError(one_line(error)) from error
+            raise self._failed(error) from error
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -207,5 +227,11 @@ class Members:
             with self._connection.transaction():
                 yield
         except psycopg.Error as error:
-            self.close()
-            raise StoreError(one_line(error)) from error
+            raise self._failed(error) from error
+
+    def _failed(self, error: psycopg.Error) -> StoreError:
+        """Say what has failed; unless it is a lock, the connection is of no use any more."""
+        if isinstance(error, psycopg.errors.LockNotAvailable):
+            return Locked(one_line(error))
+        self.close()
+        return StoreError(one_line(error))

@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import trio
-from sqlalchemy import Engine, NullPool, create_engine
+from sqlalchemy import Engine, NullPool, create_engine, text
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.nurseries import lease
@@ -151,6 +151,25 @@ async def test_a_lease_is_renewed_as_time_passes(hold: Hold) -> None:
     holder = await hold(PATIENCE / 10)
     await holder.until(lambda: len(holder.looks) > 2)
     assert holder.losses == 0
+
+
+async def test_a_table_that_somebody_has_locked_costs_no_lease(
+    other: Daemon, hold: Hold, outside: Outside, connect: Callable[[str], Engine], url: str
+) -> None:
+    holder = await hold(PATIENCE / 10)
+    other.leave()
+    await holder.until(lambda: holder.looks[-1].inherited)  # it looks whether work of it is left
+    holder.lease.go_on("here:1")
+    await holder.until(lambda: other.number in holder.life.owners)
+    with connect(url).begin() as somebody:
+        somebody.execute(text("LOCK TABLE clarad_messages, clarad_hook_runs, clarad_task_runs"))
+        for looks in (len(holder.looks) + n for n in range(3)):
+            outside.do(LOOK)
+            await holder.until(lambda looks=looks: len(holder.looks) > looks)  # type: ignore[misc]
+        assert holder.looks[-1].inherited == {other.number}
+    outside.do(LOOK)
+    await holder.until(lambda: not holder.looks[-1].inherited)
+    assert (holder.losses, holder.notices.count(None)) == (0, 0), "nor the connection"
 
 
 async def test_what_others_say_is_passed_on(hold: Hold, outside: Outside) -> None:
