@@ -1,6 +1,7 @@
 """`clarad migrate`: the database's tables."""
 
 import argparse
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -32,6 +33,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parts.add_parser("heads", help="the newest migrations of this version")
     rollback = parts.add_parser("rollback", help="take migrations back, with the data they hold")
     rollback.add_argument("steps", nargs="?", type=int, default=1, help="how many (default: 1)")
+    rollback.add_argument("--yes", action="store_true", help="do not ask")
     create = parts.add_parser("create", help="write a migration from the models (in a checkout)")
     create.add_argument("title", help="what it does, in a few words")
     parser.set_defaults(run=run)
@@ -55,8 +57,14 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    parts = {"status": _look, "history": _look, "heads": _look, "create": _create}
-    return parts.get(arguments.part, _change)(arguments, settings)
+    parts = {
+        "status": _look,
+        "history": _look,
+        "heads": _look,
+        "create": _create,
+        "rollback": _rollback,
+    }
+    return parts.get(arguments.part, _upgrade)(arguments, settings)
 
 
 def _look(arguments: argparse.Namespace, settings: config.Settings) -> int:
@@ -82,26 +90,57 @@ def _create(arguments: argparse.Namespace, settings: config.Settings) -> int:
     return 0
 
 
-def _change(arguments: argparse.Namespace, settings: config.Settings) -> int:
+def _upgrade(_arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import alone, migrate
 
-    rolls_back = arguments.part == "rollback"
-    if rolls_back and arguments.steps < 1:
-        fail("rollback takes a number from 1")
-        return 1
     with _opened(settings, read_only=True) as engine:
-        if not rolls_back and all(one.state == "applied" for one in migrate.history(engine)):
+        if all(revision.state == "applied" for revision in migrate.history(engine)):
             print("nothing to do")
             return 0
     make_state_dir(settings)
     with alone(settings.database_url), _opened(settings) as engine:
-        if rolls_back:
-            for revision in migrate.rollback(engine, arguments.steps):
-                print(f"rolled back {revision.id}  {revision.title}")
-        else:
-            for revision in _upgrade(engine):
-                print(f"applied {revision.id}  {revision.title}")
+        for revision in _apply(engine):
+            print(f"applied {revision.id}  {revision.title}")
     return 0
+
+
+def _rollback(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    from clarad.cli.backup import make_backup
+    from clarad.store import alone, migrate
+    from clarad.store.engine import sqlite_file
+    from clarad.store.losses import losses, require_nobody
+
+    if arguments.steps < 1:
+        fail("rollback takes a number from 1")
+        return 1
+    make_state_dir(settings)
+    with alone(settings.database_url), _opened(settings) as engine:
+        require_nobody(engine)
+        lost = losses(engine, arguments.steps)
+        for line in lost or ["no row"]:
+            print(f"deletes {line}", flush=True)
+        if not (arguments.yes or _agreed()):
+            return 1
+        if sqlite_file(settings.database_url) is not None:
+            print(f"a backup of what was there is {make_backup(settings)}")
+        for revision in migrate.rollback(engine, arguments.steps):
+            print(f"rolled back {revision.id}  {revision.title}")
+    return 0
+
+
+def _agreed() -> bool:
+    """Ask for what cannot be taken back, if there is somebody to ask."""
+    if not sys.stdin.isatty():
+        fail("nothing has changed; if this is what you want, say --yes")
+        return False
+    try:
+        answer = input("Go on? [y/N] ")
+    except EOFError:
+        answer = ""
+    if answer.strip().lower() in ("y", "yes"):
+        return True
+    fail("nothing has changed")
+    return False
 
 
 def make_state_dir(settings: config.Settings) -> None:
@@ -132,7 +171,7 @@ def _opened(settings: config.Settings, *, read_only: bool = False) -> "Iterator[
         engine.dispose()
 
 
-def _upgrade(engine: "Engine") -> "list[Revision]":
+def _apply(engine: "Engine") -> "list[Revision]":
     """Apply what is pending; before a start, systemd is asked for the time that it takes."""
     from clarad.store import migrate
     from clarad.systemd import handover

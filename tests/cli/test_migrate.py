@@ -1,11 +1,14 @@
 """`clarad migrate`, as a person at a terminal has it."""
 
 import gc
+import io
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,8 @@ from clarad.cli import main
 from clarad.store import open_engine
 from clarad.store.migrate import HEAD, history
 from clarad.store.models import Base
-from tests.postgres import BACKENDS, database
+from tests.postgres import BACKENDS, SHARED, database
+from tests.process import daemon
 
 ROOT = Path(__file__).parents[2]
 OURS = {*Base.metadata.tables, "clarad_alembic_version"}
@@ -139,7 +143,10 @@ def test_rollback_takes_one_migration_back_and_says_which(
 ) -> None:
     clarad(DATABASE_URL=url)
     number, title = revisions[-1]
-    assert clarad("rollback") == (0, f"rolled back {number}  {title}\n", "")
+    status, out, err = clarad("rollback", "--yes")
+    assert (status, err) == (0, "")
+    assert out.startswith("deletes no row\n")
+    assert out.endswith(f"rolled back {number}  {title}\n")
     assert f"{number}  pending  {title}" in clarad("history")[1]
 
 
@@ -148,8 +155,78 @@ def test_rollback_takes_as_many_back_as_it_is_told(clarad: Clarad, revisions: Re
     newest_first = "".join(
         f"rolled back {number}  {title}\n" for number, title in reversed(revisions)
     )
-    assert clarad("rollback", f"{len(revisions)}") == (0, newest_first, "")
+    status, out, err = clarad("rollback", f"{len(revisions)}", "--yes")
+    assert (status, err) == (0, "")
+    assert out.endswith(newest_first)
     assert clarad("status")[1].startswith("revision  none\n")
+
+
+def fill(url: str) -> None:
+    """Have a message and two tokens in the database."""
+    engine = open_engine(url)
+    columns = "platform, channel_id, request_id, node_id, user_id, session_id, frame, received_at"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"INSERT INTO clarad_messages ({columns}, cancel_reason) VALUES"
+            " ('a', 'b', 'c', 'd', 'e', 'f', '{}', '2026-01-01', 'no')"
+        )
+        connection.exec_driver_sql(
+            "INSERT INTO clarad_tokens (name, digest, platforms, created_at)"
+            " VALUES ('x', 'x', '', '2026-01-01'), ('y', 'y', '', '2026-01-01')"
+        )
+    engine.dispose()
+
+
+def test_rollback_says_what_it_would_delete_and_does_not_without_a_yes(
+    clarad: Clarad, url: str, revisions: Revisions
+) -> None:
+    clarad(DATABASE_URL=url)
+    fill(url)
+    to_tokens = str(len(revisions) - [number for number, _ in revisions].index("0004"))
+    lost = "deletes clarad_messages.cancel_reason: in 1 rows\ndeletes clarad_tokens: all 2 rows\n"
+    said = clarad("rollback", to_tokens)
+    assert said == (1, lost, "clarad: nothing has changed; if this is what you want, say --yes\n")
+    assert "pending   nothing" in clarad("status")[1]
+    status, out, _ = clarad("rollback", to_tokens, "--yes")
+    assert status == 0
+    assert out.startswith(lost)
+
+
+@pytest.mark.parametrize("answer", ["y\n", "n\n", "\n", ""], ids=repr)
+def test_rollback_asks_at_a_terminal(
+    clarad: Clarad, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    clarad()
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    status, out, _ = clarad("rollback")
+    agreed = answer == "y\n"
+    assert (status, "Go on? [y/N]" in out) == (0 if agreed else 1, True)
+    assert ("pending   nothing" in clarad("status")[1]) is not agreed
+
+
+def test_before_a_rollback_a_backup_is_made(clarad: Clarad, tmp_path: Path) -> None:
+    clarad()
+    fill(f"sqlite:///{tmp_path}/state/clarad.db")
+    _, out, _ = clarad("rollback", "3", "--yes")
+    [copy] = (tmp_path / "state" / "backups").iterdir()
+    assert f"a backup of what was there is {copy}\n" in out
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT count(*) FROM clarad_tokens").fetchone() == (2,)
+
+
+@pytest.mark.parametrize("url", SHARED, indirect=True)
+def test_rollback_is_refused_while_a_daemon_uses_the_database(
+    clarad: Clarad, url: str, tmp_path: Path
+) -> None:
+    with daemon(tmp_path / "other", DATABASE_URL=url):
+        status, out, err = clarad("rollback", "--yes", DATABASE_URL=url)
+    assert (status, out) == (1, "")
+    assert err.startswith("clarad: daemons use the database (")
+    assert "pending   nothing" in clarad("status")[1]
 
 
 def test_rollback_of_more_than_there_are_changes_nothing(
@@ -157,7 +234,7 @@ def test_rollback_of_more_than_there_are_changes_nothing(
 ) -> None:
     clarad()
     number = len(revisions)
-    status, out, err = clarad("rollback", f"{number + 1}")
+    status, out, err = clarad("rollback", f"{number + 1}", "--yes")
     assert (status, out) == (1, "")
     assert err == (f"clarad: there are only {number} migrations to roll back, not {number + 1}\n")
     assert "pending   nothing" in clarad("status")[1]
@@ -317,11 +394,13 @@ def test_what_create_has_written_goes_up_and_down(checkout: Checkout) -> None:
     checkout.migrate("create", "Notes on messages")
     number = f"{int(HEAD) + 1:04}"
     assert checkout.migrate() == f"applied {number}  Notes on messages\n"
-    assert checkout.migrate("rollback") == f"rolled back {number}  Notes on messages\n"
+    assert checkout.migrate("rollback", "--yes").endswith(
+        f"rolled back {number}  Notes on messages\n"
+    )
 
 
 def test_create_wants_a_database_that_is_up_to_date(clarad: Clarad, checkout: Checkout) -> None:
-    clarad("rollback")
+    clarad("rollback", "--yes")
     done = checkout.run("create", "Too early")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr.startswith("clarad: ")
