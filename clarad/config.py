@@ -63,6 +63,7 @@ class Settings:
     drain_timeout: float = 30
     keep: float | None = 90 * 86400
     keep_runs: float | None = 30 * 86400
+    keep_attachments: float | None = 7 * 86400
     auto_migrate: bool = True
     lease: float = 30
     log_level: str = "INFO"
@@ -88,6 +89,7 @@ RELOADED: Final = frozenset(
         "drain_timeout",
         "keep",
         "keep_runs",
+        "keep_attachments",
         "log_level",
         "hooks_dir",
         "scheduler_dir",
@@ -181,6 +183,7 @@ def load(environ: Mapping[str, str] = os.environ) -> tuple[Settings, list[str]]:
         drain_timeout=read("CLARA_DRAIN_TIMEOUT", Settings.drain_timeout, _seconds_or_zero),
         keep=read("CLARA_KEEP", Settings.keep, _period),
         keep_runs=read("CLARA_KEEP_RUNS", Settings.keep_runs, _period),
+        keep_attachments=read("CLARA_KEEP_ATTACHMENTS", Settings.keep_attachments, _period),
         auto_migrate=read("CLARA_AUTO_MIGRATE", Settings.auto_migrate, _switch),
         lease=read("CLARA_LEASE", Settings.lease, _seconds),
         log_level=read("CLARA_LOG_LEVEL", Settings.log_level, _log_level),

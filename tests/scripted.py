@@ -4,6 +4,7 @@ from collections import defaultdict
 
 import trio
 
+from clarad.protocol import Message
 from clarad.responders import Answer, Request, ResponderError
 
 
@@ -14,10 +15,12 @@ class Scripted:
         self.begun: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self.release: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self.ran: list[str] = []
+        self.given: dict[str, Message] = {}
 
     async def respond(self, request: Request, answer: Answer) -> None:
         message = request.message
         self.ran.append(message.id)
+        self.given[message.id] = message
         self.begun[message.id].set()
         match message.content:
             case "hold":

@@ -55,6 +55,7 @@ def test_nothing_has_to_be_set() -> None:
         drain_timeout=30,
         keep=90 * 86400,
         keep_runs=30 * 86400,
+        keep_attachments=7 * 86400,
         auto_migrate=True,
         log_level="INFO",
         sandbox=load_sandbox({}),
@@ -80,6 +81,7 @@ VARIABLES: Final = {
     "CLARA_DRAIN_TIMEOUT": "5",
     "CLARA_KEEP": "1d",
     "CLARA_KEEP_RUNS": "forever",
+    "CLARA_KEEP_ATTACHMENTS": "1h",
     "CLARA_AUTO_MIGRATE": "0",
     "CLARA_LOG_LEVEL": "DEBUG",
     "CLARA_HOOKS_DIR": "/srv/hooks",
@@ -113,6 +115,7 @@ def test_everything_can_be_set() -> None:
         drain_timeout=5,
         keep=86400,
         keep_runs=None,
+        keep_attachments=3600,
         auto_migrate=False,
         log_level="DEBUG",
         hooks_dir=Path("/srv/hooks"),
@@ -382,7 +385,11 @@ def test_a_time_is_a_number_of_seconds(variable: str, name: str, text: str, seco
     assert setting(name, **{variable: text}) == seconds
 
 
-PERIODS: Final = {"CLARA_KEEP": "keep", "CLARA_KEEP_RUNS": "keep_runs"}
+PERIODS: Final = {
+    "CLARA_KEEP": "keep",
+    "CLARA_KEEP_RUNS": "keep_runs",
+    "CLARA_KEEP_ATTACHMENTS": "keep_attachments",
+}
 
 
 @pytest.mark.parametrize(("variable", "name"), PERIODS.items())

@@ -232,7 +232,7 @@ async def test_a_cancel_of_what_nobody_has_is_not_found(
 async def test_a_cancel_that_the_store_fails_can_be_tried_again(
     two: list[Side], node: Node, told: Told, outside: Outside
 ) -> None:
-    outside.do("DROP TABLE clarad_messages")
+    outside.do("ALTER TABLE clarad_messages RENAME TO away")
     two[0].elsewhere.cancel(node, protocol.Cancel("1"))
     await looked(two[0])
     (error,) = told.frames

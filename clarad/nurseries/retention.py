@@ -8,7 +8,15 @@ import trio
 
 from clarad.config import Settings
 from clarad.store import StoreError
-from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Extent, Kind, Retention
+from clarad.store.retention import (
+    ATTACHMENTS,
+    HOOK_RUNS,
+    MESSAGES,
+    TASK_RUNS,
+    Extent,
+    Kind,
+    Retention,
+)
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -34,8 +42,12 @@ class Sweeper:
 
     def apply(self, settings: Settings) -> None:
         """Keep things for as long as these settings say, from now on."""
-        periods = {MESSAGES: settings.keep, HOOK_RUNS: settings.keep_runs}
-        periods[TASK_RUNS] = settings.keep_runs
+        periods = {
+            MESSAGES: settings.keep,
+            ATTACHMENTS: settings.keep_attachments,
+            HOOK_RUNS: settings.keep_runs,
+            TASK_RUNS: settings.keep_runs,
+        }
         self._periods = {kind: period for kind, period in periods.items() if period is not None}
         self._changed.set()
 

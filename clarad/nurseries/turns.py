@@ -221,6 +221,7 @@ class Turns:
             user_id=message.user.id,
             session_id=turn.session.id,
             frame=text,
+            has_attachments=bool(message.attachments),
             begun=turn.begun,
             then=partial(self._stored, turn),
             queued=turn.queued,

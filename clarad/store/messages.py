@@ -7,9 +7,10 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, case, select, update
 
+from clarad.store.attachments import join, keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
-from clarad.store.models import MessageRow
+from clarad.store.models import AttachmentsRow, MessageRow
 from clarad.store.writer import Writer
 from clarad.systemd import catalogue
 
@@ -35,7 +36,7 @@ class MessageKey(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A message as it came, and its terminal frame if it has ended; both JSON.
+    """A message as it came, without attachments, and its terminal frame if it has ended; both JSON.
 
     `owed_to` is the node that has still to be given the terminal frame.
     """
@@ -88,9 +89,11 @@ _UNFINISHED: Final = (
         MessageRow.request_id,
         MessageRow.node_id,
         MessageRow.frame,
+        AttachmentsRow.attachments,
         MessageRow.begun_at,
         MessageRow.cancel_reason,
     )
+    .outerjoin(AttachmentsRow, AttachmentsRow.message_id == MessageRow.id)
     .where(MessageRow.ended_at.is_(None) & (MessageRow.id > bindparam("after")))
     .order_by(MessageRow.id)
     .limit(PAGE)
@@ -118,6 +121,7 @@ class Messages:
         then: Callable[[bool | StoreError], None],
         queued: Callable[[int], None] | None = None,
         most: int | None = None,
+        has_attachments: bool = False,
         **about: str,
     ) -> None:
         """Have a new message written, after those before it; `begun` if it starts at once.
@@ -130,7 +134,17 @@ class Messages:
         def answer(error: Exception | None) -> None:
             then(bool(job.result) if error is None else as_store_error(error))
 
-        job = self._writer.insert(self._insert, self.row(key, begun=begun, **about), answer)
+        row = self.row(key, begun=begun, **about)
+
+        def with_attachments(connection: Connection) -> bool:
+            frame, attachments = split(row["frame"])
+            is_new = connection.execute(self._insert, row | {"frame": frame}).rowcount == 1
+            if is_new:
+                keep(connection, row, attachments)
+            return is_new
+
+        instead = with_attachments if has_attachments else None
+        job = self._writer.insert(self._insert, row, answer, instead=instead)
 
     def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
         """Return the columns of a new message."""
@@ -229,7 +243,8 @@ class Messages:
             found: list[Unfinished] = []
             characters = 0
             with connection.execute(statement, {"after": after}) as rows:
-                for number, *key, node_id, frame, begun_at, cancel_reason in rows:
+                for number, *key, node_id, kept, attachments, begun_at, cancel_reason in rows:
+                    frame = join(kept, attachments)
                     characters += len(frame)
                     if found and characters > PAGE_CHARACTERS:
                         break

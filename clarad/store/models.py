@@ -108,7 +108,7 @@ class MessageRow(Base):
     user_id: Mapped[str] = mapped_column(String(255))
     session_id: Mapped[str] = mapped_column(String(64))
     frame: Mapped[str] = mapped_column(Text)
-    """The frame as it came, JSON."""
+    """The frame as it came, JSON; but for its attachments, which have a table of their own."""
     received_at: Mapped[datetime] = mapped_column(UtcDateTime)
     begun_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """From here on it may have acted, and is not run a second time."""
@@ -125,6 +125,21 @@ class MessageRow(Base):
     """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
     cancel_reason: Mapped[str | None] = mapped_column(Text)
     """Set if it is to be cancelled, by whom another daemon has."""
+
+
+class AttachmentsRow(Base):
+    """The attachments of a message that has some. They go with it, or before."""
+
+    __tablename__ = "clarad_attachments"
+    __table_args__ = (Index(None, "received_at", "message_id"),)
+
+    message_id: Mapped[int] = mapped_column(
+        ForeignKey("clarad_messages.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    received_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    """The message's, by which the oldest are found."""
+    attachments: Mapped[str] = mapped_column(Text)
+    """As they came, JSON."""
 
 
 class NodeRow(Base):

@@ -1,7 +1,7 @@
 """Deletes what was kept long enough, a little at a time.
 
-Rows are looked at in the order in which they ended, each once in a sweep, whether it may go or not:
-so what stays does not make the next look longer.
+Rows are looked at in the order of a time, that of their end as a rule, each once in a sweep,
+whether it may go or not: so what stays does not make the next look longer.
 """
 
 import os
@@ -26,7 +26,7 @@ from sqlalchemy.orm import aliased
 
 from clarad.store.engine import errors_in_one_line
 from clarad.store.messages import kept_since
-from clarad.store.models import HookRunRow, MessageRow, TaskRow, TaskRunRow
+from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
 from clarad.store.writer import Writer
 
 PAGE: Final = 200
@@ -40,34 +40,33 @@ _SIZE: Final = text(
     " WHERE relkind = 'r' AND relname LIKE 'clarad\\_%' AND pg_table_is_visible(oid)"
 )
 
+_BEFORE: Final = bindparam("before", type_=MessageRow.ended_at.type)
+
 _DELETING: Final = int.from_bytes(b"clarad-k")
 """The advisory lock of the daemon that deletes; the same for all programs in a database."""
 
 
 class Place(NamedTuple):
-    """A place in the order in which rows ended."""
+    """A place in the order in which rows are looked at: that of a time, and of their numbers."""
 
-    ended_at: datetime
-    id: int
+    at: datetime
+    number: int
 
 
 class Kind:
-    """One table, and which of the rows in it that have ended may go."""
+    """One table, the time by which its rows are looked at, and which of them may go."""
 
-    def __init__(
-        self, row: type[MessageRow | HookRunRow | TaskRunRow], *may_go: ColumnElement[bool]
-    ) -> None:
-        place = tuple_(row.ended_at, row.id)
-        after = tuple_(bindparam("ended_at", type_=row.ended_at.type), bindparam("id"))
-        has_ended = row.ended_at < bindparam("before")
-        self.first = select(row.ended_at, row.id).where(has_ended).order_by(*place).limit(PAGE)
+    def __init__(self, at: Any, number: Any, *may_go: ColumnElement[bool]) -> None:
+        """The time of a row that may go is before the one before which it must have ended."""
+        is_old, place = at < _BEFORE, tuple_(at, number)
+        after = tuple_(bindparam("at", type_=at.type), bindparam("number"))
+        self.first = select(at, number).where(is_old).order_by(*place).limit(PAGE)
         self.following = self.first.where(place > after)
-        table: Any = row.__table__
-        # Once more that it has ended: a run that was down as missed may be run after all.
-        self.delete = delete(table).where(row.id == bindparam("id"), has_ended, *may_go)
+        # Once more that it is old: a run that was down as missed may be run after all.
+        self.delete = delete(at.table).where(number == bindparam("number"), is_old, *may_go)
 
     def page(self, connection: Connection, before: datetime, after: Place | None) -> list[Place]:
-        """Return the next rows that ended before a time, whether they may go or not."""
+        """Return the next rows that are old enough, whether they may go or not."""
         statement = self.first if after is None else self.following
         given = {"before": before} | ({} if after is None else after._asdict())
         return [Place._make(row) for row in connection.execute(statement, given)]
@@ -94,9 +93,15 @@ _IS_OPEN: Final = _IS_BY_CLOCK & exists().where(
     TaskRow.name == TaskRunRow.task, TaskRow.accounted_until < TaskRunRow.nominal_at
 )
 
-MESSAGES: Final = Kind(MessageRow, _NOT_OWED)
-HOOK_RUNS: Final = Kind(HookRunRow)
-TASK_RUNS: Final = Kind(TaskRunRow, _HAS_NEWER, ~_IS_OPEN)
+# They have no time of an end, which would be one more thing to write at the end of each message.
+_HAS_ENDED: Final = exists().where(
+    MessageRow.id == AttachmentsRow.message_id, MessageRow.ended_at < _BEFORE
+)
+
+MESSAGES: Final = Kind(MessageRow.ended_at, MessageRow.id, _NOT_OWED)
+ATTACHMENTS: Final = Kind(AttachmentsRow.received_at, AttachmentsRow.message_id, _HAS_ENDED)
+HOOK_RUNS: Final = Kind(HookRunRow.ended_at, HookRunRow.id)
+TASK_RUNS: Final = Kind(TaskRunRow.ended_at, TaskRunRow.id, _HAS_NEWER, ~_IS_OPEN)
 
 
 class Extent(NamedTuple):
@@ -138,7 +143,7 @@ class Retention:
                 return None
             began, place = time.monotonic(), None
             for place in kind.page(connection, before, after):
-                given = {"id": place.id, "before": before, "owed_since": owed_since}
+                given = {"number": place.number, "before": before, "owed_since": owed_since}
                 connection.execute(kind.delete, given)
                 if time.monotonic() - began > BATCH_TIME:
                     break

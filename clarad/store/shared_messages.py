@@ -26,6 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 
+from clarad.store.attachments import keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.life import owned
 from clarad.store.messages import END, THIS, MessageKey, Messages, this_message
@@ -105,6 +106,7 @@ class SharedMessages(Messages):
         then: Callable[[bool | StoreError], None],
         queued: Callable[[int], None] | None = None,
         most: int | None = None,
+        has_attachments: bool = False,
         **about: str,
     ) -> None:
         """Have a new message written, after those before it.
@@ -122,9 +124,14 @@ class SharedMessages(Messages):
             ahead, has_lock = connection.execute(_PLACE, given).one()
             if most is not None and ahead > most and not _is_known(connection, key):
                 return ChannelFull(f"{most} messages wait here; try later.")
-            new = connection.execute(_INSERT, row | {"has_lock": has_lock}).one_or_none()
+            changed: dict[str, Any] = {"has_lock": has_lock}
+            if has_attachments:
+                changed["frame"], attachments = split(row["frame"])
+            new = connection.execute(_INSERT, row | changed).one_or_none()
             if new is None:
                 return None
+            if has_attachments:
+                keep(connection, row, attachments)
             return 0 if new.begun_at is not None else max(ahead, 1)
 
         def answer(error: Exception | None) -> None:

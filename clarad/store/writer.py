@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from itertools import groupby
 from typing import Any, Final, TypeVar
 
 import trio
@@ -74,6 +75,7 @@ class Job:
     """A statement with its parameters, or a function of the connection, and what came of it.
 
     With `asks_if_new`, the `result` of a statement is whether there was a row for it to write.
+    With a statement and a function the function is run, in the order of the statement's jobs.
     """
 
     __slots__ = (
@@ -114,12 +116,12 @@ class Job:
 
     def run(self, connection: Connection) -> None:
         """Do it, within the transaction that is open."""
-        if self.statement is not None:
+        if self.function is not None:
+            self.result = self.function(connection)
+        elif self.statement is not None:
             done = connection.execute(self.statement, self.parameters)
             if self.asks_if_new:
                 self.result = done.rowcount == 1
-        elif self.function is not None:
-            self.result = self.function(connection)
 
     def finish(self) -> None:
         """Call back, and wake whoever waits. Runs in Trio's thread."""
@@ -180,13 +182,19 @@ class Writer:
         return self._hand_in(Job(statement, parameters, then=then))
 
     def insert(
-        self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
+        self,
+        statement: Executable,
+        parameters: dict[str, Any],
+        then: Then | None = None,
+        *,
+        instead: Callable[[Connection], bool] | None = None,
     ) -> Job:
         """Have a row inserted, as `execute` does; the job's `result` is whether it is new.
 
         The statement is one of `insert_into`, and says what is done about a row that is there.
+        `instead` is a function to run in its place, in the order of these jobs.
         """
-        return self._hand_in(Job(statement, parameters, then=then, asks_if_new=True))
+        return self._hand_in(Job(statement, parameters, instead, then, asks_if_new=True))
 
     def insert_into(self, table: Table) -> postgresql.Insert | sqlite.Insert:
         """Return an INSERT that can say what is done about a row that is there already."""
@@ -472,14 +480,23 @@ def _run_grouped(connection: Connection, batch: Sequence[Job], *, one_by_one: bo
         alone = job.statement is None or (one_by_one and job.asks_if_new)
         groups.setdefault(id(job if alone else job.statement), []).append(job)
     for jobs in groups.values():
-        if len(jobs) == 1:
-            jobs[0].run(connection)
-            continue
-        statement = jobs[0].statement
-        assert statement is not None
-        done = connection.execute(statement, [job.parameters or {} for job in jobs])
-        if jobs[0].asks_if_new:
-            if done.rowcount != len(jobs):
-                raise _SomeAreThere
-            for job in jobs:
-                job.result = True
+        for is_alike, some in groupby(jobs, lambda job: job.function is None):
+            if is_alike:
+                _run_alike(connection, list(some))
+            else:
+                for job in some:
+                    job.run(connection)
+
+
+def _run_alike(connection: Connection, jobs: Sequence[Job]) -> None:
+    if len(jobs) == 1:
+        jobs[0].run(connection)
+        return
+    statement = jobs[0].statement
+    assert statement is not None
+    done = connection.execute(statement, [job.parameters or {} for job in jobs])
+    if jobs[0].asks_if_new:
+        if done.rowcount != len(jobs):
+            raise _SomeAreThere
+        for job in jobs:
+            job.result = True

@@ -3,18 +3,21 @@
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
 from clarad.config import Settings
 from clarad.nurseries import retention as module
 from clarad.nurseries.retention import Sweeper
+from clarad.protocol import Attachment
 from clarad.store import MessageKey, Stored, StoreError
-from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Extent, Kind, Place
+from clarad.store.retention import ATTACHMENTS, HOOK_RUNS, MESSAGES, TASK_RUNS, Extent, Kind, Place
 from tests.conftest import Start
 from tests.process import PATIENCE
 from tests.store.conftest import Outside
 
+EVERY = [MESSAGES, ATTACHMENTS, HOOK_RUNS, TASK_RUNS]
 COUNT = "SELECT count(*) FROM clarad_messages"
 
 
@@ -118,6 +121,21 @@ async def test_the_status_says_how_far_back_it_reaches(start: Start, outside: Ou
     }
 
 
+async def test_what_a_killed_daemon_leaves_is_answered_with_its_attachments(start: Start) -> None:
+    before = await start()
+    node = await before.node("node-1", ["accepted"])
+    await node.ask("m-1", "hold")
+    await before.responder.begun["m-1"].wait()
+    attachment = Attachment(type="text", filename="a.txt", content="a long text")
+    await node.ask("m-2", attachments=[msgspec.to_builtins(attachment)])
+    while (frame := await node.receive())["request_id"] != "m-2":
+        pass
+    assert frame["type"] == "accepted"
+    after = await start()  # on the same database, as if the first had been killed
+    await after.responder.begun["m-2"].wait()
+    assert after.responder.given["m-2"].attachments == [attachment]
+
+
 # --- by itself -----------------------------------------------------------------------------------
 
 
@@ -126,7 +144,7 @@ class Scripted:
 
     def __init__(self) -> None:
         self.is_idle = True
-        self.work = {MESSAGES: 1, HOOK_RUNS: 1, TASK_RUNS: 1}
+        self.work = dict.fromkeys(EVERY, 1)
         self.failures = 0
         self.asked: list[Kind] = []
         self.before: dict[Kind, datetime] = {}
@@ -160,11 +178,12 @@ async def run_for(seconds: float, sweeping: Sweeper) -> None:
 
 async def test_each_kind_is_kept_for_its_period(autojump_clock: trio.abc.Clock) -> None:
     store = Scripted()
-    await run_for(1, sweeper(store, keep=86400.0, keep_runs=60.0))
+    await run_for(1, sweeper(store, keep=86400.0, keep_runs=60.0, keep_attachments=3600.0))
     now = store.now()
     runs_before = now - timedelta(minutes=1)
     assert store.before == {
         MESSAGES: now - timedelta(days=1),
+        ATTACHMENTS: now - timedelta(hours=1),
         HOOK_RUNS: runs_before,
         TASK_RUNS: runs_before,
     }
@@ -172,7 +191,7 @@ async def test_each_kind_is_kept_for_its_period(autojump_clock: trio.abc.Clock) 
 
 async def test_what_is_kept_forever_is_not_looked_at(autojump_clock: trio.abc.Clock) -> None:
     store = Scripted()
-    await run_for(100, sweeper(store, keep=None, keep_runs=None))
+    await run_for(100, sweeper(store, keep=None, keep_runs=None, keep_attachments=None))
     assert store.asked == []
 
 
@@ -181,15 +200,15 @@ async def test_it_looks_every_minute_or_each_tenth_of_the_period(
     autojump_clock: trio.abc.Clock, keep: float, sweeps: int
 ) -> None:
     store = Scripted()
-    await run_for(599, sweeper(store, keep=keep, keep_runs=None))
+    await run_for(599, sweeper(store, keep=keep, keep_runs=None, keep_attachments=None))
     assert store.asked == [MESSAGES] * sweeps
 
 
 async def test_it_goes_on_until_nothing_is_left(autojump_clock: trio.abc.Clock) -> None:
     store = Scripted()
-    store.work = {MESSAGES: 3, HOOK_RUNS: 2, TASK_RUNS: 1}
+    store.work |= {MESSAGES: 3, HOOK_RUNS: 2}
     await run_for(30, sweeper(store))
-    assert store.asked == [MESSAGES] * 3 + [HOOK_RUNS] * 2 + [TASK_RUNS]
+    assert store.asked == [MESSAGES] * 3 + [ATTACHMENTS] + [HOOK_RUNS] * 2 + [TASK_RUNS]
 
 
 async def test_it_waits_for_a_moment_in_which_nobody_else_waits(
@@ -205,7 +224,7 @@ async def test_it_gets_on_with_a_store_that_is_never_idle(autojump_clock: trio.a
     store = Scripted()
     store.is_idle = False
     await run_for(30, sweeper(store))
-    assert store.asked == [MESSAGES, HOOK_RUNS, TASK_RUNS]
+    assert store.asked == EVERY
 
 
 async def test_a_store_that_fails_is_tried_again_with_the_next_look(
@@ -214,5 +233,5 @@ async def test_a_store_that_fails_is_tried_again_with_the_next_look(
     store = Scripted()
     store.failures = 1
     await run_for(100, sweeper(store))
-    assert store.asked == [MESSAGES, HOOK_RUNS, TASK_RUNS]
+    assert store.asked == EVERY
     assert "the disk is full" in caplog.text

@@ -29,7 +29,7 @@ class Desk:
     writer: Writer
 
     async def accept(
-        self, number: object, *, begun: bool = False, frame: str = PRIVATE, **changed: str
+        self, number: object, *, begun: bool = False, frame: str = PRIVATE, **changed: Any
     ) -> bool:
         about = {"node_id": "node-1", "user_id": "test-u", "session_id": "session-1"} | changed
         return await self.accepted(key(number), **about, frame=frame, begun=begun)

@@ -315,7 +315,7 @@ METHODS: dict[str, Callable[[Desk], Any]] = {
 async def test_a_table_that_is_gone_is_a_store_error_in_one_line(
     desk: Desk, outside: Outside, method: str
 ) -> None:
-    outside.do("DROP TABLE clarad_messages")
+    outside.do("ALTER TABLE clarad_messages RENAME TO away")
     with pytest.raises(StoreError) as caught:
         await METHODS[method](desk)
     check_error(caught.value)
@@ -325,7 +325,7 @@ async def test_a_table_that_is_gone_is_a_store_error_in_one_line(
 async def test_a_store_error_does_not_show_the_statement(
     desk: Desk, outside: Outside, method: str
 ) -> None:
-    outside.do("DROP TABLE clarad_messages")
+    outside.do("ALTER TABLE clarad_messages RENAME TO away")
     with pytest.raises(StoreError) as caught:
         await METHODS[method](desk)
     for statement in ("INSERT INTO", "SELECT clarad_", "UPDATE clarad_"):
@@ -350,7 +350,7 @@ async def test_the_store_goes_on_when_the_table_is_back(desk: Desk, outside: Out
 async def test_a_thousand_messages_on_a_failing_database_all_fail(
     desk: Desk, outside: Outside
 ) -> None:
-    outside.do("DROP TABLE clarad_messages")
+    outside.do("ALTER TABLE clarad_messages RENAME TO away")
     failed: list[StoreError] = []
 
     async def accept(number: int) -> None:

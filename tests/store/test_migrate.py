@@ -1,6 +1,7 @@
 """Migrations, up and down, on SQLite and on PostgreSQL, beside an older Clara's tables too."""
 
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -174,6 +175,33 @@ def test_more_migrations_than_there_are_cannot_be_rolled_back(
 def test_an_empty_database_cannot_be_rolled_back(engine: Engine) -> None:
     with pytest.raises(StoreError, match="only 0 migrations"):
         migrate.rollback(engine)
+
+
+def test_attachments_of_messages_that_are_there_move_and_come_back(
+    engine: Engine, outside: Outside
+) -> None:
+    frames: list[dict[str, Any]] = [
+        {"id": "none", "attachments": []},
+        {"id": "some", "attachments": [{"filename": "a", "content": "'über'"}], "content": "x"},
+        {"id": "words", "content": '"attachments":[{'},
+    ]
+    migrate.upgrade(engine, "0006")
+    for number, frame in enumerate(frames, start=1):
+        text = json.dumps(frame, separators=(",", ":")).replace("'", "''")
+        outside.do(
+            "INSERT INTO clarad_messages (id, platform, channel_id, request_id, node_id, user_id,"
+            f" session_id, frame, received_at) VALUES ({number}, 'p', 'c', '{number}', 'n', 'u',"
+            f" 's', '{text}', '2026-11-01 12:00:00')"
+        )
+    migrate.upgrade(engine, "0007")
+    (kept,) = outside.rows("SELECT message_id, attachments FROM clarad_attachments")
+    assert (kept[0], json.loads(kept[1])) == (2, frames[1]["attachments"])
+    in_order = "SELECT frame FROM clarad_messages ORDER BY id"
+    without = {"id": "some", "content": "x"}
+    apart = [json.loads(frame) for (frame,) in outside.rows(in_order)]
+    assert apart == [frames[0], without, frames[2]]
+    migrate.rollback(engine, len(scripts()) - scripts().index("0006") - 1)
+    assert [json.loads(frame) for (frame,) in outside.rows(in_order)] == frames
 
 
 # --- at the start of the daemon ------------------------------------------------------------------

@@ -110,6 +110,6 @@ async def test_it_is_kept_for_a_day(given: Given) -> None:
 
 
 async def test_a_database_that_fails_is_a_store_error(given: Given, outside: Outside) -> None:
-    outside.do("DROP TABLE clarad_messages")
+    outside.do("ALTER TABLE clarad_messages RENAME TO away")
     with pytest.raises(StoreError):
         await given.page()

@@ -11,13 +11,13 @@ from typing import Any, Final
 
 import pytest
 import trio
-from sqlalchemy import Connection, Engine, event, insert, select, text
+from sqlalchemy import Connection, Engine, event, func, insert, select, text
 
 from clarad.store import KEPT_FOR, Retention, StoreError, Writer
 from clarad.store import retention as module
 from clarad.store.migrate import upgrade
-from clarad.store.models import HookRunRow, MessageRow, TaskRow, TaskRunRow
-from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
+from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
+from clarad.store.retention import ATTACHMENTS, HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
 from tests.postgres import SHARED
 from tests.process import PATIENCE
 from tests.store.daemons import Share, SharedDesk
@@ -32,9 +32,8 @@ TABLES: Final[dict[Kind, Any]] = {
     HOOK_RUNS: HookRunRow,
     TASK_RUNS: TaskRunRow,
 }
-KINDS: Final = pytest.mark.parametrize(
-    "kind", list(TABLES), ids=["messages", "hook runs", "task runs"]
-)
+NAMES: Final = ["messages", "hook runs", "task runs"]
+KINDS: Final = pytest.mark.parametrize("kind", list(TABLES), ids=NAMES)
 
 Values = dict[str, Any]
 
@@ -176,6 +175,29 @@ async def test_an_old_run_that_waits_again_is_not_deleted_behind_its_back(
     assert left(engine, TASK_RUNS) == [1, 2]
 
 
+async def test_attachments_go_before_their_messages_and_those_of_what_has_not_ended_stay(
+    engine: Engine, retention: Retention
+) -> None:
+    ends = [OLD, NOW, None]
+    write(engine, MessageRow, [message(n, at) for n, at in enumerate(ends, start=1)])
+    old = {"received_at": OLD, "attachments": "[]"}
+    write(engine, AttachmentsRow, [{"message_id": n} | old for n in (1, 2, 3)])
+    await sweep(retention, ATTACHMENTS)
+    with engine.connect() as connection:
+        kept = list(connection.scalars(select(AttachmentsRow.message_id)))
+    assert sorted(kept) == [2, 3]
+    assert left(engine, MESSAGES) == [1, 2, 3]
+
+
+async def test_attachments_go_with_their_message(engine: Engine, retention: Retention) -> None:
+    write(engine, MessageRow, [message(1, OLD)])
+    kept = {"message_id": 1, "received_at": OLD, "attachments": "[]"}
+    write(engine, AttachmentsRow, [kept])
+    await sweep(retention, MESSAGES)
+    with engine.connect() as connection:
+        assert connection.scalar(select(func.count()).select_from(AttachmentsRow)) == 0
+
+
 @pytest.mark.parametrize("seed", range(10))
 async def test_exactly_what_may_go_goes(engine: Engine, retention: Retention, seed: int) -> None:
     """Random rows, and what a plain reading of docs/operations.md says of each."""
@@ -278,6 +300,7 @@ FILL: Final = {
         " ended_at, delivered_at",
         "n, 'p', 'c', n, 'n', 'u', 's', '', {at}, {at}, {at}",
     ),
+    "clarad_attachments": ("message_id, received_at, attachments", "n, {at}, ''"),
     "clarad_hook_runs": (
         "id, run_id, caused_by, due_at, attempts, ended_at, hook, event_id, event_type, event",
         "n, n, '', {at}, 1, {at}, 'h', 'e', 't', ''",
@@ -309,20 +332,27 @@ def fill(connection: Connection, table: str) -> None:
     connection.execute(text(f"ANALYZE {table}"))
 
 
-@KINDS
+@pytest.mark.parametrize("kind", [*TABLES, ATTACHMENTS], ids=[*NAMES, "attachments"])
 async def test_no_statement_looks_through_a_table(
     engine: Engine, retention: Retention, kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "BATCH_TIME", 0)
+    index = "ix_clarad_attachments_received_at_message_id"
     with engine.begin() as connection:
-        fill(connection, TABLES[kind].__tablename__)
+        if kind is ATTACHMENTS:
+            fill(connection, "clarad_messages")
+            fill(connection, "clarad_attachments")
+        else:
+            table = TABLES[kind].__tablename__
+            index = f"ix_{table}_ended"
+            fill(connection, table)
     plans: list[str] = []
     event.listen(engine, "before_cursor_execute", partial(explain, plans))
     place = await retention.delete(kind, NOW, None)
     await retention.delete(kind, NOW, place)
     first, _, following, _ = plans
     for plan in (first, following):
-        assert f"ix_{TABLES[kind].__tablename__}_ended" in plan
+        assert index in plan
         assert "SORT" not in plan.upper()
         assert "TEMP B-TREE" not in plan
     for plan in plans:
@@ -400,7 +430,7 @@ async def test_a_kill_in_the_middle_of_a_batch_loses_nothing(
 async def test_a_store_that_fails_says_so(
     engine: Engine, retention: Retention, outside: Any
 ) -> None:
-    outside.do("DROP TABLE clarad_messages")
+    outside.do("ALTER TABLE clarad_messages RENAME TO away")
     with pytest.raises(StoreError, match="clarad_messages"):
         await retention.delete(MESSAGES, NOW, None)
 
