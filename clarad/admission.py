@@ -20,6 +20,9 @@ READ_INTERVAL: Final = 1.0
 
 _TOO_OFTEN: Final = "Too many wrong secrets; wait a minute."
 _WRONG: Final = "The secret is wrong; send the gateway's CLARA_GATEWAY_SECRET, or a token of it."
+_MISSING: Final = (
+    "No secret was shown; send the gateway's CLARA_GATEWAY_SECRET, or a token of it, as `secret`."
+)
 _WHY: Final = {
     Claim.UNKNOWN: _WRONG,
     Claim.NEEDED: "A token is needed; `clarad tokens create` makes one.",
@@ -112,6 +115,8 @@ class Admission:
         claim, name = await self._claim(frame, secret)
         if claim is Claim.UNKNOWN and self._fails(address):
             raise Refused(ErrorCode.RATE_LIMITED, _TOO_OFTEN)
+        if claim is Claim.UNKNOWN and not secret:
+            raise Refused(ErrorCode.AUTH_FAILED, _MISSING)
         if claim is not Claim.GRANTED:
             raise Refused(ErrorCode.AUTH_FAILED, _WHY[claim])
         return name

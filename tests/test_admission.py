@@ -371,3 +371,11 @@ async def test_while_the_database_fails_a_node_is_told_to_try_again_and_stays(
         assert (await refusal(running, f"Authorization: Bearer {token}"))[0] == 503
     await peer.register(secret=token)
     assert await peer.is_silent()
+
+
+async def test_who_shows_no_secret_is_told_that_one_is_missing(start: Start) -> None:
+    running = await start(gateway_secret=SECRET)
+    for nothing in (None, ""):
+        code, message = why(await knock(running, nothing))
+        assert (code, message.partition(";")[0]) == ("auth_failed", "No secret was shown")
+    assert why(await knock(running, "other"))[1].startswith("The secret is wrong")
