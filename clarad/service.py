@@ -4,6 +4,7 @@ import faulthandler
 import gc
 import logging
 import os
+import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -127,7 +128,7 @@ async def _live(daemon: Daemon, signals: AsyncIterator[int], hangups: AsyncItera
             log.NOTICE,
             "listening on %s; now type in another terminal: %s chat",
             url := address.url(*where),
-            _how_called(),
+            _how_called(daemon.in_force[0].state_dir),
             extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
         )
         number = await anext(signals)
@@ -185,9 +186,13 @@ async def _reload_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None
             await daemon.operations.reload()
 
 
-def _how_called() -> str:
+def _how_called(state_dir: Path) -> str:
+    """Return what to type in another terminal for a command that finds this daemon."""
     program = sys.argv[0]
     if program.endswith("__main__.py"):
-        return f"{Path(sys.executable).name} -m clarad"
-    here = os.path.relpath(program)
-    return program if program == Path(program).name or here.startswith("..") else here
+        program = f"{Path(sys.executable).name} -m clarad"
+    elif program != Path(program).name and not (here := os.path.relpath(program)).startswith(".."):
+        program = here
+    if not os.environ.get("CLARA_STATE_DIR"):
+        return program
+    return f"CLARA_STATE_DIR={shlex.quote(str(state_dir))} {program}"

@@ -1,12 +1,15 @@
 """`clarad run` with hooks and tasks: refused as a whole, run without what is wrong, or reloaded."""
 
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Final
 
 import pytest
 
 from tests.installation import Console, Installation
+from tests.process import daemon
 
 BROKEN_HOOKS: Final = """\
 - {name: greet, event: gateway:startup, command: echo hello}
@@ -116,3 +119,22 @@ def test_what_is_broken_at_sighup_is_logged_and_changes_nothing(clarad: Console)
         assert clarad("tasks", "run", "old").status == 0
         assert clarad("tasks", "run", "tick").err == "clarad: there is no task 'tick'\n"
     assert "reloaded: " not in process.log
+
+
+def test_the_first_line_says_how_to_reach_a_daemon_with_a_state_directory_of_its_own(
+    tmp_path: Path,
+) -> None:
+    state_dir = tmp_path / "my state"
+    with daemon(state_dir) as process:
+        hint = process.log.partition("now type in another terminal: ")[2].splitlines()[0]
+        command = hint.removesuffix("python -m clarad chat") + f"{sys.executable} -m clarad"
+        environment = {**process.environment}
+        del environment["CLARA_STATE_DIR"]
+        done = subprocess.run(
+            ["/bin/sh", "-c", f"{command} send hello"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stdout) == (0, "hello\n"), (hint, done.stderr)
