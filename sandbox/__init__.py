@@ -112,18 +112,31 @@ async def make_keeper(settings: Settings, name: str) -> Keeper:
 async def open_keeper(settings: Settings, name: str) -> AsyncIterator[Keeper]:
     """Keep sandboxes for the length of the block; at its end all of them are gone.
 
+    What the block raises is raised as it is.
+
     Raises:
         EngineError: what is missing, and how to get it.
     """
     keeper = await make_keeper(settings, name)
-    failure: SandboxError | None = None
-    async with trio.open_nursery() as nursery:
-        try:
-            await nursery.start(keeper.run)
-        except SandboxError as error:
-            failure = error  # raised as it is, not in the nursery's group
-        else:
-            yield keeper
+    raised: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            # What is raised here goes around the nursery, which would wrap it. A cancellation goes
+            # through it, since it may be the nursery's own; from a group of exceptions the block's
+            # other ones are kept for the end.
+            try:
+                await nursery.start(keeper.run)
+                yield keeper
+            except trio.Cancelled:
+                raise
+            except BaseExceptionGroup as group:
+                cancelled, rest = group.split(trio.Cancelled)
+                raised = group if cancelled is None else rest
+                if cancelled is not None:
+                    raise cancelled from None
+            except BaseException as error:
+                raised = error
             nursery.cancel_scope.cancel("done with the sandboxes")
-    if failure is not None:
-        raise failure
+    finally:
+        if raised is not None:
+            raise raised

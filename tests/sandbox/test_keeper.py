@@ -2,16 +2,30 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from sandbox import EngineError, FullError, GoneError, Keeper, Sandbox, SandboxError
+import sandbox
+from sandbox import (
+    EngineError,
+    FullError,
+    GoneError,
+    Keeper,
+    Sandbox,
+    SandboxError,
+    Settings,
+    load,
+    open_keeper,
+)
 from sandbox.session import READY_WITHIN
 from tests.sandbox.scripted import Engine
 
 MakeKeeper = Callable[..., Keeper]
+Opened = Callable[[], AbstractAsyncContextManager[Keeper]]
 
 
 @pytest.fixture
@@ -395,3 +409,59 @@ async def test_what_the_engine_cannot_keep_is_known(
 ) -> None:
     await nursery.start((keeper := make()).run)
     assert keeper.warnings == ["a warning"]
+
+
+# --- open_keeper ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(make: MakeKeeper, monkeypatch: pytest.MonkeyPatch) -> Opened:
+    """Open a keeper on the engine in memory."""
+
+    async def make_keeper(_settings: Settings, _name: str) -> Keeper:
+        return make()
+
+    monkeypatch.setattr(sandbox, "make_keeper", make_keeper)
+    return partial(open_keeper, load({}), "k")
+
+
+@pytest.mark.parametrize(
+    "own", [KeyError("mine"), ExceptionGroup("mine", [KeyError("a")])], ids=["one", "group"]
+)
+async def test_what_the_block_raises_is_raised_as_it_is(opened: Opened, own: Exception) -> None:
+    async def block() -> None:
+        async with opened() as keeper:
+            await keeper.acquire("a")
+            raise own
+
+    with pytest.raises((KeyError, ExceptionGroup)) as caught:
+        await block()
+    assert caught.value is own
+
+
+async def test_a_block_that_is_cancelled_ends_as_one(opened: Opened) -> None:
+    with trio.CancelScope() as scope:
+        async with opened():
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_what_is_raised_while_the_block_is_cancelled_comes_out(opened: Opened) -> None:
+    async def fail_at_the_end() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("mine")
+
+    async def block() -> None:
+        with trio.CancelScope() as scope:
+            async with opened(), trio.open_nursery() as nursery:
+                nursery.start_soon(fail_at_the_end)
+                await wait_all_tasks_blocked()
+                scope.cancel()
+                await trio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await block()
+    assert [type(error) for error in caught.value.exceptions] == [KeyError]
