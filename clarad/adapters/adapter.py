@@ -288,6 +288,8 @@ async def open_adapter(
     Raises:
         GatewayError: the gateway refuses the secret, another adapter has taken the `node_id`, or
             patience has ended.
+
+    What the block raises is raised as it is.
     """
     wanted = {Capability.ACCEPTED, Capability.RESUME, *capabilities}
     if streaming:
@@ -301,18 +303,37 @@ async def open_adapter(
         caused_by=os.environ.get(CAUSED_BY, "").split(),
     )
     adapter = Adapter(url, register, on_stray, tls)
-    async with anyio.create_task_group() as tasks:
+    cancelled = anyio.get_cancelled_exc_class()
+    raised: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
 
-        async def run() -> None:
-            await adapter.run(patience)
-            if adapter.failure is not None:
-                tasks.cancel_scope.cancel()
+            async def run() -> None:
+                await adapter.run(patience)
+                if adapter.failure is not None:
+                    tasks.cancel_scope.cancel()
 
-        tasks.start_soon(run)
-        await adapter.ready.wait()
-        yield adapter
-        await adapter.leave(unregister)
-        tasks.cancel_scope.cancel()
+            tasks.start_soon(run)
+            await adapter.ready.wait()
+            # What the block raises goes around the task group, which would wrap it. A cancellation
+            # goes through it, since it may be the group's own; from a group of exceptions the
+            # block's other ones are kept for the end.
+            try:
+                yield adapter
+                await adapter.leave(unregister)
+            except cancelled:
+                raise
+            except BaseExceptionGroup as group:
+                ours, rest = group.split(cancelled)
+                raised = group if ours is None else rest
+                if ours is not None:
+                    raise ours from None
+            except BaseException as error:
+                raised = error
+            tasks.cancel_scope.cancel()
+    finally:
+        if raised is not None:
+            raise raised
     if adapter.failure is not None:
         raise adapter.failure
 

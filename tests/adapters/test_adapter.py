@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 import trio
 import trio.testing
@@ -383,6 +384,81 @@ def test_under_load_kills_lose_and_double_nothing(
         for request_id, ended in ends.items()
     }
     assert dict(stored) == told
+
+
+# --- what the block raises -----------------------------------------------------------------------
+
+OWN = {
+    "an exception": KeyError("mine"),
+    "a group": ExceptionGroup("mine", [KeyError("a"), ValueError("b")]),
+    "a group of one": ExceptionGroup("mine", [ExceptionGroup("inner", [KeyError("a")])]),
+}
+RUNTIMES: dict[str, tuple[str, dict[str, bool]]] = {
+    "trio": ("trio", {}),
+    "trio, not strict": ("trio", {"strict_exception_groups": False}),
+    "asyncio": ("asyncio", {}),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*strict_exception_groups=False:trio.TrioDeprecationWarning")
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("own", OWN)
+def test_what_the_block_raises_is_raised_as_it_is(process: Process, own: str, runtime: str) -> None:
+    async def scenario() -> None:
+        async with open_adapter(process.url, node_id=fresh("n"), platform="test"):
+            await anyio.lowlevel.checkpoint()
+            raise OWN[own]
+
+    backend, options = RUNTIMES[runtime]
+    with pytest.raises((KeyError, ExceptionGroup)) as caught:
+        anyio.run(scenario, backend=backend, backend_options=options)
+    assert caught.value is OWN[own]
+
+
+def test_a_block_that_is_cancelled_ends_as_one(process: Process, run: Run) -> None:
+    async def scenario() -> None:
+        with anyio.CancelScope() as scope:
+            async with open_adapter(process.url, node_id=fresh("n"), platform="test"):
+                scope.cancel()
+                await anyio.sleep_forever()
+        assert scope.cancelled_caught
+
+    run(scenario)
+
+
+def test_what_is_raised_while_the_block_is_cancelled_comes_out(process: Process, run: Run) -> None:
+    async def fail_at_the_end() -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            raise KeyError("mine")
+
+    async def scenario() -> None:
+        with anyio.CancelScope() as scope:
+            async with (
+                open_adapter(process.url, node_id=fresh("n"), platform="test"),
+                anyio.create_task_group() as tasks,
+            ):
+                tasks.start_soon(fail_at_the_end)
+                await anyio.lowlevel.checkpoint()
+                scope.cancel()
+                await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        run(scenario)
+    assert [type(error) for error in caught.value.exceptions] == [KeyError]
+
+
+def test_an_adapter_that_is_replaced_ends_the_block_with_one_error(
+    process: Process, run: Run
+) -> None:
+    async def scenario() -> None:
+        open_same = partial(open_adapter, process.url, node_id=fresh("n"), platform="test")
+        async with open_same(), open_same():
+            await anyio.sleep_forever()
+
+    with pytest.raises(GatewayError, match="another adapter registered"):
+        run(scenario)
 
 
 # --- a gateway that has died without a word ------------------------------------------------------
