@@ -25,7 +25,7 @@ class Answering:
         self,
         responder: Responder,
         store: Messages,
-        elsewhere: Elsewhere | None,
+        elsewhere: Elsewhere,
         slots: Slots,
         timeout: float,
     ) -> None:
@@ -56,7 +56,7 @@ class Answering:
         try:
             with turn.scope:
                 await self._answer(turn)
-            if turn.scope.cancelled_caught:
+            if turn.scope.cancelled_caught and trio.current_time() >= turn.scope.deadline:
                 why = f"No answer within {self.timeout:g} s."
                 turn.fail(Signal.TIMED_OUT, ErrorCode.TIMEOUT, why, turn.scope.deadline)
         except* Exception as group:
@@ -79,10 +79,10 @@ class Answering:
     async def _begin(self, turn: Turn) -> None:
         """Have it written down that the message begins; or find that it has to wait still."""
         try:
-            if self._elsewhere is None:
+            if turn.is_known_first:
                 turn.begun = await self._store.begin(turn.key)
             else:
-                # Who is before it, with another daemon, may wait for a slot that others have there.
+                # What is before it may wait for a slot, here or with another daemon.
                 leave_slot = partial(self.leave_slot, turn)
                 turn.begun = await self._elsewhere.begin(turn.key, leave_slot)
         except StoreError as error:

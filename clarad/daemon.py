@@ -253,7 +253,7 @@ class Daemon:
     async def _inherit_messages(self, lives: Collection[int]) -> None:
         if isinstance(self._node_sessions, SharedNodeSessions):
             await self._node_sessions.inherit(lives)
-        await self._recover(lives)
+        self.turns.inherit(lives)
 
     def _end_life(self) -> None:
         """End all that goes on, side by side and at once; nothing more is written."""
@@ -297,11 +297,10 @@ class Daemon:
         await supervisor.start("hooks", self._hooks.run)
         if self._sandboxes is not None:
             await supervisor.start("sandboxes", self._sandboxes.run)
+        self.nodes.restore(*await self._node_sessions.restore())
         await supervisor.start("turns", self.turns.run)
         if self._notices is not None:
             await supervisor.start("notices", self._notices.run)
-        self.nodes.restore(*await self._node_sessions.restore())
-        await self._recover()
         host, port = await self._gateways.start(supervisor)
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
@@ -324,16 +323,6 @@ class Daemon:
             },
         )
         return host, port
-
-    async def _recover(self, lives: Collection[int] | None = None) -> None:
-        """Go on with what was left, here or by these lives, a page at a time.
-
-        At the start it is done before anything new can overtake it.
-        """
-        after = 0
-        while page := await self._messages.unfinished(after, lives):
-            self.turns.recover(page)
-            after = page[-1].number
 
     async def _stop(self, supervisor: Supervisor) -> None:
         """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.

@@ -1,4 +1,7 @@
-"""What other daemons on the database have to do with this one's messages and nodes."""
+"""Turns and cancellations of messages, where not all that is unfinished is in this daemon's memory.
+
+Other daemons on the database may have some, or what an earlier life has left is not read yet.
+"""
 
 import logging
 from collections.abc import Callable
@@ -9,14 +12,14 @@ import trio
 from clarad import protocol
 from clarad.nodes import Node
 from clarad.protocol import ErrorCode
-from clarad.store import MessageKey, SharedMessages, StoreError
+from clarad.store import MessageKey, Messages, StoreError
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
 FIRST_LOOK: Final = 0.05
 LOOK_AGAIN: Final = 1.0
-"""Seconds until a message that waits for one of another daemon looks by itself: at first, and at
+"""Seconds until a message that waits for one that is not here looks by itself: at first, and at
 the most. It may have looked just before that one ended, and been written down just after it was
 looked for who is next."""
 
@@ -30,12 +33,21 @@ class _Channel:
 
 
 class Elsewhere:
-    """Waits for turns, and asks for cancellations, where other daemons have messages too."""
+    """Waits for turns, and asks for cancellations, by what the store says."""
 
-    def __init__(self, store: SharedMessages, start_soon: Callable[..., None]) -> None:
-        """`start_soon` starts a task in the turns' nursery."""
+    def __init__(
+        self,
+        store: Messages,
+        start_soon: Callable[..., None],
+        missing: Callable[[Node, str], None],
+    ) -> None:
+        """`start_soon` starts a task in the turns' nursery.
+
+        `missing` is told of a node and a message to cancel that the store does not have.
+        """
         self._store = store
         self._start_soon = start_soon
+        self._missing = missing
         self._channels: dict[tuple[str, str], _Channel] = {}
 
     async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
@@ -47,7 +59,7 @@ class Elsewhere:
             StoreError: the store failed.
         """
         channel = self._channels.setdefault(key[:2], _Channel())
-        if await self._store.begin(key):
+        if await self._store.begin_if_first(key):
             return True
         let_others()
         with trio.move_on_after(channel.pause):
@@ -61,7 +73,7 @@ class Elsewhere:
             channel.moved.set()
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
-        """Have the node's messages with this id cancelled that other daemons have."""
+        """Have the node's messages with this id cancelled that are not here."""
         self._start_soon(self._cancel, node, cancel)
 
     async def _cancel(self, node: Node, cancel: protocol.Cancel) -> None:
@@ -75,6 +87,7 @@ class Elsewhere:
             text = "whether %r can be cancelled is not known: %s"
             log.error(text, cancel.request_id, error, extra=about)
             code, why = ErrorCode.PROCESSING_ERROR, "The store failed; cancel it again later."
+        self._missing(node, cancel.request_id)
         node.send_error(
             cancel.request_id, code, why, recoverable=code is ErrorCode.PROCESSING_ERROR
         )

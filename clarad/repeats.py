@@ -2,12 +2,12 @@
 
 import logging
 
-from clarad import protocol
+from clarad import protocol, stored_frames
 from clarad.intake import queue_full
 from clarad.lifecycle import State
 from clarad.nodes import Node
 from clarad.protocol import Error, ErrorCode
-from clarad.store import ChannelFull, InDoubt, Messages, StoreError
+from clarad.store import ChannelFull, InDoubt, MessageKey, Messages, StoreError
 from clarad.systemd import catalogue
 from clarad.turn import Turn
 
@@ -48,16 +48,22 @@ class Repeats:
             return
         if turn.came_on is not node.outlet:
             return  # on its new connection the node sends it again, if it still has to
-        first = protocol.decode(stored.frame)
-        if isinstance(first, protocol.Message) and first.content != turn.message.content:
+        if _content(stored.frame, turn.key) not in (None, turn.message.content):
             _refuse_reuse(node, request_id)
             return
         tell_duplicate(node, request_id)
         if stored.terminal is None:
-            return  # it lives, with another daemon; its terminal frame finds the node
+            return  # it lives, with another daemon, or is not read back yet
         # What is owed to the node was given to its connection, or is about to be.
         if stored.owed_to != node.id and not node.has_had(turn.key):
             node.repeat(turn.key, stored.terminal.encode())
+
+
+def _content(frame: str, key: MessageKey) -> str | None:
+    try:
+        return stored_frames.read(frame, key).content
+    except stored_frames.Unreadable:
+        return None
 
 
 def tell_duplicate(node: Node, request_id: str) -> None:

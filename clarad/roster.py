@@ -56,10 +56,14 @@ class Roster:
         return self._channels[turn.key[:2]][0] is turn
 
     def add(self, turn: Turn) -> None:
-        """Put a message last in its channel."""
+        """Put a message last in its channel; one that was read back before those that are new."""
         self._turns[turn.key] = turn
         self._by_request.setdefault(_request(turn), []).append(turn)
-        self._channels.setdefault(turn.key[:2], deque()).append(turn)
+        channel = self._channels.setdefault(turn.key[:2], deque())
+        place = len(channel)
+        while place and channel[place - 1].number > turn.number:
+            place -= 1
+        channel.insert(place, turn)
 
     def remove(self, turn: Turn) -> Turn | None:
         """Take a message out; return the one whose turn that makes it, if it does."""

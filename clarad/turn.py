@@ -14,7 +14,7 @@ from clarad.nodes import Node
 from clarad.pool import Pool
 from clarad.protocol import ErrorCode
 from clarad.responders import ResponderError
-from clarad.store import MessageKey
+from clarad.store import MessageKey, Unfinished
 
 MAX_ANSWER: Final = 4 * 1024 * 1024
 """Characters of one answer."""
@@ -91,8 +91,14 @@ class Turn:
         state: State,
         publish: Publish,
         answers: Pool,
+        is_known_first: bool,
+        number: float,
     ) -> None:
-        """`size` is what it takes of the room for all messages, in bytes; `answers` is theirs."""
+        """`size` is what it takes of the room for all messages, in bytes; `answers` is theirs.
+
+        With `is_known_first` all messages of its channel that were before it are here, so that it
+        is first in its channel when it is here. `number` is its place among those read back.
+        """
         self.node = node
         self.came_on = node.outlet
         self.message = message
@@ -102,6 +108,10 @@ class Turn:
         self.life = Lifecycle(state)
         self.scope = trio.CancelScope()
         self.waiting = trio.CancelScope()
+        self.is_known_first = is_known_first
+        self.number = number
+        self.found: Unfinished | None = None  # read back, while it is being sent again
+        self.was_read_back = False
         self.has_task = False
         self.has_slot = False
         self.begun = False  # in the store

@@ -67,7 +67,9 @@ async def two(share: Share, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPat
     for name in ("FIRST_LOOK", "LOOK_AGAIN"):
         monkeypatch.setattr(elsewhere, name, FOR_EVER)
     sides = [SharedDesk(daemon) for daemon in await share(2)]
-    return [Side(side, Elsewhere(side.messages, nursery.start_soon)) for side in sides]
+    return [
+        Side(side, Elsewhere(side.messages, nursery.start_soon, lambda *_: None)) for side in sides
+    ]
 
 
 async def begin(side: Side, number: int) -> None:

@@ -1,6 +1,7 @@
 """What is taken in, and what is refused for now."""
 
 import json
+import math
 import tracemalloc
 from collections.abc import Iterable
 from typing import Any, Final
@@ -45,6 +46,8 @@ class Door:
             state=State.RECEIVED,
             publish=lambda *_, **__: None,
             answers=answers(),
+            is_known_first=True,
+            number=math.inf,
         )
         self.roster.add(turn)
         self.intake.add(turn)

@@ -1,5 +1,7 @@
 """The messages that live, and how they are found."""
 
+import math
+
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule
 
@@ -15,7 +17,9 @@ from tests.in_trio import run_in_trio
 NODES = [Node("node-1", "test", kept.shared()), Node("node-2", "test", kept.shared())]
 
 
-def turn(request_id: str, channel: str = "c", node: Node = NODES[0]) -> Turn:
+def turn(
+    request_id: str, channel: str = "c", node: Node = NODES[0], number: float = math.inf
+) -> Turn:
     message = Message(
         id=request_id, user=User("test-u", "u"), channel=Channel(channel), content="hello"
     )
@@ -30,7 +34,25 @@ def turn(request_id: str, channel: str = "c", node: Node = NODES[0]) -> Turn:
         state=State.WAITING,
         publish=lambda *_, **__: None,
         answers=answers(),
+        is_known_first=True,
+        number=number,
     )
+
+
+@run_in_trio
+def test_what_is_read_back_comes_before_what_is_new_in_the_order_of_its_numbers() -> None:
+    roster = Roster()
+    new, second, third, first = (
+        turn("n"),
+        turn("2", number=2),
+        turn("3", number=3),
+        turn("1", number=1),
+    )
+    for each in (new, second, third, first):
+        roster.add(each)
+    assert [roster.place(each) for each in (first, second, third, new)] == [0, 1, 2, 3]
+    assert roster.remove(second) is None
+    assert roster.remove(first) is third
 
 
 @run_in_trio

@@ -7,14 +7,16 @@ between: the store calls back.
 """
 
 import itertools
+import logging
+import math
 import secrets
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Collection
 from functools import partial
 from typing import Any
 
 import trio
 
-from clarad import intake, protocol
+from clarad import intake, protocol, stored_frames
 from clarad.answering import Answering
 from clarad.elsewhere import Elsewhere
 from clarad.endings import Endings
@@ -24,6 +26,7 @@ from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import Error, ErrorCode
 from clarad.rates import Rates
+from clarad.recovery import Recovery
 from clarad.repeats import Repeats, refuse_unstored, tell_duplicate
 from clarad.responders import Responder
 from clarad.roster import MAX_WAITING, Roster
@@ -36,7 +39,10 @@ from clarad.store import (
     StoreError,
     Unfinished,
 )
+from clarad.systemd import catalogue
 from clarad.turn import Session, SessionKey, Turn, answers
+
+log = logging.getLogger(__name__)
 
 
 class Turns:
@@ -63,8 +69,10 @@ class Turns:
         self._roster = Roster()
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
-        shared = store if isinstance(store, SharedMessages) else None
-        self._elsewhere = None if shared is None else Elsewhere(shared, self._start_soon)
+        self._recovery = Recovery(store, self._recover)
+        self._reading = trio.CancelScope()
+        self._is_shared = isinstance(store, SharedMessages)
+        self._elsewhere = Elsewhere(store, self._start_soon, self._recovery.forget_cancel)
         self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
         self._answers = answers()
         self._endings = Endings(store, bus, self._start_soon, self._leave)
@@ -80,8 +88,15 @@ class Turns:
 
         After `refuse`, those that wait stay in the store. Without it this is to be started again,
         as after a failure of its own, and nobody would go on with them: they are cancelled, too.
+
+        What an earlier life has left is read back meanwhile.
+
+        Raises:
+            StoreError: what there is cannot be read.
         """
+        last = await self._recovery.look()
         async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._read_back, last)
             self._serving = True
             task_status.started()
             try:
@@ -97,6 +112,7 @@ class Turns:
         waiting = sum(
             not turn.has_slot and turn.life.state is State.WAITING for turn in self._roster
         )
+        waiting += self._recovery.count()
         return len(self._sessions), self.answering.slots.taken, waiting
 
     def refuse(self) -> None:
@@ -105,6 +121,7 @@ class Turns:
         They can still be cancelled. On PostgreSQL another daemon may run them, once this one ends.
         """
         self._refusing = True
+        self._reading.cancel("the daemon is stopping")
         for turn in self._roster:
             turn.waiting.cancel("the daemon is stopping")
 
@@ -118,8 +135,10 @@ class Turns:
     def stop(self) -> None:
         """Cancel the messages that are under way; to be followed by `drained`."""
         for turn in self._roster:
-            if not self._stays(turn):
+            if turn.begun or not self._refusing:
                 self._cancel(turn, "the daemon is stopping", "daemon")
+            elif turn.has_task:  # the store is about to say whether it has begun
+                turn.scope.cancel("the daemon is stopping")
 
     def give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
@@ -151,7 +170,8 @@ class Turns:
         cancelled = [self._cancel(turn, reason, node.id) for turn in turns]
         if any(cancelled):
             return
-        if self._elsewhere is not None:
+        if self._is_shared or not self._recovery.has_read:
+            self._recovery.cancel(node, cancel.request_id, reason)
             self._elsewhere.cancel(node, cancel)
         else:
             why = "No message with this id is waiting or running."
@@ -164,7 +184,7 @@ class Turns:
         return protocol.Status(
             node_id=node.id,
             active_requests=running,
-            queue_length=len(turns) - running,
+            queue_length=len(turns) - running + self._recovery.count_of(node),
             uptime_seconds=self._uptime(),
         )
 
@@ -173,35 +193,13 @@ class Turns:
         for turn in self._roster.of_node(node):
             self._cancel(turn, "the node unregistered", node.id)
 
-    def recover(self, unfinished: Iterable[Unfinished]) -> None:
-        """Go on with what an earlier run of the daemon left: run what had not begun.
-
-        What had begun may have acted, and ends as `interrupted`. What is here already stays as it
-        is: who could not read all of it reads it again.
-        """
-        for entry in unfinished:
-            if self._roster.find(entry.key) is not None:
-                continue
-            message = protocol.decode(entry.frame)
-            assert isinstance(message, protocol.Message)
-            node = self._nodes.find(entry.node_id, entry.key.platform)
-            turn = self._enter(node, entry.key.platform, message, entry.frame, State.WAITING)
-            if entry.cancel_reason is not None and not entry.begun:
-                self._cancel(turn, entry.cancel_reason, node.id)
-            elif entry.begun:
-                turn.fail(
-                    Signal.INTERRUPTED,
-                    ErrorCode.INTERRUPTED,
-                    "The daemon was stopped while it worked on this message; send it anew.",
-                )
-                self._settle(turn)
-            elif self._elsewhere is not None or self._roster.is_first(turn):
-                self._start(turn)  # among those of other daemons it may have its turn before ours
+    def inherit(self, lives: Collection[int]) -> None:
+        """Go on with what these lives of daemons have left."""
+        self._recovery.inherit(lives)
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
         """Look whose turn it is: a message of this channel has ended with another daemon."""
-        if self._elsewhere is not None:
-            self._elsewhere.channel_moved(platform, channel_id)
+        self._elsewhere.channel_moved(platform, channel_id)
 
     def cancel_asked(self, key: MessageKey, reason: str) -> None:
         """Cancel a message, if it lives here, as it was asked for at another daemon."""
@@ -213,7 +211,9 @@ class Turns:
     def _admit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Give the message its place, and have it written down."""
         turn = self._enter(node, node.platform, message, text, State.RECEIVED)
-        turn.begun = self._roster.is_first(turn) and self.answering.take_slot(turn)
+        # Where other daemons have messages, the store looks whether any is before it.
+        may_begin = self._is_shared or turn.is_known_first
+        turn.begun = may_begin and self._roster.is_first(turn) and self.answering.take_slot(turn)
         self.intake.set_out(node)
         self._store.accept(
             turn.key,
@@ -228,8 +228,58 @@ class Turns:
             most=MAX_WAITING,
         )
 
+    async def _read_back(self, last: int) -> None:
+        with trio.CancelScope() as self._reading:
+            if not self._refusing:
+                await self._recovery.run(last)
+
+    def _recover(self, entry: Unfinished) -> None:
+        """Go on with a message that was left: run it, if it had not begun.
+
+        What had begun may have acted, and ends as `interrupted`.
+        """
+        key = entry.key
+        if (here := self._roster.find(key)) is not None:
+            if here.life.state in (State.RECEIVED, State.DOOMED):
+                here.found = entry  # sent again, which the store is about to say
+            return
+        why = ""
+        try:
+            message = stored_frames.read(entry.frame, key)
+        except stored_frames.Unreadable as error:
+            message, why = stored_frames.stand_in(key), str(error)
+        node = self._nodes.find(entry.node_id, key.platform)
+        # Of those that daemons share the store says in which order they come.
+        number = math.inf if self._is_shared else entry.number
+        turn = self._enter(node, key.platform, message, entry.frame, State.WAITING, number)
+        turn.was_read_back = True
+        self._recovery.add(turn)
+        if entry.begun:
+            text = "The daemon was stopped while it worked on this message; send it anew."
+            self._fail(turn, Signal.INTERRUPTED, ErrorCode.INTERRUPTED, text)
+        elif (reason := self._recovery.cancel_reason(entry)) is not None:
+            self._cancel(turn, reason, node.id)
+        elif why:
+            about = catalogue.MESSAGE_UNREADABLE.about(**turn.fields())
+            text = "the stored message %r (row %d) cannot be read, and ends with an error: %s"
+            log.error(text, key.request_id, entry.number, why, extra=about)
+            text = "The message as it is stored cannot be read; send it again with a new id."
+            self._fail(turn, Signal.FAILED, ErrorCode.PROCESSING_ERROR, text)
+        elif self._is_shared or self._roster.is_first(turn):
+            self._start(turn)  # among those of other daemons it may have its turn before ours
+
+    def _fail(self, turn: Turn, signal: Signal, code: ErrorCode, text: str) -> None:
+        turn.fail(signal, code, text)
+        self._settle(turn)
+
     def _enter(
-        self, node: Node, platform: str, message: protocol.Message, text: str, state: State
+        self,
+        node: Node,
+        platform: str,
+        message: protocol.Message,
+        text: str,
+        state: State,
+        number: float = math.inf,
     ) -> Turn:
         key = SessionKey(platform, message.user.id, message.channel.id)
         turn = Turn(
@@ -242,6 +292,8 @@ class Turns:
             state=state,
             publish=self._bus.publish,
             answers=self._answers,
+            is_known_first=not self._is_shared and self._recovery.has_read,
+            number=number,
         )
         self._roster.add(turn)
         self.intake.add(turn)
@@ -258,7 +310,11 @@ class Turns:
             self._drop(turn)
             refuse_unstored(turn, result)
         elif not result:
+            was_cancelled = turn.life.decided
             self._drop(turn)
+            if was_cancelled:  # the one that the store has is meant
+                cancel = protocol.Cancel(request_id=turn.message.id, reason=turn.reason)
+                self.cancel(turn.node, cancel)
             self._start_soon(self._repeats.after_its_end, turn)
         else:
             turn.life.apply(Signal.ACCEPTED)
@@ -321,15 +377,18 @@ class Turns:
         turn.life.apply(Signal.DROPPED)
         self.answering.leave_slot(turn)
         self._leave(turn)
+        if turn.found is not None:
+            self._recover(turn.found)
 
     def _leave(self, turn: Turn) -> None:
         """Forget the message, and let the next one in its channel have its turn."""
         following = self._roster.remove(turn)
         self.intake.remove(turn)
         turn.forget_answer()
+        if turn.was_read_back:
+            self._recovery.remove(turn)
         self._sessions.leave(turn.session)
-        if self._elsewhere is not None:
-            self._elsewhere.channel_moved(*turn.key[:2])
+        self._elsewhere.channel_moved(*turn.key[:2])
         if following is not None and following.life.state is State.WAITING:
             self._go_on(following)
         self._changed.set()

@@ -1,11 +1,13 @@
 """What the store knows of messages. Nothing is answered before it is on the disk."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, case, select, update
+from sqlalchemy import Connection, bindparam, case, exists, func, select, update
+from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import join, keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
@@ -81,6 +83,18 @@ END: Final = (
 _DELIVERED: Final = (
     update(_ROW).where(THIS).values(delivered_at=bindparam("delivered_at"))  # type: ignore[arg-type]
 )
+_EARLIER: Final = aliased(MessageRow)
+_BEGIN_IF_FIRST: Final = _BEGIN.where(
+    ~exists().where(
+        _EARLIER.platform == bindparam("key_platform"),
+        _EARLIER.channel_id == bindparam("key_channel_id"),
+        _EARLIER.ended_at.is_(None),
+        _EARLIER.id < MessageRow.id,
+    )
+)
+_EVERY: Final = 2**63 - 1
+"""Above all numbers that there are."""
+
 _UNFINISHED: Final = (
     select(
         MessageRow.id,
@@ -94,7 +108,8 @@ _UNFINISHED: Final = (
         MessageRow.cancel_reason,
     )
     .outerjoin(AttachmentsRow, AttachmentsRow.message_id == MessageRow.id)
-    .where(MessageRow.ended_at.is_(None) & (MessageRow.id > bindparam("after")))
+    .where(MessageRow.ended_at.is_(None), MessageRow.id > bindparam("after"))
+    .where(MessageRow.id <= bindparam("last"))
     .order_by(MessageRow.id)
     .limit(PAGE)
     .execution_options(yield_per=_AT_A_TIME)
@@ -229,20 +244,74 @@ class Messages:
         with errors_in_one_line():
             return await self._writer.call(find)
 
+    @property
+    def owners(self) -> Collection[int] | None:
+        """Whose messages this daemon has to see to by now; `None` if there are no others."""
+        return None if self._writer.life is None else self._writer.life.owners
+
+    async def backlog(self) -> tuple[int, Counter[tuple[str, str]]]:
+        """Return the highest number of all messages, and how many of each node are unfinished.
+
+        Nodes are by platform and id. Only what this daemon has to see to is counted.
+        """
+        mine = owned(MessageRow.owner, self._writer.life)
+        nodes = (MessageRow.platform, MessageRow.node_id)
+        unfinished = select(*nodes, func.count()).where(MessageRow.ended_at.is_(None), mine)
+
+        def find(connection: Connection) -> tuple[int, Counter[tuple[str, str]]]:
+            last = connection.scalar(select(func.max(MessageRow.id))) or 0
+            rows = connection.execute(unfinished.group_by(*nodes))
+            return last, Counter({(platform, node): count for platform, node, count in rows})
+
+        with errors_in_one_line():
+            return await self._writer.call(find)
+
+    async def begin_if_first(self, key: MessageKey) -> bool:
+        """Note that work on the message begins, unless one before it in its channel is unfinished.
+
+        Say whether it begins. It is for a time in which not all that is unfinished is known.
+        """
+
+        def begin(connection: Connection) -> bool:
+            given = this_message(key) | {"begun_at": self._writer.now()}
+            return connection.execute(_BEGIN_IF_FIRST, given).rowcount == 1
+
+        with errors_in_one_line():
+            return await self._writer.call(begin)
+
+    async def cancel(self, platform: str, node_id: str, request_id: str, reason: str) -> bool:
+        """Note that a node's unfinished messages of this id are to be cancelled.
+
+        Whoever goes on with them finds it in the table. Returns whether there are any.
+        """
+        theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
+        theirs &= MessageRow.request_id == request_id
+        asked = update(MessageRow).where(theirs, MessageRow.ended_at.is_(None))
+        # PostgreSQL cannot hold NUL.
+        asked = asked.values(cancel_reason=reason.replace("\0", ""))
+
+        def ask(connection: Connection) -> bool:
+            return connection.execute(asked).rowcount > 0
+
+        with errors_in_one_line():
+            return await self._writer.call(ask)
+
     async def unfinished(
-        self, after: int = 0, of: Collection[int] | None = None
+        self, after: int = 0, of: Collection[int] | None = None, last: int | None = None
     ) -> Sequence[Unfinished]:
         """Return the next of what was accepted and has not ended, in the order in which it came.
 
         It is all that this daemon has to see to, or what only these lives had. `after` is the
-        number of the last one before; there are no more if none comes.
+        number of the last one before, `last` that of the last one wanted; there are no more if none
+        comes.
         """
+        given = {"after": after, "last": _EVERY if last is None else last}
         statement = _UNFINISHED.where(owned(MessageRow.owner, self._writer.life, of))
 
         def find(connection: Connection) -> list[Unfinished]:
             found: list[Unfinished] = []
             characters = 0
-            with connection.execute(statement, {"after": after}) as rows:
+            with connection.execute(statement, given) as rows:
                 for number, *key, node_id, kept, attachments, begun_at, cancel_reason in rows:
                     frame = join(kept, attachments)
                     characters += len(frame)

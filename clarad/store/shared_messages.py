@@ -164,6 +164,10 @@ class SharedMessages(Messages):
                 await trio.sleep(LOCK_RETRY)
         return has_begun
 
+    async def begin_if_first(self, key: MessageKey) -> bool:
+        """Do as `begin`."""
+        return await self.begin(key)
+
     def has(self, owner: int | None) -> bool:
         """Whether messages of this life of a daemon are seen to by this daemon."""
         return self._writer.life is not None and owner in self._writer.life.owners

@@ -169,6 +169,13 @@ STORE_UNUSABLE: Final = Entry(
     "tables are:",
     "clarad migrate",
 )
+MESSAGE_UNREADABLE: Final = Entry(
+    "0494890d26174dd288eed086df184f67",
+    "A stored message cannot be read",
+    "An earlier version of clarad, or another program, has written its row in "
+    "clarad_messages in a form that this version does not read. The message has ended "
+    "with an error, which its adapter is told.",
+)
 MIGRATED: Final = Entry(
     "8f5d790ac9fb4e2ca74609f96bcdce2c",
     "The database was migrated",

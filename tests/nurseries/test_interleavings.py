@@ -7,11 +7,11 @@ when they are told. A daemon that has stopped is followed by another one on what
 """
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from functools import partial
 from operator import add
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import trio
 from hypothesis import given, settings
@@ -30,6 +30,8 @@ from clarad.slots import Slots
 from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished
 from tests.peer import TERMINAL, Frame, message
 
+T = TypeVar("T")
+
 MESSAGE_TIMEOUT = 10
 SESSION_TIMEOUT = 60
 MESSAGES = range(4)
@@ -46,6 +48,7 @@ class SlowStore:
         self.frames: dict[MessageKey, str] = {}
         self.begun: set[MessageKey] = set()
         self.ends: defaultdict[MessageKey, list[str]] = defaultdict(list)
+        self.cancelled: dict[MessageKey, str] = {}
         self.arrived: set[MessageKey] = set()
         self._pending: list[Callable[[StoreError | None], None]] = []
 
@@ -72,21 +75,42 @@ class SlowStore:
         self._pending.append(do)
 
     async def begin(self, key: MessageKey) -> bool:
+        return await self._do(partial(self._begin, key))
+
+    async def begin_if_first(self, key: MessageKey) -> bool:
+        def begin() -> bool:
+            left = (entry.key for entry in self._unfinished() if entry.key[:2] == key[:2])
+            return next(left) == key and self._begin(key)
+
+        return await self._do(begin)
+
+    def _begin(self, key: MessageKey) -> bool:
+        self.begun.add(key)
+        return True
+
+    async def cancel(self, platform: str, _node: str, request_id: str, reason: str) -> bool:
+        def cancel() -> bool:
+            keys = [entry.key for entry in self._unfinished() if entry.key[2] == request_id]
+            self.cancelled |= dict.fromkeys(keys, reason)
+            return bool(keys)
+
+        return await self._do(cancel)
+
+    async def _do(self, function: Callable[[], T]) -> T:
+        """Have it done when the store is told to answer."""
         done = trio.Event()
-        outcome: list[StoreError | None] = []
+        outcome: list[T | StoreError] = []
 
         def do(error: StoreError | None) -> None:
-            if error is None:
-                self.begun.add(key)
-            outcome.append(error)
+            outcome.append(function() if error is None else error)
             done.set()
 
         self._pending.append(do)
         with trio.CancelScope(shield=True):
             await done.wait()
-        if outcome[0] is not None:
+        if isinstance(outcome[0], StoreError):
             raise outcome[0]
-        return True
+        return outcome[0]
 
     def end(
         self, key: MessageKey, *, terminal: str, then: Callable[[StoreError | None], None], **_: Any
@@ -109,13 +133,31 @@ class SlowStore:
         owed_to = None if key in self.arrived else "node-1"
         return Stored(self.frames[key], ends[0] if ends else None, owed_to)
 
-    def unfinished(self) -> list[Unfinished]:
-        """Return what was accepted and has not ended, in the order in which it came."""
+    owners = None
+
+    async def backlog(self) -> tuple[int, Counter[tuple[str, str]]]:
+        await trio.lowlevel.checkpoint()
+        return len(self.frames), Counter({("test", "node-1"): len(self._unfinished())})
+
+    async def unfinished(self, after: int, _of: None, last: int) -> list[Unfinished]:
+        """Return what was accepted and has not ended, a message at a time."""
+
+        def find() -> list[Unfinished]:
+            return [entry for entry in self._unfinished() if after < entry.number <= last][:1]
+
+        return await self._do(find)
+
+    def _unfinished(self) -> list[Unfinished]:
         return [
-            Unfinished(number, key, "node-1", frame, key in self.begun)
+            Unfinished(number, key, "node-1", frame, key in self.begun, self.cancelled.get(key))
             for number, (key, frame) in enumerate(self.frames.items(), start=1)
             if not self.ends[key]
         ]
+
+    @property
+    def interrupted(self) -> list[MessageKey]:
+        """What has begun and has not ended."""
+        return [entry.key for entry in self._unfinished() if entry.begun]
 
     def answer(self, error: StoreError | None = None) -> bool:
         """Do, or fail, all that was asked for; `False` if there was nothing."""
@@ -131,6 +173,8 @@ class Obedient:
     def __init__(self) -> None:
         self.ran: list[tuple[str, str]] = []
         self.running = self.most = 0
+        self.busy: Counter[str] = Counter()
+        self.overlapped: set[str] = set()
         self.release: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self.crash: set[str] = set()
 
@@ -138,11 +182,16 @@ class Obedient:
         self.ran.append((request.message.channel.id, request.message.id))
         self.running += 1
         self.most = max(self.most, self.running)
+        channel = request.message.channel.id
+        self.busy[channel] += 1
+        if self.busy[channel] > 1:
+            self.overlapped.add(channel)
         answer.text("some ")
         try:
             await self.release[request.message.id].wait()
         finally:
             self.running -= 1
+            self.busy[channel] -= 1
             answer.text("more")
         if request.message.id in self.crash:
             raise RuntimeError("as the test wants it")
@@ -246,13 +295,13 @@ class World:
         """Begin another life of the daemon, on what the one before has left."""
         self.turns = self.make_turns()
         await nursery.start(self.turns.run)
-        self.turns.recover(self.store.unfinished())
+        await wait_all_tasks_blocked()
 
     async def finish_all(self, clock: MockClock) -> None:
         """Let everything end that is under way, with a store that works."""
         for number in MESSAGES:
             self.finish(number)
-        for _ in range(2):
+        for _ in range(4):
             clock.jump(1)  # a store that had failed is tried again
             await wait_all_tasks_blocked()
             while self.store.answer():
@@ -325,8 +374,7 @@ async def live_through(
                 world.left = world.turns.count()[1:]
             await world.end(clock)
             nursery.cancel_scope.cancel()
-        begun = {entry.key for entry in world.store.unfinished() if entry.begun}
-        assert not begun  # a stop leaves nothing to be `interrupted`
+        assert not world.store.interrupted  # a stop leaves nothing that has begun
     async with trio.open_nursery() as nursery:
         await world.begin(nursery)
         await world.finish_all(clock)
@@ -347,7 +395,12 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
         assert len(world.store.ends[key]) == 1
         if '"reason":"the daemon is stopping"' in world.store.ends[key][0]:
             assert key in world.store.begun
-    assert set(world.store.ends) <= set(world.store.frames)
+    assert {key for key, ends in world.store.ends.items() if ends} == set(world.store.frames)
+    assert not world.responder.overlapped
+    accepted = [key[1:] for key in world.store.frames]
+    for channel in {channel for channel, _ in accepted}:
+        ran = [which for which in world.responder.ran if which[0] == channel]
+        assert ran == [which for which in accepted if which in ran]
     assert len(world.responder.ran) == len(set(world.responder.ran))
     for wire in world.wires:
         for number in MESSAGES:
@@ -399,4 +452,5 @@ def is_refusal(frame: Frame) -> bool:
 
 def is_of_an_answer(frame: Frame) -> bool:
     told = frame["type"] in {"accepted", "status"} or frame.get("code") == "not_found"
+    told |= "cancel it again later" in frame.get("message", "")
     return not (told or is_refusal(frame))

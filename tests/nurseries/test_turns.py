@@ -588,7 +588,7 @@ async def test_what_is_recovered_twice_is_run_once(running: Running) -> None:
     store = running.daemon.turns._store
     await answer(partial(store.accept, key, begun=False, **about))
     for _ in range(2):
-        running.daemon.turns.recover(await store.unfinished())
+        running.daemon.turns.inherit(())
     with trio.fail_after(10):
         await running.responder.begun["m1"].wait()
     running.responder.release["m1"].set()

@@ -1,0 +1,241 @@
+"""What an earlier life has left is read back in pages, while new messages are answered."""
+
+import json
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from clarad import recovery
+from clarad.store import messages, open_engine
+from clarad.store.migrate import require_head
+from tests.conftest import Running, Start
+from tests.peer import Frame, Peer, message
+
+INSERT = """\
+INSERT INTO clarad_messages
+(platform, channel_id, request_id, node_id, user_id, session_id, frame, received_at, begun_at)
+VALUES ('test', ?, ?, 'node-1', 'test-u', 'session-1', ?, ?, ?)"""
+
+Leave = Callable[..., None]
+
+
+@pytest.fixture
+def leave(tmp_path: Path) -> Leave:
+    """Leave unfinished messages in the database for the next start."""
+    engine = open_engine(f"sqlite:///{tmp_path}/clarad.db")
+    require_head(engine, migrate=True)
+    engine.dispose()
+
+    def leave(
+        request_id: str, channel: str = "c", *, frame: str | None = None, begun: bool = False
+    ) -> None:
+        if frame is None:
+            frame = json.dumps({"type": "message"} | message(request_id, "hold", channel))
+        now = datetime.now(UTC).isoformat(" ")
+        with closing(sqlite3.connect(tmp_path / "clarad.db")) as database, database:
+            database.execute(INSERT, (channel, request_id, frame, now, now if begun else None))
+
+    return leave
+
+
+@pytest.fixture
+def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each page has one message, and is read when none that was read back is left."""
+    monkeypatch.setattr(messages, "PAGE_CHARACTERS", 1)
+    monkeypatch.setattr(recovery, "MAX_LIVING", 0)
+
+
+async def begun(running: Running, request_id: str) -> None:
+    with trio.fail_after(10):
+        await running.responder.begun[request_id].wait()
+
+
+async def accepted(peer: Peer, request_id: str) -> Frame:
+    while (frame := await peer.receive())["type"] != "accepted":
+        pass
+    assert frame["request_id"] == request_id
+    return frame
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_new_messages_are_answered_while_others_are_still_unread(
+    leave: Leave, start: Start
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node()
+    await peer.ask("new", "hello", "elsewhere")
+    assert (await peer.outcome_of("new"))["type"] == "response_end"
+    for number in ("old-1", "old-2"):
+        await begun(running, number)
+        running.responder.release[number].set()
+    ends = await peer.outcomes_of("old-1", "old-2")
+    assert [end["full_text"] for end in ends] == ["partly done"] * 2
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_a_new_message_waits_for_those_of_its_channel_that_are_still_unread(
+    leave: Leave, start: Start
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    leave("old-3", "b")
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("new", "hello", "b")
+    await accepted(peer, "new")
+    await peer.ask("later", "hello", "elsewhere")
+    assert (await peer.outcome_of("later"))["type"] == "response_end"
+    for number in ("old-1", "old-2", "old-3"):
+        await begun(running, number)
+        running.responder.release[number].set()
+    assert (await peer.outcome_of("new"))["type"] == "response_end"
+    assert running.responder.ran == ["old-1", "later", "old-2", "old-3", "new"]
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_an_unread_message_that_is_sent_again_is_run_once(leave: Leave, start: Start) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("old-2", "hold", "b")
+    assert (await accepted(peer, "old-2"))["duplicate"] is True
+    for number in ("old-1", "old-2"):
+        running.responder.release[number].set()
+    assert (await peer.outcome_of("old-2"))["type"] == "response_end"
+    assert running.responder.ran == ["old-1", "old-2"]
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_an_unread_message_is_cancelled_when_it_is_read(leave: Leave, start: Start) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node()
+    await peer.send("cancel", request_id="old-2", reason="changed my mind")
+    await peer.send("cancel", request_id="unknown")
+    assert (await peer.outcome_of("unknown"))["code"] == "not_found"
+    running.responder.release["old-1"].set()
+    outcome = await peer.outcome_of("old-2")
+    assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
+    assert running.responder.ran == ["old-1"]
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_a_cancel_of_an_unread_message_outlives_the_daemon(
+    leave: Leave, start: Start
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    before = await start()
+    await begun(before, "old-1")
+    peer = await before.node()
+    await peer.send("cancel", request_id="old-2", reason="changed my mind")
+    await peer.send("cancel", request_id="unknown")
+    assert (await peer.outcome_of("unknown"))["code"] == "not_found"
+    after = await start()  # on the same database, as if the first had been killed
+    again = await after.node()
+    outcome = await again.outcome_of("old-2")
+    assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_unread_messages_are_counted(leave: Leave, start: Start) -> None:
+    for number in range(3):
+        leave(f"old-{number}", f"{number}")
+    running = await start()
+    await begun(running, "old-0")
+    peer = await running.node()
+    await peer.send("status")
+    status = await peer.expect("status")
+    assert (status["active_requests"], status["queue_length"]) == (1, 2)
+    assert running.daemon.turns.count()[1:] == (1, 2)
+    for number in range(3):
+        running.responder.release[f"old-{number}"].set()
+    await peer.outcomes_of("old-0", "old-1", "old-2")
+    assert running.daemon.turns.count()[1:] == (0, 0)
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_a_stop_leaves_unread_messages_to_the_next_start(leave: Leave, start: Start) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    before = await start()
+    await begun(before, "old-1")
+    before.daemon.request_stop()
+    before.responder.release["old-1"].set()
+    with trio.fail_after(10):
+        await before.daemon.stopped.wait()
+    assert before.responder.ran == ["old-1"]
+    after = await start()
+    after.responder.release["old-2"].set()
+    peer = await after.node()
+    ends = await peer.outcomes_of("old-1", "old-2")
+    assert [end["type"] for end in ends] == ["response_end"] * 2
+
+
+# --- rows that today's rules refuse --------------------------------------------------------------
+
+
+def changed(**fields: Any) -> str:
+    """Return the frame of a message with other fields; `None` leaves one out."""
+    whole = {"type": "message"} | message("m1") | fields
+    return json.dumps({name: value for name, value in whole.items() if value is not None})
+
+
+USER = {"id": "test-u", "platform_id": "u"}
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        changed(id="m" * 300),
+        changed(user=USER | {"platform_id": "u" * 300}),
+        changed(user={"id": "test-u"}),
+        changed(user=USER | {"name": 7}),
+        changed(channel={"id": "c", "type": "thread"}),
+        changed(channel=None),
+        changed(attachments=[{"type": "hologram", "filename": "x"}, 7]),
+        changed(reply_chain="none", metadata=[], tier_override=5),
+        changed(type="chat_message", mood="good"),
+    ],
+)
+async def test_a_stored_message_that_today_s_rules_refuse_is_answered(
+    leave: Leave, start: Start, frame: str
+) -> None:
+    leave("m1", frame=frame)
+    running = await start()
+    peer = await running.node()
+    assert (await peer.outcome_of("m1"))["full_text"] == "hello"
+
+
+@pytest.mark.parametrize(
+    "frame", ["", "nonsense", "[]", "{}", '{"type":"ping"}', changed(content=None), changed(user=7)]
+)
+async def test_a_stored_message_that_cannot_be_read_ends_with_an_error_and_stops_nothing_else(
+    leave: Leave, start: Start, caplog: pytest.LogCaptureFixture, frame: str
+) -> None:
+    leave("m1", frame=frame)
+    leave("m2")
+    running = await start()
+    running.responder.release["m2"].set()
+    peer = await running.node(capabilities=("accepted",))
+    unreadable, other = await peer.outcomes_of("m1", "m2")
+    assert (unreadable["code"], unreadable["recoverable"]) == ("processing_error", False)
+    assert other["type"] == "response_end"
+    assert "the stored message 'm1' (row 1) cannot be read" in caplog.text
+    await peer.ask("m1", "hello")
+    assert (await accepted(peer, "m1"))["duplicate"] is True
+    assert running.responder.ran == ["m2"]
