@@ -8,7 +8,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-from bench import cancel, connections, firing, hooks, idle, log, overload, shared, startup, turns
+from bench import (
+    cancel,
+    connections,
+    firing,
+    hooks,
+    idle,
+    log,
+    overload,
+    shared,
+    startup,
+    strangers,
+    turns,
+)
 from bench.report import Figure, show_figures
 
 _BENCHES: dict[str, Callable[[], list[Figure]]] = {
@@ -22,6 +34,7 @@ _BENCHES: dict[str, Callable[[], list[Figure]]] = {
     "log": log.run,
     "overload": overload.run,
     "shared": shared.run,
+    "strangers": strangers.run,
 }
 _INTERRUPTED = 128 + signal.SIGINT
 

@@ -59,8 +59,10 @@ def run(
         "--port": [server.port for server in servers],
         "--pid": [server.pid for server in servers],
         "--channel": [] if channel is None else [channel],
+        "--secret": [servers[0].secret],
     }
     words = [str(word) for name, values in arguments.items() if values for word in (name, *values)]
+    words += ["--tls"] if servers[0].tls else []
     done = subprocess.run(
         [sys.executable, "-m", "bench.load", *words],
         stdin=subprocess.DEVNULL,
@@ -121,6 +123,9 @@ async def generate(
     turns: int,
     limit: float,
     channel: str | None,
+    *,
+    secret: str,
+    tls: bool,
 ) -> Result:
     """Put the load on the servers `pid` that listen on `port`; give up after `limit` seconds."""
     run = uuid4().hex
@@ -130,7 +135,7 @@ async def generate(
                 connection
                 for each in port
                 for connection in await stack.enter_async_context(
-                    client.registered(each, connections)
+                    client.registered(each, connections, secret, tls=tls)
                 )
             ]
             drivers = [
@@ -177,6 +182,8 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, required=True)
     parser.add_argument("--channel", help="of all messages (default: one for each in flight)")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds (default 60)")
+    parser.add_argument("--secret", default="")
+    parser.add_argument("--tls", action="store_true")
     arguments = vars(parser.parse_args())
     result = trio.run(lambda: generate(**arguments))
     sys.stdout.write(msgspec.json.encode(result).decode() + "\n")

@@ -37,12 +37,14 @@ class Server:
     port: int
     startup_seconds: float
     """From the start of the process until it listened."""
+    secret: str = ""
+    tls: bool = False
 
 
 @contextmanager
-def clarad(responder: str, command: str = "") -> Iterator[Server]:
+def clarad(responder: str, command: str = "", **settings: str) -> Iterator[Server]:
     """Run clarad with an empty SQLite database of its own, which is deleted at the end."""
-    with empty_state() as state, clarad_on(state, responder, command) as server:
+    with empty_state() as state, clarad_on(state, responder, command, **settings) as server:
         yield server
 
 
@@ -72,7 +74,9 @@ def clarad_on(state: Path, responder: str, command: str = "", **settings: str) -
         )
     try:
         port = _wait_until_listening(process, state / "gateway.json")
-        yield Server("clarad", process.pid, port, time.perf_counter() - begin)
+        seconds = time.perf_counter() - begin
+        secret, tls = settings.get("CLARA_GATEWAY_SECRET", ""), "CLARA_GATEWAY_TLS_CERT" in settings
+        yield Server("clarad", process.pid, port, seconds, secret, tls)
     except Exception as error:
         error.add_note("The end of clarad's log:\n" + _tail(log))
         raise

@@ -16,6 +16,7 @@ class Register(msgspec.Struct, tag="register"):
     platform: str
     capabilities: list[str]
     metadata: dict[str, Any] = {}
+    secret: str = ""
 
 
 class Registered(msgspec.Struct, tag="registered"):

@@ -6,6 +6,8 @@ them itself and writes them here, under a lock that trio-websocket's own frames 
 pass through: `ClientStream` is its stream.
 """
 
+import re
+import ssl
 import struct
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -14,9 +16,23 @@ from typing import Final
 import trio
 from trio_websocket import WebSocketConnection
 
+from clarad.frames import Frames
 from clarad.pool import Pool
+from clarad.protocol import CloseCode
+from clarad.strangers import Socket, Strangers
 
 _READ_SIZE: Final = 64 * 1024
+
+_FRAMES_AT_ONCE: Final = 16
+"""Frames of a peer that is in which trio-websocket gets before others run."""
+
+MAX_FIRST_FRAMES: Final = 16
+"""Frames of any kind that a stranger may send."""
+
+_MAX_HEAD: Final = 16 * 1024
+"""Bytes of an HTTP request's head; h11 refuses more."""
+
+_HEAD_ENDS: Final = re.compile(rb"\n\r?\n")  # as h11 has it: both have to find the same end
 
 MAX_RECEIVED: Final = 128 * 1024 * 1024
 """Bytes of messages that are not whole yet, of all connections; `clarad.pool` says who has what."""
@@ -29,7 +45,8 @@ _SHORT: Final = struct.Struct("!BB")
 _MEDIUM: Final = struct.Struct("!BBH")
 _LONG: Final = struct.Struct("!BBQ")
 
-Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
+Refuse = Callable[[CloseCode, str], None]
+"""Closes a connection that sends too much."""
 
 
 class ClientStream(trio.abc.Stream):
@@ -37,18 +54,48 @@ class ClientStream(trio.abc.Stream):
 
     `address` is the peer's, for the log and for the door. `ended` is set when nothing more can
     come: trio-websocket alone would let a handshake wait for ever on a connection that is gone.
+
+    trio-websocket is passed the head of the HTTP request first, then, once there is somebody to
+    `watch`, a few frames at a time: it handles all that it is given in one step of the event loop.
     """
 
-    def __init__(self, stream: Transport, address: str) -> None:
+    def __init__(
+        self,
+        stream: trio.SocketStream,
+        address: str,
+        strangers: Strangers,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """The peer is one of `strangers` until `admit`. The TLS handshake is made with a read."""
         self.address = address
-        self._stream = stream
+        self._socket = Socket(stream, strangers)
+        self._stream: Socket | trio.SSLStream[Socket] = self._socket
+        if tls is not None:
+            self._stream = trio.SSLStream(
+                self._socket, tls, server_side=True, https_compatible=True
+            )
         self._lock = trio.Lock()
         self._torn = False
         self._closed = False
+        self._data: bytes | bytearray = b""
+        self._at = 0
+        self._head_size = 0
+        self._frames = Frames()
         self._room: Pool | None = None
-        self._received = 0
-        self._too_much: Callable[[], None] | None = None
+        self._charged = 0
+        self._refuse: Refuse | None = None
+        self._refused = False
+        self._watched = trio.Event()
         self.ended = trio.Event()
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether the peer is no stranger any more."""
+        return self._socket.is_admitted
+
+    def admit(self) -> None:
+        """Let the peer send as much as one may that is known."""
+        self._socket.admit()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write everything.
@@ -73,41 +120,88 @@ class ClientStream(trio.abc.Stream):
         """Wait until there is room in the socket's buffer."""
         await self._stream.wait_send_all_might_not_block()
 
-    def count(self, room: Pool, too_much: Callable[[], None]) -> None:
-        """Count what comes from here on. When there is no room, drop it, and call `too_much`."""
-        self._room, self._too_much = room, too_much
+    def watch(self, refuse: Refuse, room: Pool | None = None) -> None:
+        """Pass on frames from here on. When there are too many, call `refuse`, and drop the rest.
+
+        `room` is for the bytes of messages that have come in part.
+        """
+        self._refuse, self._room = refuse, room
+        self._watched.set()
 
     def forget_received(self) -> None:
         """Count anew: the message has come whole, or nobody waits for it."""
+        self._frames.received = 0
         if self._room is not None:
-            self._room.change(self._received, 0)
-            self._received = 0
+            self._room.change(self._charged, 0)
+            self._charged = 0
+
+    async def receive_head(self) -> bytes:
+        """Read the head of an HTTP request, to the end of the empty line; `receive_some` is next.
+
+        What is returned has no such end if the stream has, or if the head is too long.
+        """
+        head = bytearray()
+        while (found := _HEAD_ENDS.search(head)) is None and len(head) < _MAX_HEAD:
+            if not (data := await self._read()):
+                break
+            head += data
+        self._data, self._head_size = head, len(head) if found is None else found.end()
+        return bytes(head[: self._head_size])
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Read; sets `ended` at the end of the stream."""
-        data = await self._receive(max_bytes)
-        while data and not self._has_room(len(data)):
-            data = await self._receive(max_bytes)
-        return data
+        """Return the next piece of what has come; sets `ended` at the end of the stream.
 
-    def _has_room(self, size: int) -> bool:
-        if self._room is None:
-            return True
-        if self._too_much is None:
+        A piece is as long as it has to be: `max_bytes` is not looked at.
+        """
+        if self._head_size:
+            await trio.lowlevel.checkpoint()
+            self._at, self._head_size = self._head_size, 0
+            return self._data[: self._at]
+        if self._refuse is None:
+            await self._watched.wait()
+        while True:
+            if self._at < len(self._data):
+                await self._socket.turn()
+            else:
+                self._data, self._at = await self._read(), 0
+                if not self._data:
+                    return b""
+            begin = self._at
+            most = _FRAMES_AT_ONCE if self._socket.is_admitted else 1
+            self._at = self._frames.advance(self._data, begin, most)
+            if self._is_within_bounds():
+                whole = begin == 0 and self._at == len(self._data)
+                return self._data if whole else self._data[begin : self._at]
+            self._at = len(self._data)
+
+    def _is_within_bounds(self) -> bool:
+        if self._refused:
             return False
-        if not self._room.fits(self._received, self._received + size):
-            self._too_much()
-            self._too_much = None
+        too_much = self._find_too_much()
+        if too_much is not None:
+            assert self._refuse is not None
+            self._refused = True
+            self._refuse(*too_much)
             return False
-        self._room.change(self._received, self._received + size)
-        self._received += size
+        if self._room is not None:
+            self._room.change(self._charged, self._frames.received)
+            self._charged = self._frames.received
         return True
 
-    async def _receive(self, max_bytes: int | None) -> bytes | bytearray:
+    def _find_too_much(self) -> tuple[CloseCode, str] | None:
+        if not self._socket.is_admitted and self._frames.count > MAX_FIRST_FRAMES:
+            return CloseCode.REFUSED, "too many frames before the registration"
+        if what := self._frames.find_too_many(trio.current_time()):
+            return CloseCode.REFUSED, what
+        if self._room is not None and not self._room.fits(self._charged, self._frames.received):
+            return CloseCode.TOO_MANY_CONNECTIONS, "too much is being received; try later"
+        return None
+
+    async def _read(self) -> bytes | bytearray:
         if self._closed:
             raise trio.ClosedResourceError
         try:
-            data = await self._stream.receive_some(max_bytes)
+            data = await self._stream.receive_some(_READ_SIZE)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             self.ended.set()
             raise
@@ -126,8 +220,8 @@ class ClientStream(trio.abc.Stream):
         if first and not self._lock.locked():
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 # A TLS connection that is half closed is none that clients expect.
-                if isinstance(self._stream, trio.SocketStream):
-                    await self._stream.send_eof()
+                if self._stream is self._socket:
+                    await self._socket.send_eof()
         await trio.lowlevel.checkpoint()
 
     async def hang_up(self, patience: float) -> None:
@@ -141,7 +235,7 @@ class ClientStream(trio.abc.Stream):
                 trio.move_on_after(patience),
                 suppress(trio.BrokenResourceError, trio.ClosedResourceError),
             ):
-                while await self._stream.receive_some(_READ_SIZE):
+                while await self._socket.receive_some(_READ_SIZE):
                     pass
         finally:
             await trio.aclose_forcefully(self._stream)

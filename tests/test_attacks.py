@@ -23,6 +23,7 @@ from tests.nurseries.test_connection import pass_time
 from tests.nurseries.test_gateway import SECRET, exchange, handshake, refusal
 from tests.peer import message
 from tests.raw import RawPeer
+from tests.strangers import FLOODS
 from tests.test_admission import enter, knock, make_token, why
 
 STEERING = {chr(c) for c in [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066]} - {"\n"}
@@ -289,6 +290,30 @@ async def test_fragments_count_together(running: Running) -> None:
     async with RawPeer.connected(running.host, running.port) as raw:
         await raw.stream.send_all(b"".join(pieces))
         assert await raw.close_code() == 1009
+
+
+@pytest.mark.parametrize("kind", sorted(set(FLOODS) - {"guesses", "handshakes"}))
+async def test_a_stranger_cannot_send_many_frames_however_small(
+    running: Running, kind: str
+) -> None:
+    flood = FLOODS[kind]
+    async with RawPeer.connected(running.host, running.port) as raw:
+        await raw.stream.send_all(flood.first + flood.then * 10_000)
+        assert await raw.close_code() == 1008
+    assert await is_served(running)
+
+
+@pytest.mark.parametrize("kind", ["empty continuations", "one-byte fragments", "empty pongs"])
+async def test_a_node_cannot_send_frames_without_end_for_nothing(
+    running: Running, kind: str
+) -> None:
+    flood = FLOODS[kind]
+    async with RawPeer.connected(running.host, running.port) as raw:
+        await raw.send_text(REGISTER)
+        await raw.receive_text()
+        await raw.stream.send_all(flood.first + flood.then * 10_000)
+        assert await raw.close_code() == 1008
+    assert await is_served(running)
 
 
 async def test_a_frame_that_says_that_it_is_huge_is_not_waited_for(running: Running) -> None:

@@ -19,13 +19,14 @@ from clarad.access import MAX_FAILURES
 from clarad.events import EventType
 from clarad.proxies import parse
 from clarad.tls import client_context
-from clarad.websocket import Transport
 from tests import certificates
 from tests.conftest import Running, Start
 from tests.installation import Installation
 from tests.nurseries.test_gateway import SECRET, exchange, handshake
 from tests.peer import Peer
 from tests.web_proxies import INSTALLED, PORT, proxy
+
+Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
 STRANGER: Final = "127.0.0.99"
 ADAPTER: Final = "127.0.0.5"

@@ -83,7 +83,7 @@ class Connection:
         self._desk = desk
         self._bus = bus
         self._sender = Sender(websocket, stream, outboxes)
-        stream.count(receiving, self._refuse_more)
+        stream.watch(self.end, receiving)
         self._nursery: trio.Nursery | None = None
         self.node: Node | None = None
 
@@ -107,9 +107,6 @@ class Connection:
     def end(self, code: CloseCode, reason: str) -> None:
         """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
         self._sender.end(code, reason)
-
-    def _refuse_more(self) -> None:
-        self.end(CloseCode.TOO_MANY_CONNECTIONS, "too much is being received; try later")
 
     @property
     def said_goodbye(self) -> bool:
@@ -276,6 +273,7 @@ class Connection:
             frame.last_seq,
         )
         self.node = node
+        self._stream.admit()
         self._websocket._max_message_size = MAX_FRAME_BYTES  # there is no public name for it
         self._reply(
             protocol.Registered(

@@ -127,6 +127,8 @@ class OperatorConnection:
         self._address = stream.address
         self._operations = operations
         self._sender = Sender(websocket, stream, outboxes)
+        stream.admit()
+        stream.watch(self.end)
         self._under_way: set[str] = set()
         self.token: str | None = None
         self.shown: str | None = None

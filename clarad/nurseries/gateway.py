@@ -15,8 +15,9 @@ from clarad.listeners import peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
 from clarad.proxy_protocol import ProxyHeaderError, read_header
+from clarad.strangers import Strangers
 from clarad.systemd import catalogue
-from clarad.websocket import ClientStream, Transport
+from clarad.websocket import ClientStream
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,6 @@ MAX_HANDSHAKES: Final = 1024
 
 LINGER: Final = 2.0
 """Seconds that a peer which is still sending has to read why it was closed."""
-
-_READ_SIZE: Final = 64 * 1024
 
 
 class Connection(Protocol):
@@ -119,6 +118,7 @@ class Gateway(Generic[Address]):
         self._stopping = False
         self._connections: dict[Connection, None] = {}  # in the order in which they came, as
         self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
+        self._strangers = Strangers()
         self._listeners: list[trio.SocketListener] = []
         self._probe = trio.CancelScope()
         self._taken = trio.Event()
@@ -194,7 +194,7 @@ class Gateway(Generic[Address]):
         except OSError:  # gone before we looked
             await trio.aclose_forcefully(socket_stream)
             return
-        stream = ClientStream(self._encrypted(socket_stream), address)
+        stream = ClientStream(socket_stream, address, self._strangers, self.tls)
         patience = LINGER
         try:
             if await self._serve(stream, socket_stream.socket):
@@ -206,12 +206,6 @@ class Gateway(Generic[Address]):
             log.exception("the connection from %s failed", stream.address, extra=about)
         finally:
             await stream.hang_up(patience)
-
-    def _encrypted(self, stream: trio.SocketStream) -> Transport:
-        # The TLS handshake is made with the first read, within the time for the other one.
-        if self.tls is None:
-            return stream
-        return trio.SSLStream(stream, self.tls, server_side=True, https_compatible=True)
 
     async def _serve(self, stream: ClientStream, connected: trio.socket.SocketType) -> bool:
         """Serve one connection; return whether both sides have said good-bye."""
@@ -252,12 +246,16 @@ class Gateway(Generic[Address]):
         connected: trio.socket.SocketType,
         limit: trio.CancelScope,
     ) -> Connection | None:
-        """Return the connection, or `None` if the handshake was refused."""
+        """Return the connection, or `None` if there is to be none."""
         try:
             proxies = await self._introduce(stream, connected)
         except ProxyHeaderError as error:
             about = catalogue.ADAPTER_REFUSED.about(address=stream.address)
             log.warning("refused a connection from %s: %s", stream.address, error, extra=about)
+            return None
+        # What is no request costs no more than reading it.
+        await stream.receive_head()
+        if stream.ended.is_set():
             return None
         async with trio.open_nursery() as watch:
             watch.start_soon(_cancel_at_end, stream, limit)
@@ -265,7 +263,6 @@ class Gateway(Generic[Address]):
                 nursery,
                 stream,
                 max_message_size=self._max_first_frame,
-                receive_buffer_size=_READ_SIZE,
             )
             headers = {
                 name.decode("latin-1").lower(): value.decode(errors="replace")

@@ -1,0 +1,89 @@
+"""Connections that nobody has admitted yet, and how they share the event loop with the others."""
+
+from typing import Final
+
+import trio
+
+_READ_SIZE: Final = 16 * 1024
+"""Bytes of a stranger that are read in one turn: as much as a TLS record holds."""
+
+_LONGEST_PAUSE: Final = 0.005
+"""Seconds between two turns that others wait for."""
+
+
+class Strangers:
+    """Lets all of them take turns, one in each step of the event loop.
+
+    A turn is at most a TLS handshake, an HTTP request or a frame, some 2 ms. So however many they
+    are and whatever they send, everybody else's task waits for one turn in each step, and not for
+    all of them. Between two turns that others wait for, the loop has as much time without them: the
+    store's thread needs the interpreter, too.
+
+    (Rejected: a rate of connections. One that protects a busy daemon on a slow machine has a
+    thousand adapters wait for minutes after a restart of an idle one.)
+    """
+
+    def __init__(self) -> None:
+        self._turn = trio.Lock()  # first come, first served
+        self._given_at = 0.0
+
+    async def turn(self) -> None:
+        """Wait for a turn; it lasts until the task next waits for anything."""
+        had_to_wait = self._turn.locked()
+        # Trio hands a lock on in the step after its release, so one task gets through in each.
+        async with self._turn:
+            if had_to_wait:
+                await trio.sleep(min(trio.current_time() - self._given_at, _LONGEST_PAUSE))
+            self._given_at = trio.current_time()
+
+
+class Socket(trio.abc.HalfCloseableStream):
+    """A client's socket; what comes from a stranger is read in pieces, each in its turn.
+
+    It is the lowest stream, so that each step of a TLS handshake has to wait for its turn as well.
+    """
+
+    def __init__(self, stream: trio.SocketStream, strangers: Strangers) -> None:
+        self._stream = stream
+        self._strangers: Strangers | None = strangers
+
+    @property
+    def is_admitted(self) -> bool:
+        """Whether this is no stranger's any more."""
+        return self._strangers is None
+
+    def admit(self) -> None:
+        """Read without waiting for turns from here on."""
+        self._strangers = None
+
+    async def turn(self) -> None:
+        """Let others run before the next piece of what was read already."""
+        if self._strangers is None:
+            await trio.lowlevel.checkpoint()
+        else:
+            await self._strangers.turn()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        """Read what has come, at most `max_bytes`."""
+        if self._strangers is None:
+            return await self._stream.receive_some(max_bytes)
+        data = await self._stream.receive_some(_READ_SIZE)
+        if data:
+            await self.turn()
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Write everything."""
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is room in the socket's buffer."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        """Say that nothing more will be written."""
+        await self._stream.send_eof()
+
+    async def aclose(self) -> None:
+        """Close the socket."""
+        await self._stream.aclose()
