@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from alembic.script import ScriptDirectory
 
 VERSION_TABLE: Final = "clarad_alembic_version"
-HEAD: Final = "0007"
+HEAD: Final = "0008"
 """The revision that this version of clarad works with; a test holds it to the scripts."""
 
 MIGRATION_BUDGET: Final = 3600.0

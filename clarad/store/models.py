@@ -59,12 +59,11 @@ class Base(DeclarativeBase):
 _BIG_ID = BigInteger().with_variant(Integer, "sqlite")  # SQLite counts only INTEGER up by itself
 
 
-def _unfinished(table: str, *columns: str) -> Index:
-    """Make the index by which the next start finds what is unfinished, however much has ended."""
+def _unfinished(name: str, *columns: str) -> Index:
+    """Make an index by which what is unfinished is found, however much has ended."""
     return Index(
-        f"ix_{table}_unfinished",
+        name,
         *columns,
-        "id",
         sqlite_where=text("ended_at IS NULL"),
         postgresql_where=text("ended_at IS NULL"),
     )
@@ -90,7 +89,9 @@ class MessageRow(Base):
     __tablename__ = "clarad_messages"
     __table_args__ = (
         UniqueConstraint("platform", "channel_id", "request_id"),
-        _unfinished("clarad_messages", "platform", "channel_id"),
+        # Of one channel, and of all, as the next start reads them.
+        _unfinished("ix_clarad_messages_unfinished", "platform", "channel_id", "id"),
+        _unfinished("ix_clarad_messages_unfinished_id", "id"),
         _ended("clarad_messages"),
         Index(
             "ix_clarad_messages_undelivered",
@@ -193,7 +194,7 @@ class HookRunRow(RunColumns, Base):
 
     __tablename__ = "clarad_hook_runs"
     __table_args__ = (
-        _unfinished(__tablename__),
+        _unfinished(f"ix_{__tablename__}_unfinished", "id"),
         _ended(__tablename__),
         Index(None, "hook", "id"),
     )
@@ -212,7 +213,8 @@ class TaskRunRow(RunColumns, Base):
     __tablename__ = "clarad_task_runs"
     __table_args__ = (
         UniqueConstraint("task", "nominal_at"),
-        _unfinished(__tablename__),
+        Index(None, "nominal_at", "id"),
+        _unfinished(f"ix_{__tablename__}_unfinished", "id"),
         _ended(__tablename__),
     )
 
