@@ -217,11 +217,15 @@ class ClientStream(trio.abc.Stream):
         """
         first, self._closed = not self._closed, True
         self.ended.set()
-        if first and not self._lock.locked():
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                # A TLS connection that is half closed is none that clients expect.
-                if self._stream is self._socket:
+        # A TLS connection that is half closed is none that clients expect.
+        if first and self._stream is self._socket:
+            # A write that is under way ends the connection anyway, by being cancelled.
+            with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+                self._lock.acquire_nowait()
+                try:
                     await self._socket.send_eof()
+                finally:
+                    self._lock.release()
         await trio.lowlevel.checkpoint()
 
     async def hang_up(self, patience: float) -> None:

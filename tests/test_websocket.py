@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
 import pytest
 import trio
@@ -126,3 +126,14 @@ async def test_pings_are_no_part_of_a_message_that_is_waited_for() -> None:
         made.stream.forget_received()
         assert made.stream._charged == 0
     assert not made.refused
+
+
+async def test_a_close_and_a_write_at_once_are_not_in_each_other_s_way() -> None:
+    async def write(stream: ClientStream) -> None:
+        with suppress(trio.ClosedResourceError):
+            await stream.send_all(b"x")
+
+    for _ in range(20):  # whichever comes first
+        async with pair() as made, trio.open_nursery() as nursery:
+            nursery.start_soon(made.stream.aclose)
+            nursery.start_soon(write, made.stream)
