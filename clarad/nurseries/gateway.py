@@ -1,6 +1,7 @@
 """Listens: takes connections in, checks their handshakes, and contains whatever they break."""
 
 import logging
+import re
 import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
@@ -29,6 +30,25 @@ MAX_HANDSHAKES: Final = 1024
 
 LINGER: Final = 2.0
 """Seconds that a peer which is still sending has to read why it was closed."""
+
+
+_WEBSOCKET: Final = re.compile(rb"^upgrade:[ \t]*websocket[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
+_HTTP: Final = re.compile(rb"[A-Z]+ [^ \r\n]+ HTTP/1\.[01]\r?\n")
+_WRONG_HERE: Final = (
+    b"This port speaks WebSocket: connect an adapter to it, as docs/protocol.md says. A proxy in "
+    b"between has to pass on the headers Upgrade and Connection.\n"
+)
+_UPGRADE_REQUIRED: Final = b"\r\n".join(
+    [
+        b"HTTP/1.1 426 Upgrade Required",
+        b"Upgrade: websocket",
+        b"Connection: Upgrade, close",
+        b"Content-Type: text/plain; charset=utf-8",
+        b"Content-Length: %d" % len(_WRONG_HERE),
+        b"",
+        _WRONG_HERE,
+    ]
+)
 
 
 class Connection(Protocol):
@@ -254,8 +274,11 @@ class Gateway(Generic[Address]):
             log.warning("refused a connection from %s: %s", stream.address, error, extra=about)
             return None
         # What is no request costs no more than reading it.
-        await stream.receive_head()
+        head = await stream.receive_head()
         if stream.ended.is_set():
+            return None
+        if _HTTP.match(head) and not _WEBSOCKET.search(head):
+            await stream.send_all(_UPGRADE_REQUIRED)
             return None
         async with trio.open_nursery() as watch:
             watch.start_soon(_cancel_at_end, stream, limit)

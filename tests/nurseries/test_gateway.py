@@ -165,8 +165,15 @@ async def test_a_stranger_is_turned_away_and_others_are_served(running: Running,
     assert (await good.outcome_of("m1"))["type"] == "response_end"
 
 
-async def test_plain_http_is_told_that_it_is_wrong_here(running: Running) -> None:
-    assert (await exchange(running, STRANGERS["plain HTTP"])).startswith(b"HTTP/1.1 4")
+@pytest.mark.parametrize("name", ["plain HTTP", "a POST", "another protocol"])
+async def test_plain_http_is_told_that_it_is_wrong_here(running: Running, name: str) -> None:
+    other = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    answer = await exchange(running, (STRANGERS | {"another protocol": other})[name])
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+    assert b"\r\nUpgrade: websocket\r\n" in head
+    assert body.startswith(b"This port speaks WebSocket")
+    assert b"\r\nContent-Length: %d" % len(body) in head
 
 
 async def test_a_reset_in_the_middle_of_the_handshake_disturbs_nobody(running: Running) -> None:
