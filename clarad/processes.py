@@ -42,6 +42,8 @@ class Stat(NamedTuple):
     is_dead: bool
     is_in_exec: bool
     """Is just becoming another program; or may not be asked, being another user's."""
+    image: int
+    """A number that a fork has in common with its parent, until it becomes another program."""
 
 
 def stat(pid: int) -> Stat | None:
@@ -57,7 +59,8 @@ def stat(pid: int) -> Stat | None:
     )
     # Where the first thread has ended and others have not, the process lives.
     is_dead = state in (b"Z", b"X") and threads <= 1
-    return Stat(parent, session, began, is_dead, size > 0 and environ_end == 0)
+    is_in_exec = size > 0 and environ_end == 0
+    return Stat(parent, session, began, is_dead, is_in_exec, environ_end)
 
 
 def now() -> int:
@@ -132,27 +135,67 @@ def with_descendants(pids: Iterable[int]) -> set[int]:
 async def end(look: Callable[[set[int]], Awaitable[set[int]]], grace: float) -> int:
     """End all processes that `look` finds, and return how many there were at first.
 
-    They get SIGTERM, and what is left after `grace` seconds SIGKILL, until nothing is found any
-    more. `look` is given those that have been found before.
+    They get SIGTERM, each once, however late it is born, and what is left after `grace` seconds
+    SIGKILL, until nothing is found any more. `look` is given those that have been found before.
 
     Raises:
         UnkillableError: something is left.
     """
     found = known = await look(set())
     count = len(found)
-    for number, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, UNKILLABLE)):
+    told = _Told()
+    for tell, patience in ((told.terminate, grace), (_kill, UNKILLABLE)):
         with trio.move_on_after(patience):
-            _signal(found, number)
             pause = 0.001
             while found:
+                tell(found)
                 await trio.sleep(pause)
                 pause = min(pause * 2, 0.05)
                 found = await look(known)
                 known |= found
-                if number == signal.SIGKILL:  # again: one of them may have forked meanwhile
-                    _signal(found, number)
             return count
     raise UnkillableError(f"processes {sorted(found)} do not end, SIGKILL notwithstanding")
+
+
+class _Told:
+    """Those who have had SIGTERM: once, since a second one may interrupt a clean-up."""
+
+    def __init__(self) -> None:
+        self._told: set[int] = set()
+        self._forks: dict[int, int] = {}
+        self._images: set[int] = set()
+
+    def terminate(self, found: set[int]) -> None:
+        """Send SIGTERM to who is new: to all at first, later to those born since the last look.
+
+        What a process starts after its SIGTERM, as the `rm` of a trap, is its clean-up, and goes on
+        for as long as that process lives.
+        """
+        # A fork has its parent's handlers until it becomes another program: a SIGTERM that comes
+        # before is noted by a handler that is then gone, and is sent again.
+        self._told -= {pid for pid, image in self._forks.items() if _image(pid) != image}
+        new = found - self._told
+        if new:
+            new -= with_descendants(self._told & found)
+            known = {pid: its for pid in new if (its := stat(pid)) is not None}
+            self._forks |= {
+                pid: its.image
+                for pid, its in known.items()
+                if its.image in self._images or its.image == _image(its.parent)
+            }
+            self._images |= {its.image for its in known.values()}
+            _signal(new, signal.SIGTERM)
+            self._told |= new
+
+
+def _image(pid: int) -> int:
+    its = stat(pid)
+    return 0 if its is None else its.image
+
+
+def _kill(found: set[int]) -> None:
+    """Send SIGKILL, at each look again: one of them may have forked meanwhile."""
+    _signal(found, signal.SIGKILL)
 
 
 async def end_marked(name: str, is_left: Callable[[str], bool], grace: float) -> int:

@@ -294,15 +294,22 @@ async def _drain(
 
 async def _members(process: trio.Process, this: _Run, known: set[int]) -> set[int]:
     """Return the ids of all living processes of the run; `known` are those found before."""
+    misses = 0
     while True:
         process.poll()
         roots = await _adopted_by(this, known)
         if process.returncode is None:
             roots.add(process.pid)
         members = processes.living(processes.with_descendants(roots))
-        if members or not roots:
+        if members:
             return members
-        await trio.sleep(0.001)  # they have ended since, and what was below them is adopted
+        if not roots:
+            misses += 1  # the kernel may leave out a child while its siblings end; not twice
+            if misses == 2:
+                return set()
+        else:  # they have ended since, and what was below them is adopted
+            misses = 0
+            await trio.sleep(0.001)
 
 
 async def _adopted_by(this: _Run, known: set[int]) -> set[int]:

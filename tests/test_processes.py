@@ -1,11 +1,13 @@
 import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -106,6 +108,24 @@ async def test_where_nothing_is_found_nothing_is_ended() -> None:
         return known
 
     assert await processes.end(look, 0) == 0
+
+
+async def test_what_is_found_later_is_told_to_end_too() -> None:
+    """A long grace: who is not told within it is killed."""
+    with (
+        subprocess.Popen(["sleep", "1000"]) as first,  # noqa: ASYNC220 - it blocks for a moment
+        subprocess.Popen(["sleep", "1000"]) as second,  # noqa: ASYNC220
+    ):
+        looks = iter([{first.pid}, {second.pid}])
+
+        async def look(known: set[int]) -> set[int]:
+            await trio.lowlevel.checkpoint()
+            first.poll(), second.poll()
+            return processes.living(next(looks, known))
+
+        with trio.fail_after(10):
+            await processes.end(look, 2)
+    assert (first.returncode, second.returncode) == (-signal.SIGTERM, -signal.SIGTERM)
 
 
 async def test_a_process_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

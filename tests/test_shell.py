@@ -699,6 +699,35 @@ async def test_a_cancel_gives_a_command_time_to_clean_up(marker: Marker, tmp_pat
     assert marker.alive == []
 
 
+async def test_a_cancel_leaves_a_clean_up_the_commands_that_it_runs(marker: Marker) -> None:
+    """They come after the SIGTERM, and below a process that has had it."""
+    output = Output()
+    clean_up = "for i in 1 2 3 4 5; do sleep 0.01 || exit; done; echo cleaned; exit"
+    command = f"trap '{clean_up}' TERM; echo ready; sleep {marker.text} & wait"
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        await shell.run(
+            command,
+            env=shell.environment({}),
+            output=output,
+            on_stdout=lambda _: scope.cancel("it is ready"),
+        )
+    assert output.stdout.kept == b"ready\ncleaned\n"
+    assert marker.alive == []
+
+
+async def test_a_cancel_tells_what_is_born_meanwhile_to_end(marker: Marker, tmp_path: Path) -> None:
+    """It is born after the first look, and its parent ends."""
+    born, told, child = tmp_path / "born", tmp_path / "told", tmp_path / "child"
+    os.mkfifo(born)
+    child.write_text(
+        f"trap 'echo told > {told}; exit' TERM; echo > {born}; sleep {marker.text} & wait"
+    )
+    bear = f"sh {child} & read _ < {born}; exit"
+    await cancel_when_ready(f"trap '{bear}' TERM; echo ready; sleep {marker.text} & wait")
+    assert told.read_text() == "told\n"
+    assert marker.alive == []
+
+
 async def test_a_cancel_ends_what_ignores_sigterm(marker: Marker, impatient: None) -> None:
     stopped = await cancel_when_ready(f"trap '' TERM; echo ready; exec sleep {marker.text}")
     assert stopped == 1
