@@ -10,6 +10,7 @@ from typing import Final
 import trio
 
 from clarad import protocol
+from clarad.intake import Intake
 from clarad.nodes import Node
 from clarad.protocol import ErrorCode
 from clarad.store import MessageKey, Messages, StoreError
@@ -38,17 +39,21 @@ class Elsewhere:
     def __init__(
         self,
         store: Messages,
+        intake: Intake,
         start_soon: Callable[..., None],
         missing: Callable[[Node, str], None],
     ) -> None:
-        """`start_soon` starts a task in the turns' nursery.
+        """`intake` keeps account of what is on its way to the store.
 
+        `start_soon` starts a task in the turns' nursery.
         `missing` is told of a node and a message to cancel that the store does not have.
         """
         self._store = store
+        self._intake = intake
         self._start_soon = start_soon
         self._missing = missing
         self._channels: dict[tuple[str, str], _Channel] = {}
+        self._cancelling: set[tuple[Node, str]] = set()
 
     async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
         """Note that the message begins, if it is its turn.
@@ -73,10 +78,23 @@ class Elsewhere:
             channel.moved.set()
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
-        """Have the node's messages with this id cancelled that are not here."""
-        self._start_soon(self._cancel, node, cancel)
+        """Have the node's messages with this id cancelled that are not here.
+
+        It is on its way to the store like a message. The same once more has the same answer.
+        """
+        if (node, cancel.request_id) not in self._cancelling:
+            self._cancelling.add((node, cancel.request_id))
+            self._intake.set_out(node)
+            self._start_soon(self._cancel, node, cancel)
 
     async def _cancel(self, node: Node, cancel: protocol.Cancel) -> None:
+        try:
+            await self._ask_to_cancel(node, cancel)
+        finally:
+            self._cancelling.remove((node, cancel.request_id))
+            self._intake.arrive(node)
+
+    async def _ask_to_cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         reason = cancel.reason or "requested"
         code, why = ErrorCode.NOT_FOUND, "No message with this id is waiting or running."
         try:

@@ -31,8 +31,8 @@ VALUE: Final = 136
 """Bytes that a value of JSON costs at the most beside its text, once it is decoded; measured."""
 
 MAX_ARRIVING: Final = 16
-"""Messages of one node that are on their way to the store at once; then its next frame waits, and
-with it the node, so that those of others need not wait for a queue of its own."""
+"""Messages and cancels of one node that are on their way to the store at once; then its next frame
+waits, and with it the node, so that those of others need not wait for a queue of its own."""
 
 MAX_PAUSE: Final = 0.1
 """Seconds that it waits: a store that stands still is not to keep a `cancel` or a pong from us."""
@@ -93,7 +93,7 @@ class Intake:
         return None
 
     def set_out(self, node: Node) -> None:
-        """Count a message that is on its way to the store."""
+        """Count a message, or a cancel of one, that is on its way to the store."""
         self._arriving[node] = self._arriving.get(node, 0) + 1
 
     def arrive(self, node: Node) -> None:
@@ -105,7 +105,7 @@ class Intake:
             arrived.set()
 
     async def keep_up(self, node: Node) -> None:
-        """Wait for the store, if very many of the node's messages are on their way to it."""
+        """Wait for the store, if very much of the node's is on its way to it."""
         if self._arriving.get(node, 0) >= MAX_ARRIVING:
             arrived = self._arrived.setdefault(node, trio.Event())
             with trio.move_on_after(MAX_PAUSE):

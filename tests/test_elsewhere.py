@@ -7,10 +7,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from clarad import elsewhere, protocol
+from clarad import elsewhere, intake, protocol
 from clarad.elsewhere import Elsewhere
+from clarad.intake import MAX_ARRIVING, Intake
 from clarad.kept import shared
 from clarad.nodes import Node, Outlet
+from clarad.rates import Rates
+from clarad.roster import Roster
 from clarad.store import CancelAsked, StoreError
 from tests.postgres import SHARED
 from tests.process import PATIENCE
@@ -29,6 +32,7 @@ class Side(NamedTuple):
 
     messages: SharedDesk
     elsewhere: Elsewhere
+    intake: Intake
 
 
 class Told:
@@ -67,9 +71,12 @@ async def two(share: Share, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPat
     for name in ("FIRST_LOOK", "LOOK_AGAIN"):
         monkeypatch.setattr(elsewhere, name, FOR_EVER)
     sides = [SharedDesk(daemon) for daemon in await share(2)]
-    return [
-        Side(side, Elsewhere(side.messages, nursery.start_soon, lambda *_: None)) for side in sides
-    ]
+    return [_side(desk, nursery) for desk in sides]
+
+
+def _side(desk: SharedDesk, nursery: trio.Nursery) -> Side:
+    kept = Intake(Roster(), Rates(None, None))
+    return Side(desk, Elsewhere(desk.messages, kept, nursery.start_soon, lambda *_: None), kept)
 
 
 async def begin(side: Side, number: int) -> None:
@@ -240,3 +247,46 @@ async def test_a_cancel_that_the_store_fails_can_be_tried_again(
     (error,) = told.frames
     assert (error["code"], error["request_id"]) == ("processing_error", "1")
     assert error["recoverable"] is True
+
+
+async def test_what_is_cancelled_again_and_again_is_asked_once_and_answered_once(
+    two: list[Side], node: Node, told: Told, nursery: trio.Nursery
+) -> None:
+    side = two[0]
+    async with queueing_up(side.messages.writer):
+        for _ in range(MAX_ARRIVING * 2):
+            side.elsewhere.cancel(node, protocol.Cancel("1"))
+        await wait_all_tasks_blocked()
+        with trio.fail_after(PATIENCE):
+            await side.intake.keep_up(node)  # there is one on its way
+    await looked(side)
+    assert [error["code"] for error in told.frames] == ["not_found"]
+    side.elsewhere.cancel(node, protocol.Cancel("1"))
+    await looked(side)
+    assert len(told.frames) == 2, "and another one afterwards is another question"
+
+
+async def test_who_sends_more_cancels_than_the_store_can_answer_waits_for_it(
+    two: list[Side],
+    node: Node,
+    told: Told,
+    nursery: trio.Nursery,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(intake, "MAX_PAUSE", FOR_EVER)
+    side, has_kept_up = two[0], trio.Event()
+
+    async def keep_up() -> None:
+        await side.intake.keep_up(node)
+        has_kept_up.set()
+
+    async with queueing_up(side.messages.writer):
+        for number in range(MAX_ARRIVING):
+            side.elsewhere.cancel(node, protocol.Cancel(f"{number}"))
+        nursery.start_soon(keep_up)
+        await wait_all_tasks_blocked()
+        assert not has_kept_up.is_set()
+    with trio.fail_after(PATIENCE):
+        await has_kept_up.wait()
+    await looked(side)
+    assert len(told.frames) == MAX_ARRIVING

@@ -72,7 +72,9 @@ class Turns:
         self._recovery = Recovery(store, self._recover)
         self._reading = trio.CancelScope()
         self._is_shared = isinstance(store, SharedMessages)
-        self._elsewhere = Elsewhere(store, self._start_soon, self._recovery.forget_cancel)
+        self._elsewhere = Elsewhere(
+            store, self.intake, self._start_soon, self._recovery.forget_cancel
+        )
         self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
         self._answers = answers()
         self._endings = Endings(store, bus, self._start_soon, self._leave)
