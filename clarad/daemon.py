@@ -39,6 +39,7 @@ from clarad.responders import Responder
 from clarad.sender import CLOSE_TIMEOUT
 from clarad.slots import Slots
 from clarad.store import (
+    Causes,
     HookRuns,
     LeaseLost,
     Life,
@@ -139,6 +140,7 @@ class Daemon:
                 Connection,
                 nodes=self.nodes,
                 redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
+                causes=Causes(self.writer),
                 desk=self.turns,
                 bus=self.bus,
                 outboxes=outboxes,

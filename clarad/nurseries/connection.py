@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import Final, Protocol
 
@@ -18,7 +18,7 @@ from clarad.pool import Pool
 from clarad.protocol import MAX_FRAME_BYTES, Capability, CloseCode, ErrorCode
 from clarad.redelivery import Redelivery
 from clarad.sender import Sender
-from clarad.store import StoreError
+from clarad.store import Causes, StoreError
 from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
@@ -65,6 +65,7 @@ class Connection:
         admission: Admission,
         nodes: Nodes,
         redelivery: Redelivery,
+        causes: Causes,
         desk: Desk,
         bus: Bus,
         outboxes: Pool,
@@ -80,6 +81,7 @@ class Connection:
         self.shown: str | None = None
         self._nodes = nodes
         self._redelivery = redelivery
+        self._causes = causes
         self._desk = desk
         self._bus = bus
         self._sender = Sender(websocket, stream, outboxes)
@@ -246,6 +248,7 @@ class Connection:
         """Register a node that another daemon may have had."""
         resumes = Capability.RESUME in frame.capabilities
         try:
+            caused_by = await self._causes.confirm(frame.caused_by)
             held = await self._redelivery.take(
                 self._nodes, frame.node_id, frame.platform, resumes=resumes
             )
@@ -259,16 +262,16 @@ class Connection:
             self.end(CloseCode.TOO_MANY_CONNECTIONS, "try again later")
             return
         if self._sender.closing is None:
-            self._connect(frame)
+            self._connect(frame, caused_by)
             assert held is None or held is self.node
 
-    def _connect(self, frame: protocol.Register) -> None:
+    def _connect(self, frame: protocol.Register, caused_by: Sequence[str]) -> None:
         node, arrived = self._nodes.connect(
             frame.node_id,
             frame.platform,
             frozenset(frame.capabilities),
             self,
-            frame.caused_by,
+            caused_by,
             frame.session_id,
             frame.last_seq,
         )

@@ -1,5 +1,6 @@
 """Everything that is written down. The only room that knows SQL."""
 
+from clarad.store.causes import Causes
 from clarad.store.engine import StoreError, open_engine, reach
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.life import InDoubt, LeaseLost, Life, Look
@@ -30,6 +31,7 @@ __all__ = [
     "KEPT_FOR",
     "MISSED",
     "CancelAsked",
+    "Causes",
     "ChannelFull",
     "ChannelMoved",
     "Claim",

@@ -473,6 +473,21 @@ async def test_a_hook_that_causes_its_own_event_stops_after_a_while(
     assert [len(run["caused_by"].split()) for run in found] == [0, 1, 2]
 
 
+async def test_runs_that_a_node_makes_up_keep_no_hook_from_running(
+    start: Start, tmp_path: Path
+) -> None:
+    running = await start(Definitions(hooks=[hook(tmp_path)]))
+    for node_id in ("a", "b"):
+        peer = await running.connect()
+        over = [run["run_id"] for run in await hook_runs(running)]
+        await peer.register(node_id, caused_by=[*(f"hook-{n}" for n in range(8)), *over])
+        await peer.ask(f"m-{node_id}", channel=node_id)
+        await peer.outcome_of(f"m-{node_id}")
+        await until_hook_runs(running, have_ended(1 + len(over)))
+    found = await hook_runs(running)
+    assert [(run["outcome"], run["caused_by"]) for run in found] == [("ran", "")] * 2
+
+
 async def test_an_event_that_others_led_to_starts_hooks_until_there_are_too_many(
     start: Start, tmp_path: Path
 ) -> None:
