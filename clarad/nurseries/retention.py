@@ -1,8 +1,10 @@
 """Deletes what was kept long enough: looked for every minute, a little at a time."""
 
 import logging
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from typing import Final
+from functools import partial
+from typing import Final, TypeVar
 
 import trio
 
@@ -14,12 +16,13 @@ from clarad.store.retention import (
     MESSAGES,
     TASK_RUNS,
     Extent,
-    Kind,
     Retention,
 )
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 MAX_PAUSE: Final = 60.0
 """Seconds between two sweeps; a tenth of the shortest period, if that is less."""
@@ -73,25 +76,26 @@ class Sweeper:
         return ", ".join([f"database: {size / 2**20:.1f} MiB", *parts])
 
     async def _sweep(self) -> None:
-        for kind, period in self._periods.items():
-            before = self._store.now() - timedelta(seconds=period)
-            try:
-                await self._delete(kind, before)
-            except StoreError as error:
-                about = catalogue.STORE_FAILED.about()
-                log.warning("what is old is not deleted, the store failed: %s", error, extra=about)
-                return
+        try:
+            for kind, period in self._periods.items():
+                before = self._store.now() - timedelta(seconds=period)
+                place = await self._when_idle(partial(self._store.delete, kind, before, None))
+                while place is not None:
+                    place = await self._when_idle(partial(self._store.delete, kind, before, place))
+            while await self._when_idle(self._store.give_back):
+                pass
+        except StoreError as error:
+            about = catalogue.STORE_FAILED.about()
+            log.warning("what is old is not deleted, the store failed: %s", error, extra=about)
 
-    async def _delete(self, kind: Kind, before: datetime) -> None:
-        place = None
-        while True:
-            with trio.move_on_after(PATIENCE):
-                while not self._store.is_idle:
-                    await trio.sleep(REST)
-            place = await self._store.delete(kind, before, place)
-            if place is None:
-                return
-            await trio.sleep(REST)
+    async def _when_idle(self, do: Callable[[], Awaitable[T]]) -> T:
+        """Do something when the store is idle, and rest before what comes next."""
+        with trio.move_on_after(PATIENCE):
+            while not self._store.is_idle:
+                await trio.sleep(REST)
+        result = await do()
+        await trio.sleep(REST)
+        return result
 
     async def _look(self) -> None:
         try:

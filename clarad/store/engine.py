@@ -168,6 +168,9 @@ def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
     # The driver's own BEGIN comes late and not before DDL; we emit ours (SQLAlchemy, "Serializable
     # isolation / Savepoints / Transactional DDL" in the pysqlite dialect's documentation).
     connection.isolation_level = None
+    # So that free pages can be given back. It has to be said before the first table is made; in a
+    # file that is not new it is what VACUUM will do (`clarad.store.vacuum`).
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     # WAL lets the command line read while the daemon writes. FULL makes a commit survive a power
     # cut (sqlite.org/pragma.html#pragma_synchronous): an accepted message is on the disk.
     connection.execute("PRAGMA journal_mode = WAL")

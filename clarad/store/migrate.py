@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table
 
+from clarad.store import vacuum
 from clarad.store.engine import StoreError, errors_in_one_line
 
 if TYPE_CHECKING:
@@ -119,6 +120,7 @@ def upgrade(engine: Engine, to: str = "head") -> list[Revision]:
     from alembic import command
 
     with _alone(engine):
+        vacuum.turn_on(engine)  # first: if there is no room for it nothing has changed
         before = {revision.id for revision in history(engine) if revision.state == "applied"}
         with _alembic(engine) as config:
             command.upgrade(config, to)

@@ -27,6 +27,7 @@ from sqlalchemy.orm import aliased
 from clarad.store.engine import errors_in_one_line
 from clarad.store.messages import kept_since
 from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
+from clarad.store.vacuum import give_back
 from clarad.store.writer import Writer
 
 PAGE: Final = 200
@@ -151,6 +152,11 @@ class Retention:
 
         with errors_in_one_line():
             return await self._writer.call(delete)
+
+    async def give_back(self) -> bool:
+        """Give some of what is free back to the disk; whether there is more."""
+        with errors_in_one_line():
+            return await self._writer.call(give_back)
 
     async def extent(self) -> Extent:
         """Return how large the database is, and how far back it reaches."""

@@ -146,6 +146,7 @@ class Scripted:
         self.is_idle = True
         self.work = dict.fromkeys(EVERY, 1)
         self.failures = 0
+        self.given_back = 0
         self.asked: list[Kind] = []
         self.before: dict[Kind, datetime] = {}
 
@@ -161,6 +162,11 @@ class Scripted:
         self.before[kind] = before
         self.work[kind] -= 1
         return Place(before, 1) if self.work[kind] > 0 else None
+
+    async def give_back(self) -> bool:
+        await trio.lowlevel.checkpoint()
+        self.given_back += 1
+        return self.given_back % 3 != 0
 
     async def extent(self) -> Extent:
         await trio.lowlevel.checkpoint()
@@ -195,12 +201,12 @@ async def test_what_is_kept_forever_is_not_looked_at(autojump_clock: trio.abc.Cl
     assert store.asked == []
 
 
-@pytest.mark.parametrize(("keep", "sweeps"), [(90 * 86400.0, 10), (100.0, 60)])
+@pytest.mark.parametrize(("keep", "sweeps"), [(90 * 86400.0, 2), (100.0, 10)])
 async def test_it_looks_every_minute_or_each_tenth_of_the_period(
     autojump_clock: trio.abc.Clock, keep: float, sweeps: int
 ) -> None:
     store = Scripted()
-    await run_for(599, sweeper(store, keep=keep, keep_runs=None, keep_attachments=None))
+    await run_for(95, sweeper(store, keep=keep, keep_runs=None, keep_attachments=None))
     assert store.asked == [MESSAGES] * sweeps
 
 
@@ -209,6 +215,12 @@ async def test_it_goes_on_until_nothing_is_left(autojump_clock: trio.abc.Clock) 
     store.work |= {MESSAGES: 3, HOOK_RUNS: 2}
     await run_for(30, sweeper(store))
     assert store.asked == [MESSAGES] * 3 + [ATTACHMENTS] + [HOOK_RUNS] * 2 + [TASK_RUNS]
+
+
+async def test_then_it_gives_back_what_is_free(autojump_clock: trio.abc.Clock) -> None:
+    store = Scripted()
+    await run_for(30, sweeper(store))
+    assert (store.asked, store.given_back) == (EVERY, 3)
 
 
 async def test_it_waits_for_a_moment_in_which_nobody_else_waits(
