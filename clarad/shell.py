@@ -53,6 +53,9 @@ _NOT_INHERITED: Final = re.compile(
     r"|CLARA_GATEWAY_SECRET|CLARA_RUN_ID"
 )
 
+# What opens the database, or the gateway: for who answers messages it would be one `env` away.
+_SECRET: Final = re.compile(r"DATABASE_URL|PGPASSWORD|CLARA_GATEWAY_TOKEN")
+
 _REASONS: Final = {
     errno.E2BIG: "the command and its environment are too large: Linux takes 128 KiB of each text, "
     "and 2 MiB of all together",
@@ -163,10 +166,20 @@ def belong_to(instance: str) -> None:
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return the daemon's environment for a command, with `variables` in it.
+    """Return the daemon's environment without its secrets, with `variables` in it.
 
-    A variable cannot hold NUL, and is cut off at `MAX_VARIABLE` bytes: what may be longer is for
-    standard input.
+    For what answers messages: responders' commands, and tools. A variable cannot hold NUL, and is
+    cut off at `MAX_VARIABLE` bytes: what may be longer is for standard input.
+    """
+    whole = operators_environment(variables)
+    return {k: v for k, v in whole.items() if k in variables or not _SECRET.fullmatch(k)}
+
+
+def operators_environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return what `environment` does, with the database's URL and the token in it.
+
+    For the operator's hooks and tasks, whose files may count on them. `CLARA_GATEWAY_SECRET`, and
+    what systemd has handed over, are nobody's but the daemon's.
     """
     inherited = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.fullmatch(k)}
     fitting = {

@@ -421,8 +421,18 @@ async def test_what_is_the_daemons_alone_is_not_inherited(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setenv(name, "secret")
-    assert name not in shell.environment({})
+    assert name not in shell.operators_environment({})
     assert (await run(f'printf %s "${{{name}-unset}}"')).stdout == b"unset"
+
+
+@pytest.mark.parametrize("name", ["DATABASE_URL", "PGPASSWORD", "CLARA_GATEWAY_TOKEN"])
+async def test_the_daemons_secrets_are_for_the_operators_commands_alone(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "secret")
+    assert (await run(f'printf %s "${{{name}-unset}}"')).stdout == b"unset"
+    assert shell.operators_environment({})[name] == "secret"
+    assert shell.environment({name: "its own"})[name] == "its own"
 
 
 async def test_the_mark_of_the_run_that_started_the_daemon_is_not_inherited(

@@ -16,9 +16,8 @@ async def attempt(
     `env` is what it gets beside the daemon's own environment. Cancelling ends all its processes.
     """
     try:
-        result = await shell.run(
-            command, env=shell.environment(env), stdin=stdin, cwd=cwd, output=output
-        )
+        whole = shell.operators_environment(env)
+        result = await shell.run(command, env=whole, stdin=stdin, cwd=cwd, output=output)
     except OSError as error:
         return Tried(Outcome.FAILED, f"it cannot be started: {error.strerror or error}")
     except shell.UnkillableError as error:
