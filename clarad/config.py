@@ -17,6 +17,7 @@ from clarad.rates import Rate
 from sandbox.settings import Settings as SandboxSettings
 from sandbox.settings import SettingsError
 from sandbox.settings import load as load_sandbox
+from sandbox.settings import unknown as unknown_to_sandbox
 
 T = TypeVar("T")
 
@@ -278,7 +279,7 @@ def _warnings(environ: Mapping[str, str], known: set[str]) -> list[str]:
         if name.startswith("CLARA_") and name not in known | _FOREIGN:
             close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.85)
             warnings += [f"{name} is not a setting; did you mean {close[0]}?"] if close else []
-    return warnings
+    return warnings + unknown_to_sandbox(environ)
 
 
 def _weaknesses(settings: Settings) -> list[str]:

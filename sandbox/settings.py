@@ -3,6 +3,7 @@
 Names and defaults are those of an older Clara where it had them.
 """
 
+import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -15,6 +16,9 @@ T = TypeVar("T")
 MODES: Final = ("off", "auto", "docker", "incus", "incus-vm")
 NETWORKS: Final = ("none", "internet")
 TYPES: Final = ("container", "vm")
+
+PREFIXES: Final = ("SANDBOX_", "DOCKER_SANDBOX_", "INCUS_SANDBOX_")
+"""How the names begin that nobody but these settings has."""
 
 MIB: Final = 1 << 20
 MIN_MEMORY: Final = 64 * MIB
@@ -70,9 +74,11 @@ class _Reader:
     def __init__(self, environ: Mapping[str, str]) -> None:
         self._environ = environ
         self.problems: list[str] = []
+        self.known: set[str] = set()
 
     def read(self, name: str, default: T, parse: Callable[[str], T]) -> T:
         """Read one variable; an empty one counts as not set."""
+        self.known.add(name)
         text = self._environ.get(name, "").strip()
         if not text:
             return default
@@ -104,9 +110,38 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         SettingsError: naming every variable that is wrong and what to write instead.
     """
     reader = _Reader(environ)
+    settings = _read(reader, environ)
+    if settings.mode == "incus-vm" and environ.get("INCUS_SANDBOX_TYPE") == "container":
+        reader.problems.append(
+            "SANDBOX_MODE=incus-vm and INCUS_SANDBOX_TYPE=container contradict each other: "
+            "drop one of them"
+        )
+    if settings.pool > settings.max:
+        reader.problems.append(
+            f"SANDBOX_POOL={settings.pool} is more than SANDBOX_MAX={settings.max}: "
+            "the warm ones count among all; raise SANDBOX_MAX or lower SANDBOX_POOL"
+        )
+    if reader.problems:
+        raise SettingsError(settings, reader.problems)
+    return settings
+
+
+def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a sentence for each variable that is named as a setting, and is none."""
+    _read(reader := _Reader(environ), environ)
+    warnings = []
+    for name in sorted(environ):
+        if name.startswith(PREFIXES) and name not in reader.known:
+            close = difflib.get_close_matches(name, sorted(reader.known), n=1, cutoff=0.85)
+            hint = f"; did you mean {close[0]}?" if close else ", and has no effect"
+            warnings.append(f"{name} is not a setting{hint}")
+    return warnings
+
+
+def _read(reader: _Reader, environ: Mapping[str, str]) -> Settings:
     read = reader.read
     default = Settings()
-    settings = Settings(
+    return Settings(
         mode=read("SANDBOX_MODE", default.mode, _one_of(MODES)),
         docker=reader.engine("DOCKER", default.docker.image),
         incus=reader.engine("INCUS", default.incus.image),
@@ -122,19 +157,6 @@ def load(environ: Mapping[str, str] = os.environ) -> Settings:
         pool=read("SANDBOX_POOL", default.pool, _number(0)),
         max=read("SANDBOX_MAX", default.max, _number(1)),
     )
-    if settings.mode == "incus-vm" and environ.get("INCUS_SANDBOX_TYPE") == "container":
-        reader.problems.append(
-            "SANDBOX_MODE=incus-vm and INCUS_SANDBOX_TYPE=container contradict each other: "
-            "drop one of them"
-        )
-    if settings.pool > settings.max:
-        reader.problems.append(
-            f"SANDBOX_POOL={settings.pool} is more than SANDBOX_MAX={settings.max}: "
-            "the warm ones count among all; raise SANDBOX_MAX or lower SANDBOX_POOL"
-        )
-    if reader.problems:
-        raise SettingsError(settings, reader.problems)
-    return settings
 
 
 def _incus_socket(environ: Mapping[str, str]) -> Path:

@@ -535,6 +535,10 @@ def test_every_variable_of_the_removed_system_gives_a_warning_of_its_own() -> No
     assert [sentence.split()[0] for sentence in found] == ["ORS_A", "ORS_B", "PROACTIVE_A"]
 
 
+def test_a_name_that_only_a_setting_of_the_sandboxes_has_is_said_to_be_none() -> None:
+    assert warnings(SANDBOX_COLOUR="blue") == ["SANDBOX_COLOUR is not a setting, and has no effect"]
+
+
 @pytest.mark.parametrize(
     ("written", "meant"),
     [
@@ -543,6 +547,9 @@ def test_every_variable_of_the_removed_system_gives_a_warning_of_its_own() -> No
         ("CLARA_STATEDIR", "CLARA_STATE_DIR"),
         ("CLARA_RESPONDR", "CLARA_RESPONDER"),
         ("CLARA_MESAGE_TIMEOUT", "CLARA_MESSAGE_TIMEOUT"),
+        ("SANDBOX_MOD", "SANDBOX_MODE"),
+        ("DOCKER_SANDBOX_MEMROY", "DOCKER_SANDBOX_MEMORY"),
+        ("INCUS_SANDBOX_TIMEOUTS", "INCUS_SANDBOX_TIMEOUT"),
     ],
 )
 def test_a_misspelled_variable_is_guessed(written: str, meant: str) -> None:
