@@ -1,11 +1,15 @@
 """The responder that runs a shell command: standard output is the answer, as it is written."""
 
 import codecs
+import logging
 
 import msgspec
 
 from clarad import shell
 from clarad.responders import Answer, Request, ResponderError
+from clarad.systemd import catalogue
+
+log = logging.getLogger(__name__)
 
 
 class Command:
@@ -17,6 +21,7 @@ class Command:
 
     def __init__(self, command: str) -> None:
         self._command = command
+        self._cause = ""  # why no process can be started; it is logged when it changes
 
     async def respond(self, request: Request, answer: Answer) -> None:
         """Stream what the command writes; cancelling ends all its processes."""
@@ -30,13 +35,24 @@ class Command:
         def count(processes: int) -> None:
             answer.stopped.processes += processes
 
-        result = await shell.run(
-            self._command,
-            env=shell.environment(_variables(request)),
-            stdin=msgspec.json.encode(request.message),
-            on_stdout=say,
-            on_stopped=count,
-        )
+        def begin() -> None:
+            self._cause = ""
+
+        try:
+            result = await shell.run(
+                self._command,
+                env=shell.environment(_variables(request)),
+                stdin=msgspec.json.encode(request.message),
+                on_started=begin,
+                on_stdout=say,
+                on_stopped=count,
+            )
+        except OSError as error:
+            if str(error) != self._cause:
+                self._cause = str(error)
+                about = catalogue.CANNOT_START.about()
+                log.error("no process can be started: %s", error, extra=about)
+            raise ResponderError("The command cannot be started; try again later.") from error
         if rest := decoder.decode(b"", final=True):
             answer.text(rest)
         if result.exit_status != 0:

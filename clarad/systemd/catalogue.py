@@ -209,6 +209,14 @@ MESSAGE_CANCELLED: Final = Entry(
     "CLARA_BY and CLARA_REASON say who it was and why. Everything that was done for it has "
     "been ended.",
 )
+CANNOT_START: Final = Entry(
+    "a1c819c542823ded4bf5eda2e93c40e0",
+    "No process can be started for messages",
+    "The record says what has run out. Messages that need the responder's command fail until "
+    "there is more of it; this is said once for each cause, until a command starts again. What "
+    "systemd allows the daemon:",
+    "systemctl show clarad -p TasksMax -p LimitNPROC -p LimitNOFILE -p MemoryMax",
+)
 
 # --- adapters and sessions -----------------------------------------------------------------------
 ADAPTER_CONNECTED: Final = Entry("7e0109ae44c54a849e62067dd1f0a109", "An adapter has connected")

@@ -1,4 +1,6 @@
+import errno
 import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -278,6 +280,34 @@ async def test_what_a_failing_command_has_said_before_is_not_lost() -> None:
 
 async def test_a_command_that_succeeds_may_complain() -> None:
     assert await answer_to("echo careful >&2; echo hello") == "hello\n"
+
+
+async def test_a_lack_of_processes_is_one_line_in_the_log_until_one_starts(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    command = Command("true")
+
+    async def fail_with(number: int) -> None:
+        def refuse(*_: object, **__: object) -> None:
+            raise OSError(number, os.strerror(number))
+
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", refuse)
+            with pytest.raises(ResponderError, match="try again later"):
+                await command.respond(request(message()), RecordingAnswer())
+
+    for number in (errno.EAGAIN, errno.EAGAIN, errno.ENOMEM, errno.EMFILE):
+        await fail_with(number)
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line.split(":")[1].strip() for line in lines] == [
+        "no more processes are allowed",
+        "there is not enough memory for one more process",
+        "too many files are open",
+    ]
+    assert all(record.exc_info is None for record in caplog.records)
+    await command.respond(request(message()), RecordingAnswer())
+    await fail_with(errno.EMFILE)
+    assert len(caplog.records) == 4
 
 
 # --- how it is stopped ---------------------------------------------------------------------------
