@@ -50,6 +50,7 @@ from clarad.store import (
     Retention,
     SharedMessages,
     SharedNodeSessions,
+    StoreError,
     TaskRuns,
     Tasks,
     Tokens,
@@ -151,7 +152,8 @@ class Daemon:
         )
         self._notices = self._make_notices()
         self._lease = self._make_lease(engine)
-        self._stop_requested = trio.Event()
+        self._serving = trio.CancelScope()
+        self._is_announced = False
         self._drain = trio.CancelScope()
         self._living = trio.CancelScope()
         self._supervisor: Supervisor | None = None
@@ -162,8 +164,8 @@ class Daemon:
     ) -> None:
         """Start everything in order, serve until `request_stop`, and stop in reverse order.
 
-        `started` with the address, when connections are taken. Cancelling ends everything without
-        draining; what is stored stays stored.
+        `started` with the address, when connections are taken; not if the stop was requested before
+        that. Cancelling ends everything without draining; what is stored stays stored.
 
         Raises:
             LeaseLost: others have taken over, or may have; all that went on here has ended.
@@ -179,9 +181,8 @@ class Daemon:
                     await self._supervisor.start("status", self._status.run)
                 try:
                     with self._living:
-                        task_status.started(await self._start(self._supervisor))
-                        self._status.ready()
-                        await self._stop_requested.wait()
+                        with self._serving:
+                            await self._serve(self._supervisor, task_status)
                         await self._stop(self._supervisor)
                 finally:
                     self._status.stopping(stop_budget(self._settings))  # also of what has failed
@@ -191,10 +192,23 @@ class Daemon:
             raise LeaseLost("this daemon has lost its lease on the database")
         self.stopped.set()
 
+    async def _serve(
+        self, supervisor: Supervisor, task_status: trio.TaskStatus[tuple[str, int]]
+    ) -> None:
+        try:
+            where = await self._start(supervisor)
+        except StoreError:
+            if not self.is_stopping:  # else it was cut off
+                raise
+            return
+        task_status.started(where)
+        self._status.ready()
+        await trio.sleep_forever()
+
     @property
     def is_stopping(self) -> bool:
         """Whether it was told to stop."""
-        return self._stop_requested.is_set()
+        return self._serving.cancel_called
 
     @property
     def in_force(self) -> tuple[Settings, Definitions]:
@@ -202,7 +216,7 @@ class Daemon:
         return self._settings, Definitions(self._hooks.current, self._scheduler.tasks)
 
     def request_stop(self) -> None:
-        """Begin nothing from here on, neither new nor waiting, and stop.
+        """Begin nothing from here on, neither new nor waiting, and stop; also during the start.
 
         `stopped` is set when all is down.
         """
@@ -210,7 +224,9 @@ class Daemon:
         self._gateways.stop_listening()
         self.turns.refuse()
         self._scheduler.stop_firing()
-        self._stop_requested.set()
+        self._serving.cancel("a stop was requested")
+        if not self._is_announced:
+            self.writer.cut()  # the start may wait for a database that does not answer
 
     def _make_notices(self) -> Notices | None:
         messages, node_sessions = self._messages, self._node_sessions
@@ -314,6 +330,7 @@ class Daemon:
             await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
         where = address.Address(host, port, tls=self._settings.gateway_tls_cert is not None)
         address.announce(self._settings.state_dir, where, os.getpid(), control=control)
+        self._is_announced = True
         self.bus.publish(
             EventType.GATEWAY_STARTUP,
             data={
@@ -329,7 +346,7 @@ class Daemon:
     async def _stop(self, supervisor: Supervisor) -> None:
         """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.
 
-        Bounded by the budgets of `clarad.budgets`.
+        Bounded by the budgets of `clarad.budgets`. What had not started yet is not waited for.
         """
         address.withdraw(self._settings.state_dir)
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
@@ -347,7 +364,8 @@ class Daemon:
         self._gateways.close_all()
         with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
             await self._gateways.ended(supervisor)
-        self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})
+        if self._is_announced:
+            self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})
         with trio.move_on_after(HOOKS_BUDGET):
             await self._hooks.drained()
 

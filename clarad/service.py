@@ -7,8 +7,9 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -23,7 +24,7 @@ from clarad.daemon import Daemon
 from clarad.envfile import Overlay
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.operator import Refused
-from clarad.store import LeaseLost, StoreError, alone, open_engine, reach
+from clarad.store import LeaseLost, StoreError, alone, interruptible, open_engine, reach
 from clarad.store.migrate import MIGRATION_BUDGET, require_head
 from clarad.systemd import catalogue
 from clarad.systemd.extension import extending
@@ -57,14 +58,6 @@ def run(
     with instance.only_one(settings.state_dir), alone(settings.database_url):
         engine = open_engine(settings.database_url)
         try:
-            with (
-                closing(Notifier(handed.notify_socket)) as notifier,
-                extending(notifier, MIGRATION_BUDGET, "migrating the database"),
-            ):
-                before = require_head(engine, migrate=settings.auto_migrate)
-            if before is not None:
-                about = catalogue.MIGRATED.about(revision=before)
-                logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
             _leave_imports_uncollected()
             trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
         finally:
@@ -85,14 +78,15 @@ def _leave_imports_uncollected() -> None:
 async def _run_until_signal(
     settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine, handed: Handover
 ) -> None:
-    await _end_leftovers(settings.state_dir)
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
         trio.open_signal_receiver(signal.SIGHUP) as hangups,
     ):
+        prepare = partial(_prepare, settings, engine, handed)
+        going_on = await _unless_a_signal_comes(signals, prepare)
         # Where systemd has started this process it starts the next: what it keeps for us it hands
         # over to a process.
-        is_first, going_on = True, True
+        is_first = True
         while going_on:
             daemon = _build(settings, defined, overlay, engine, handed)
             going_on = False
@@ -103,7 +97,9 @@ async def _run_until_signal(
                 if handed != NOTHING or (is_first and failures.split(LeaseLost)[1] is not None):
                     raise
                 settings, defined = daemon.in_force
-                going_on = not daemon.is_stopping and await _reached(engine, signals)
+                going_on = not daemon.is_stopping and await _unless_a_signal_comes(
+                    signals, partial(_reach, engine)
+                )
             is_first = False
     logger.log(log.NOTICE, "stopped", extra=catalogue.DAEMON_STOPPED.about())
 
@@ -121,42 +117,83 @@ def _build(
 async def _live(daemon: Daemon, signals: AsyncIterator[int], hangups: AsyncIterator[int]) -> None:
     """Run the daemon until a signal stops it, or it loses its lease."""
     async with trio.open_nursery() as nursery:
-        host, port = await nursery.start(daemon.run)
-        where = address.Address(host, port, tls=daemon.in_force[0].gateway_tls_cert is not None)
-        nursery.start_soon(_reload_at_signal, hangups, daemon)
-        logger.log(
-            log.NOTICE,
-            "listening on %s; now type in another terminal: %s chat",
-            url := address.url(*where),
-            _how_called(daemon.in_force[0].state_dir),
-            extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
-        )
-        number = await anext(signals)
-        daemon.request_stop()
-        name = signal.Signals(number).name
-        stopping = catalogue.DAEMON_STOPPING.about(signal=name)
-        logger.log(log.NOTICE, "%s: stopping", name, extra=stopping)
-        nursery.start_soon(_hurry_at_signal, signals, daemon)
-        await daemon.stopped.wait()
+        nursery.start_soon(_stop_at_signal, signals, daemon)
+        # Not `nursery.start`: a signal may end the daemon before it listens.
+        await daemon.run(_Listening(nursery, daemon, hangups))
         nursery.cancel_scope.cancel("stopped")
 
 
-async def _reached(engine: Engine, signals: AsyncIterator[int]) -> bool:
-    """Wait until the database answers; `False` if a signal comes first."""
-    about = catalogue.LEASE_LOST.about()
+class _Listening:
+    """What follows when the daemon listens: the task status that it is run with."""
+
+    def __init__(self, nursery: trio.Nursery, daemon: Daemon, hangups: AsyncIterator[int]) -> None:
+        self._nursery = nursery
+        self._daemon = daemon
+        self._hangups = hangups
+
+    def started(self, value: tuple[str, int] | None = None) -> None:
+        """Say where, and reload at SIGHUP from here on."""
+        assert value is not None
+        settings = self._daemon.in_force[0]
+        url = address.url(*value, tls=settings.gateway_tls_cert is not None)
+        logger.log(
+            log.NOTICE,
+            "listening on %s; now type in another terminal: %s chat",
+            url,
+            _how_called(settings.state_dir),
+            extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
+        )
+        self._nursery.start_soon(_reload_at_signal, self._hangups, self._daemon)
+
+
+async def _stop_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:
+    number = await anext(signals)
+    daemon.request_stop()
+    name = signal.Signals(number).name
+    stopping = catalogue.DAEMON_STOPPING.about(signal=name)
+    logger.log(log.NOTICE, "%s: stopping", name, extra=stopping)
+    await anext(signals)
+    about = catalogue.DAEMON_STOPPING.about()
+    logger.warning("second signal: stopping at once", extra=about)
+    daemon.stop_at_once()
+
+
+async def _unless_a_signal_comes(
+    signals: AsyncIterator[int], work: Callable[[], Awaitable[None]]
+) -> bool:
+    """Do this to its end; `False` if a signal has cancelled it."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-        logger.warning("beginning a new life, as soon as the database answers", extra=about)
-        while True:
-            try:
-                await trio.to_thread.run_sync(reach, engine)
-            except StoreError as error:
-                logger.warning("the database does not answer yet: %s", error, extra=about)
-                await trio.sleep(REACH_AGAIN)
-            else:
-                nursery.cancel_scope.cancel("reached")
-                return True
+        await work()
+        nursery.cancel_scope.cancel("done")
+        return True
     return False
+
+
+async def _prepare(settings: Settings, engine: Engine, handed: Handover) -> None:
+    """Leave nothing of the last daemon, and bring the database to the tables of this version."""
+    await _end_leftovers(settings.state_dir)
+    with (
+        closing(Notifier(handed.notify_socket)) as notifier,
+        extending(notifier, MIGRATION_BUDGET, "migrating the database"),
+    ):
+        migrate = partial(require_head, engine, migrate=settings.auto_migrate)
+        before = await interruptible(engine, migrate)
+    if before is not None:
+        about = catalogue.MIGRATED.about(revision=before)
+        logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
+
+
+async def _reach(engine: Engine) -> None:
+    """Wait until the database answers."""
+    about = catalogue.LEASE_LOST.about()
+    logger.warning("beginning a new life, as soon as the database answers", extra=about)
+    while True:
+        try:
+            return await interruptible(engine, partial(reach, engine))
+        except StoreError as error:
+            logger.warning("the database does not answer yet: %s", error, extra=about)
+            await trio.sleep(REACH_AGAIN)
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -171,13 +208,6 @@ async def _end_leftovers(state_dir: Path) -> None:
     if ended := await shell.end_leftovers(ours):
         about = catalogue.LEFTOVERS_ENDED.about(processes=ended)
         logger.warning("ended %d processes that the last daemon had left", ended, extra=about)
-
-
-async def _hurry_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:
-    await anext(signals)
-    about = catalogue.DAEMON_STOPPING.about()
-    logger.warning("second signal: stopping at once", extra=about)
-    daemon.stop_at_once()
 
 
 async def _reload_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:

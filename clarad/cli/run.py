@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import resource
+import signal
 from enum import IntEnum
 
 from clarad import config, log
@@ -51,11 +52,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run until stopped; every reason not to is one line."""
-    handed = handover.take()
+    # Both signals end what comes before the loop that listens for them, as Ctrl-C does.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(arguments.environment, handed)
+        return _run(arguments.environment, handover.take())
+    except BaseException as error:
+        if isinstance(innermost(error), KeyboardInterrupt):
+            return Exit.STOPPED
+        raise
     finally:
         log.close()
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(overlay: Overlay, handed: handover.Handover) -> int:

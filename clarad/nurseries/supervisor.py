@@ -63,10 +63,10 @@ class Supervisor:
         return await self._nursery.start(self._keep, child)
 
     async def stop(self, name: str) -> None:
-        """Cancel a child and wait until it has ended."""
-        child = self._children[name]
-        child.scope.cancel("stopping")
-        await child.ended.wait()
+        """Cancel a child and wait until it has ended, if it was ever started."""
+        if (child := self._children.get(name)) is not None:
+            child.scope.cancel("stopping")
+            await child.ended.wait()
 
     def cancel(self, *names: str) -> None:
         """Cancel children that are ready at once, whatever is built upon them."""
@@ -81,8 +81,9 @@ class Supervisor:
             await self.stop(name)
 
     async def ended(self, name: str) -> None:
-        """Wait until a child has ended by itself."""
-        await self._children[name].ended.wait()
+        """Wait until a child has ended by itself, if it was ever started."""
+        if (child := self._children.get(name)) is not None:
+            await child.ended.wait()
 
     async def _keep(
         self, child: Child, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED

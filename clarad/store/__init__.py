@@ -3,6 +3,7 @@
 from clarad.store.causes import Causes
 from clarad.store.engine import StoreError, open_engine, reach
 from clarad.store.hook_runs import HookRuns, StoredHookRun
+from clarad.store.interrupting import interruptible
 from clarad.store.life import InDoubt, LeaseLost, Life, Look
 from clarad.store.lock import Taken, alone
 from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
@@ -69,6 +70,7 @@ __all__ = [
     "Unfinished",
     "Writer",
     "alone",
+    "interruptible",
     "open_engine",
     "reach",
 ]
