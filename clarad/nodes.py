@@ -68,6 +68,7 @@ class Node:
         self.missed_more = False
         """Whether a terminal frame came meanwhile, which is in the store only."""
         self._sent = 0
+        self._acked = 0
         self._unsent: deque[Kept] = deque()
         self._had: deque[int] = deque(maxlen=REMEMBERED)  # by their hashes: 40 bytes each
 
@@ -99,7 +100,7 @@ class Node:
         self.after_seq = after_seq
         self.window.restart(after_seq)
         self._unsent.clear()
-        self._sent = 0
+        self._sent = self._acked = 0
 
     def go(self) -> None:
         """Be with another daemon, which finds the frames from here on in the store."""
@@ -113,7 +114,7 @@ class Node:
         """Go on with the session after what has arrived; return the number from which to go on."""
         last_seq = min(last_seq, self.window.last)
         self.window.forget(last_seq)
-        self._sent = last_seq
+        self._sent = self._acked = last_seq
         return last_seq
 
     def end_session(self) -> None:
@@ -124,7 +125,7 @@ class Node:
     def begin(self) -> None:
         """Begin a new session: of what is kept, the terminal frames belong to it."""
         self.session_id = f"node-{secrets.token_hex(16)}"
-        self._sent = 0
+        self._sent = self._acked = 0
         if self.resumes:
             self.window.keep_terminal()
         else:
@@ -213,9 +214,15 @@ class Node:
             self.outlet.send(terminal)
             self.remember(key)
 
-    def ack(self, seq: int) -> int:
-        """Forget what has arrived; return up to where, which is nothing that was never sent."""
+    def ack(self, seq: int) -> int | None:
+        """Forget what has arrived; return up to where, `None` if that is nothing new.
+
+        What was never sent cannot have arrived. So there are no more acks than frames to note.
+        """
         seq = min(seq, self._sent)
+        if seq <= self._acked:
+            return None
+        self._acked = seq
         self.window.forget(seq)
         return seq
 

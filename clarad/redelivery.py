@@ -74,8 +74,8 @@ class Redelivery:
 
     def ack(self, node: Node, seq: int) -> None:
         """Keep nothing up to this number."""
-        if node.resumes:
-            self._missed.arrived(node.platform, node.id, node.ack(seq))
+        if node.resumes and (arrived := node.ack(seq)) is not None:
+            self._missed.arrived(node.platform, node.id, arrived)
 
     def forget(self, node: Node) -> None:
         """Keep nothing for a node that is gone for good."""

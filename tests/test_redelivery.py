@@ -7,6 +7,7 @@ from uuid import uuid4
 
 import pytest
 import trio
+from sqlalchemy import Engine, event
 
 from clarad import kept
 from clarad.events import EventType
@@ -139,6 +140,25 @@ async def test_what_was_acked_does_not_come_again(node: Resumer) -> None:
     await node.lose()
     await node.register(last_seq=0)
     assert await has_nothing_more(node.peer)
+
+
+async def test_only_an_ack_that_moves_something_is_written(node: Resumer) -> None:
+    written: list[Any] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
+        if "SET delivered_at" in statement and "seq <= " in statement:
+            written.extend(parameters if isinstance(parameters, list) else [parameters])
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        await node.peer.ask("m1")
+        await node.read_until("m1", "response_end")
+        for seq in [node.last_seq, node.last_seq - 1, node.last_seq, 2**62] * 100:
+            await node.peer.send("ack", seq=seq)
+        assert await has_nothing_more(node.peer)  # its commit takes the ack along
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+    assert len(written) == 1
 
 
 @pytest.mark.parametrize("seq", [-1, 0, 2**62])
