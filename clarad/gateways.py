@@ -75,6 +75,7 @@ class Gateways:
             admission=Admission(Door(None, frozenset()), tokens),
             max_connections=MAX_CONNECTIONS,
             make_connection=partial(OperatorConnection, operations=operations, outboxes=outboxes),
+            spare_descriptors=0,
         )
 
     async def start(self, supervisor: Supervisor) -> tuple[str, int]:

@@ -7,6 +7,7 @@ failed is found by its clients once the supervisor has started it anew.
 import errno
 import logging
 import os
+import resource
 import socket
 import stat
 import struct
@@ -129,6 +130,16 @@ def peer(connected: trio.socket.SocketType) -> str:
         _process, uid = _credentials(connected)
         return f"uid {uid}"
     return str(connected.getpeername()[0])
+
+
+def is_among_last(connected: trio.socket.SocketType, spare: int) -> bool:
+    """Whether it has one of the last `spare` descriptors, or of the last quarter, if that is less.
+
+    The kernel gives out the lowest number that is free, so a high one says how many are in use, by
+    whatever part of the process.
+    """
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return connected.fileno() >= limit - min(spare, limit // 4)
 
 
 def _credentials(connected: socket.socket | trio.socket.SocketType) -> tuple[int, int]:

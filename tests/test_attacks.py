@@ -4,6 +4,8 @@ Attacks that belong to one part are tested there; docs/security.md has the whole
 """
 
 import json
+import resource
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from tests.peer import message
 from tests.raw import RawPeer
 from tests.strangers import FLOODS
 from tests.test_admission import enter, knock, make_token, why
+from tests.villains import TURNED_AWAY
 
 STEERING = {chr(c) for c in [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066]} - {"\n"}
 """What a terminal obeys, or shows in another order than it is written."""
@@ -356,6 +359,47 @@ async def test_a_house_full_of_strangers_has_room_for_who_registers(start: Start
     for n in range(2):
         await running.node(f"node {n}")
     assert await (await running.connect()).close_code() == 1013
+
+
+async def get_in(host: str, port: int) -> None:
+    """Register, as an adapter does that tries again."""
+    with trio.fail_after(30):
+        while True:
+            with suppress(*TURNED_AWAY):
+                async with RawPeer.connected(host, port) as raw:
+                    await raw.send_text(REGISTER)
+                    assert "registered" in await raw.receive_text()
+                    return
+            await trio.lowlevel.checkpoint()
+
+
+def test_strangers_leave_descriptors_to_those_who_are_in(tmp_path: Path) -> None:
+    made = Installation(
+        tmp_path, CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND="echo an answer"
+    )
+
+    async def attack(url: str, host: str, port: int) -> None:
+        async with trio.open_nursery() as nursery:
+            inside = await peer.connect(nursery, url)
+            await inside.register("inside")
+            flood = [await trio.open_tcp_stream(host, port) for _ in range(200)]
+            with trio.fail_after(30), suppress(trio.BrokenResourceError):
+                assert await flood[-1].receive_some() == b""
+            await inside.ask("m1")
+            outcome = await inside.outcome_of("m1")
+            assert outcome.get("full_text") == "an answer\n", outcome
+            assert made.clarad("status").status == 0
+            await get_in(host, port)
+            await inside.drop()
+            for stream in flood:
+                await stream.aclose()
+            nursery.cancel_scope.cancel()
+
+    with made.daemon() as process:
+        resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (128, 128))
+        host, _, port = process.url.removeprefix("ws://").rpartition(":")
+        trio.run(attack, process.url, host, int(port))
+    assert "Traceback" not in process.log
 
 
 async def test_a_flood_of_what_is_no_websocket_keeps_nobody_out(running: Running) -> None:

@@ -12,7 +12,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from wsproto.utilities import ProtocolError
 
 from clarad.access import bearer
-from clarad.listeners import peer
+from clarad.listeners import is_among_last, peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
 from clarad.proxy_protocol import ProxyHeaderError, read_header
@@ -27,6 +27,9 @@ HANDSHAKE_TIMEOUT: Final = 10.0
 
 MAX_HANDSHAKES: Final = 1024
 """Handshakes at once; of more, the one that takes longest is cut. Real ones take milliseconds."""
+
+SPARE_DESCRIPTORS: Final = 256
+"""File descriptors that connections leave to the store, to commands and to operators."""
 
 LINGER: Final = 2.0
 """Seconds that a peer which is still sending has to read why it was closed."""
@@ -122,10 +125,12 @@ class Gateway(Generic[Address]):
         max_first_frame: int = MAX_FRAME_BYTES,
         tls: ssl.SSLContext | None = None,
         proxies: Proxies = NO_PROXIES,
+        spare_descriptors: int = SPARE_DESCRIPTORS,
     ) -> None:
         """`tls` is what connections are encrypted with, `proxies` are trusted; replace them freely.
 
-        `max_first_frame` is in characters, and holds until a connection allows itself more.
+        `max_first_frame` is in characters, and holds until a connection allows itself more. When
+        only so many descriptors are left, no connection gets one of them.
         """
         self._endpoint = endpoint
         self._admission = admission
@@ -139,6 +144,8 @@ class Gateway(Generic[Address]):
         self._connections: dict[Connection, None] = {}  # in the order in which they came, as
         self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
         self._strangers = Strangers()
+        self._spare_descriptors = spare_descriptors
+        self._streams: dict[ClientStream, trio.CancelScope] = {}  # in this order, too
         self._listeners: list[trio.SocketListener] = []
         self._probe = trio.CancelScope()
         self._taken = trio.Event()
@@ -214,10 +221,31 @@ class Gateway(Generic[Address]):
         except OSError:  # gone before we looked
             await trio.aclose_forcefully(socket_stream)
             return
+        if is_among_last(socket_stream.socket, self._spare_descriptors):
+            # To let it in for the other's place would have it keep one of the last descriptors.
+            self._cut_a_stranger()
+            await trio.aclose_forcefully(socket_stream)
+            return
         stream = ClientStream(socket_stream, address, self._strangers, self.tls)
+        with trio.CancelScope() as self._streams[stream]:
+            try:
+                await self._contain_stream(stream, socket_stream.socket)
+            finally:
+                del self._streams[stream]
+
+    def _cut_a_stranger(self) -> None:
+        """Make room for the next connection: end the oldest one that has not registered."""
+        for stream, scope in self._streams.items():
+            if not stream.is_admitted and not scope.cancel_called:
+                scope.cancel("there are few descriptors left")
+                return
+
+    async def _contain_stream(
+        self, stream: ClientStream, connected: trio.socket.SocketType
+    ) -> None:
         patience = LINGER
         try:
-            if await self._serve(stream, socket_stream.socket):
+            if await self._serve(stream, connected):
                 patience = 0
         except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
             log.debug("the connection from %s broke: %r", stream.address, group.exceptions)
