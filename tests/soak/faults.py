@@ -4,6 +4,8 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ import trio
 from tests.postgres import Cluster
 from tests.soak.installation import Installation
 from tests.soak.line import Line
+from tests.strangers import FLOODS
 from tests.villains import TURNED_AWAY, VILLAINS, Villain
 
 Fault = Callable[[], Awaitable[None]]
@@ -70,6 +73,7 @@ class Faults:
             "all connections cut": self._cut_all,
             "slow reader": self._slow,
             "rubbish": self._rubbish,
+            "strangers": self._strangers,
             "reload": self._reload,
             "SIGSTOP and SIGCONT": self._pause,
             "clock stepped": self._step_clock,
@@ -140,6 +144,13 @@ class Faults:
         async with trio.open_nursery() as crowd:
             for villain in VILLAINS:
                 crowd.start_soon(self._let_loose, villain)
+
+    async def _strangers(self) -> None:
+        """A crowd that never registers, sends frames that carry nothing, and comes back."""
+        where = "127.0.0.1", str(self._installation.port)
+        how = self._chance.choice(list(FLOODS)), "60", str(self._chance.uniform(0.5, 2))
+        crowd = [sys.executable, "-m", "tests.strangers", *where, *how]
+        await trio.run_process(crowd, stdout=subprocess.DEVNULL)
 
     async def _let_loose(self, villain: Villain) -> None:
         with suppress(*TURNED_AWAY):

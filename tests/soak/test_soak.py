@@ -60,6 +60,12 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing_that_was_accepted(tmp_pat
     assert report.faults["disk full"]
 
 
+def test_a_crowd_of_strangers_costs_nothing_that_was_accepted(tmp_path: Path) -> None:
+    report = soak(short(4, "strangers"), tmp_path)
+    assert report.broken == []
+    assert report.faults["strangers"]
+
+
 if "postgresql" in BACKENDS:
 
     @pytest.fixture
