@@ -6,16 +6,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
 import trio
 from msgspec import Struct
-
-CAUSED_BY: Final = "CLARA_CAUSED_BY"
-"""The variable by which a command knows the runs that led to it, the nearest last.
-
-Commands of `clarad`, and adapters that use `clarad.adapters`, tell the daemon when they connect.
-"""
 
 
 class EventType(StrEnum):

@@ -20,6 +20,12 @@ MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
 MAX_FIRST_FRAME: Final = 64 * 1024
 """The same, in characters, for who has not registered: strangers are not to fill the memory."""
 
+CAUSED_BY: Final = "CLARA_CAUSED_BY"
+"""The variable by which a command knows the runs that led to it, the nearest last.
+
+Commands of `clarad`, and adapters that use `clarad.adapters`, tell the daemon when they connect.
+"""
+
 # PostgreSQL cannot hold NUL in a text column, and no platform has it in an id.
 Id = Annotated[str, Meta(min_length=1, max_length=255, pattern=r"^[^\x00]*\Z")]
 

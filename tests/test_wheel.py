@@ -125,7 +125,7 @@ def test_the_wheel_has_every_module_and_every_migration(wheel: Path) -> None:
         if path.suffix in (".py", ".mako")
     }
     packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert packed >= source | migrations
+    assert packed >= source | migrations | {"clarad/py.typed", "sandbox/py.typed"}
     assert {name.partition("/")[0] for name in packed} == {"clarad", "sandbox"}
 
 

@@ -21,8 +21,7 @@ from clarad import protocol
 from clarad.adapters.errors import GatewayError
 from clarad.adapters.session import Answer, Outcome, Session
 from clarad.adapters.websocket import Lost, WebSocket, connect
-from clarad.events import CAUSED_BY
-from clarad.protocol import Capability, CloseCode, ErrorCode
+from clarad.protocol import CAUSED_BY, Capability, CloseCode, ErrorCode
 
 log = logging.getLogger(__name__)
 

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 import msgspec
 
-from clarad.events import CAUSED_BY, Event
+from clarad.events import Event
+from clarad.protocol import CAUSED_BY
 from clarad.shell import MAX_VARIABLE
 
 MAX_SCALARS: Final = 512 * 1024

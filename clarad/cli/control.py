@@ -8,7 +8,7 @@ import trio
 from clarad import config, operator
 from clarad.adapters.operator import OperatorError, open_operator
 from clarad.cli import fail
-from clarad.events import CAUSED_BY
+from clarad.protocol import CAUSED_BY
 
 
 def caused_by() -> list[str]:
