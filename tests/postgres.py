@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Final
 import psycopg
 import pytest
 from psycopg import sql
+from sqlalchemy import NullPool, create_engine, text
 
 SERVER_TIMEZONE: Final = "Asia/Kathmandu"
 """Not UTC, and not a whole number of hours off: what assumes either is found out."""
@@ -136,6 +138,14 @@ class Cluster:
             log = self.directory / "log"
             said = done.stdout + done.stderr + (log.read_text() if log.exists() else "")
             raise RuntimeError(f"{program} failed with {done.returncode}:\n{said}")
+
+
+def lock_table(url: str, table: str, seconds: float) -> None:
+    """Lock a table for so long, as somebody's forgotten shell would; nobody can even read it."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.begin() as connection:
+        connection.execute(text(f"LOCK TABLE {table}"))
+        time.sleep(seconds)
 
 
 _CLUSTER: Final = pytest.StashKey[Cluster]()

@@ -1,4 +1,5 @@
-"""Four daemons on one PostgreSQL that are killed, frozen and cut off: none lost, none twice.
+"""Four daemons on one PostgreSQL that are killed, frozen, cut off and locked out: none lost, none
+twice.
 
 `CLARAD_FAULTS=200` makes it a long one; `CLARAD_SEED` has another order of them.
 """
@@ -25,7 +26,7 @@ from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 from clarad import address
 from tests.network import BACK, THERE, Network
 from tests.peer import TERMINAL, Frame, Peer
-from tests.postgres import SHARED, database
+from tests.postgres import SHARED, database, lock_table
 from tests.process import PATIENCE, Process
 from tests.store.conftest import Outside
 
@@ -325,9 +326,13 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
     (tmp_path / "scheduler.yaml").write_text(TASKS)
     with database(backend, tmp_path, pytestconfig) as url, four_machines(tmp_path, url) as machines:
         outside, load = Outside(url), Load(machines)
+
+        def lock_all_out(chance: random.Random) -> None:
+            lock_table(url, "clarad_messages", chance.choice([LEASE / 2, LEASE * 2]))
+
         for _ in range(FAULTS):
             machine = chance.choice(machines)
-            fault = chance.choice(machine.faults)
+            fault = chance.choice([*machine.faults, lock_all_out])
             print(f"{time.strftime('%X')} {fault.__name__} {machines.index(machine)}")
             fault(chance)
             time.sleep(chance.uniform(0, LEASE))

@@ -13,7 +13,7 @@ from typing import Final
 
 import trio
 
-from tests.postgres import Cluster
+from tests.postgres import Cluster, lock_table
 from tests.soak.installation import Installation
 from tests.soak.line import Line
 from tests.strangers import FLOODS
@@ -30,6 +30,11 @@ KILL: Final = "SIGKILL and restart"
 
 LONG_OUTAGE: Final = 30.0
 """Seconds that PostgreSQL is gone once in a soak that has room for it; else a tenth of that."""
+
+LONG_LOCK: Final = 12.0
+"""The same of a table that somebody has locked."""
+
+TABLES: Final = ("clarad_messages", "clarad_nodes", "clarad_hook_runs", "clarad_task_runs")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,7 @@ class Faults:
         self._chance = chance
         self._look = look
         self._outage = min(LONG_OUTAGE, seconds / 10)
+        self._lock = min(LONG_LOCK, seconds / 10)
         self.happened: list[Happened] = []
         self._kinds: dict[str, Fault] = {
             KILL: self._kill,
@@ -81,7 +87,10 @@ class Faults:
         if cluster is None:
             self._kinds |= {"disk full": self._fill_disk, "read-only": self._forbid_writing}
         else:
-            self._kinds["database stopped"] = self._stop_database
+            self._kinds |= {
+                "database stopped": self._stop_database,
+                "table locked": self._lock_table,
+            }
         if unknown := set(kinds) - set(self._kinds):
             raise UnknownFault(
                 f"there is no fault {min(unknown)!r} here; there are: {', '.join(self._kinds)}"
@@ -197,6 +206,12 @@ class Faults:
         await trio.to_thread.run_sync(self._cluster.halt)
         await trio.sleep(seconds)
         await trio.to_thread.run_sync(self._cluster.go_on)
+
+    async def _lock_table(self) -> None:
+        """Have somebody's shell lock a table: whoever wants to read it waits, and others go on."""
+        seconds, self._lock = max(self._lock, self._chance.uniform(0.3, 4)), 0
+        table, url = self._chance.choice(TABLES), self._installation.database_url
+        await trio.to_thread.run_sync(lock_table, url, table, seconds)
 
     def _signal(self, number: signal.Signals) -> None:
         with suppress(ProcessLookupError):  # that it has ended is found when it is to end

@@ -83,3 +83,10 @@ if "postgresql" in BACKENDS:
         report = soak(short(4, "database stopped"), tmp_path, cluster)
         assert report.broken == []
         assert report.faults["database stopped"]
+
+    def test_a_table_that_somebody_locks_for_a_while_costs_nothing_that_was_accepted(
+        tmp_path: Path, cluster: Cluster
+    ) -> None:
+        report = soak(short(4, "table locked"), tmp_path, cluster)
+        assert report.broken == []
+        assert report.faults["table locked"]
