@@ -1,6 +1,7 @@
 """One installation of clarad: hooks, tasks and state, and the commands that see them."""
 
 import gc
+import io
 import json
 import os
 import subprocess
@@ -102,6 +103,14 @@ class Installation:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+class Terminal(io.StringIO):
+    """A standard input at which somebody sits, who types this."""
+
+    def isatty(self) -> bool:
+        """Say that it is a terminal."""
+        return True
 
 
 @dataclass(frozen=True)

@@ -424,7 +424,7 @@ async def test_a_token_that_is_revoked_is_good_for_nothing_with_any_daemon(
     two: tuple[Process, Process], nursery: trio.Nursery
 ) -> None:
     here, there = two
-    token = clarad("tokens", "create", "t", env=here.environment).stdout.strip()
+    token = clarad("tokens", "create", "t", "--yes", env=here.environment).stdout.strip()
     clarad("tokens", "create", "another", env=here.environment)
     peer = await reach(nursery, there)
     await peer.register(secret=token)
@@ -438,7 +438,8 @@ async def test_who_does_not_hear_that_a_token_is_revoked_finds_it_in_the_table(
 ) -> None:
     here, there, network = cut_off
     shown = [
-        clarad("tokens", "create", name, env=there.environment).stdout.strip() for name in "ab"
+        clarad("tokens", "create", name, "--yes", env=there.environment).stdout.strip()
+        for name in "ab"
     ]
     revoked, other = [await reach(nursery, here) for _ in shown]
     for n, peer in enumerate((revoked, other)):

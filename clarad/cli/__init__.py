@@ -96,6 +96,21 @@ def fail(*texts: str) -> None:
         print(f"clarad: {text}", file=sys.stderr)
 
 
+def agreed() -> bool:
+    """Ask for what cannot be taken back, if there is somebody to ask; say so if it is not wanted.
+
+    It is asked on standard error: what a command prints may be kept by whoever called it.
+    """
+    if not sys.stdin.isatty():
+        fail("nothing has changed; if this is what you want, say --yes")
+        return False
+    print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() in ("y", "yes"):
+        return True
+    fail("nothing has changed")
+    return False
+
+
 def innermost(error: BaseException) -> BaseException:
     """Take a single exception out of the groups that nurseries wrap around it."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:

@@ -1,13 +1,12 @@
 """`clarad migrate`: the database's tables."""
 
 import argparse
-import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from clarad import config, files
-from clarad.cli import fail
+from clarad.cli import agreed, fail
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine
@@ -119,28 +118,13 @@ def _rollback(arguments: argparse.Namespace, settings: config.Settings) -> int:
         lost = losses(engine, arguments.steps)
         for line in lost or ["no row"]:
             print(f"deletes {line}", flush=True)
-        if not (arguments.yes or _agreed()):
+        if not (arguments.yes or agreed()):
             return 1
         if sqlite_file(settings.database_url) is not None:
             print(f"a backup of what was there is {make_backup(settings)}")
         for revision in migrate.rollback(engine, arguments.steps):
             print(f"rolled back {revision.id}  {revision.title}")
     return 0
-
-
-def _agreed() -> bool:
-    """Ask for what cannot be taken back, if there is somebody to ask."""
-    if not sys.stdin.isatty():
-        fail("nothing has changed; if this is what you want, say --yes")
-        return False
-    try:
-        answer = input("Go on? [y/N] ")
-    except EOFError:
-        answer = ""
-    if answer.strip().lower() in ("y", "yes"):
-        return True
-    fail("nothing has changed")
-    return False
 
 
 def make_state_dir(settings: config.Settings) -> None:

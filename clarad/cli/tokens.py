@@ -5,12 +5,17 @@ from typing import Final
 
 from clarad import config, operator
 from clarad.adapters.operator import NoDaemon, OperatorError
-from clarad.cli import control, fail, listing, runs
+from clarad.cli import agreed, control, fail, listing, runs
 from clarad.cli.runs import Unusable
 from clarad.store.history import open_history, open_writable
 from clarad.store.tokens import create_token, free_node, read_tokens, revoke_token
 
 _LIST: Final = ("name", "platforms", "nodes", "created_at", "used_at")
+
+_SHUT: Final = (
+    "this is the first token, and CLARA_GATEWAY_SECRET is not set here: from then on every adapter "
+    "needs a token, and those that have none are refused when they register"
+)
 
 _OPEN: Final = (
     "warning: that was the last token, and CLARA_GATEWAY_SECRET is not set here: whoever can reach "
@@ -37,6 +42,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="PLATFORM",
         help="good for this platform only; may be given several times",
     )
+    create.add_argument(
+        "--yes", action="store_true", help="do not ask, if adapters without a token are shut out"
+    )
     runs.add_list_options(parts.add_parser("list", help="the tokens, and when each was used last"))
     revoke = parts.add_parser("revoke", help="make a token good for nothing")
     revoke.add_argument("name", type=runs.word, metavar="NAME")
@@ -53,6 +61,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _create(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    if settings.gateway_secret is None:
+        with open_writable(settings.database_url) as connection:
+            is_first = not read_tokens(connection)
+        if is_first:
+            fail(_SHUT)
+            if not (arguments.yes or agreed()):
+                return 1
     with open_writable(settings.database_url) as connection:
         token = create_token(connection, arguments.name, arguments.platform)
     print(token)

@@ -155,7 +155,7 @@ def test_without_a_database_there_is_nothing_to_copy(here: Installation, clarad:
 
 def test_verify_says_what_is_in_a_copy(clarad: Console, tmp_path: Path) -> None:
     clarad("migrate")
-    clarad("tokens", "create", "discord")
+    clarad("tokens", "create", "discord", "--yes")
     clarad("backup", "create", f"{tmp_path}/copy.db")
     status, out, err = clarad("backup", "verify", f"{tmp_path}/copy.db")
     assert (status, err) == (0, "")

@@ -1,7 +1,6 @@
 """`clarad migrate`, as a person at a terminal has it."""
 
 import gc
-import io
 import os
 import shutil
 import sqlite3
@@ -17,6 +16,7 @@ from clarad.cli import main
 from clarad.store import open_engine
 from clarad.store.migrate import HEAD, history
 from clarad.store.models import Base
+from tests.installation import Terminal
 from tests.postgres import BACKENDS, SHARED, database
 from tests.process import daemon
 
@@ -196,15 +196,11 @@ def test_rollback_says_what_it_would_delete_and_does_not_without_a_yes(
 def test_rollback_asks_at_a_terminal(
     clarad: Clarad, monkeypatch: pytest.MonkeyPatch, answer: str
 ) -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
     clarad()
     monkeypatch.setattr("sys.stdin", Terminal(answer))
-    status, out, _ = clarad("rollback")
+    status, _, err = clarad("rollback")
     agreed = answer == "y\n"
-    assert (status, "Go on? [y/N]" in out) == (0 if agreed else 1, True)
+    assert (status, "Go on? [y/N]" in err) == (0 if agreed else 1, True)
     assert ("pending   nothing" in clarad("status")[1]) is not agreed
 
 

@@ -87,7 +87,7 @@ def test_a_daemon_with_tls_is_trusted_by_the_certificate_in_its_settings(tmp_pat
 
 def test_a_token_can_be_shown_in_place_of_the_secret(tmp_path: Path) -> None:
     with daemon(tmp_path / "state") as process:
-        token = clarad("tokens", "create", "mine", env=process.environment).stdout.strip()
+        token = clarad("tokens", "create", "mine", "--yes", env=process.environment).stdout.strip()
         refused = clarad("send", "hello", env=process.environment)
         done = clarad("send", "hello", env=process.environment | {"CLARA_GATEWAY_TOKEN": token})
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.hostile import HOSTILE
-from tests.installation import Console, Installation, Said
+from tests.installation import Console, Installation, Said, Terminal
 from tests.peer import connect
 from tests.postgres import BACKENDS, database
 from tests.process import Process
@@ -35,6 +35,12 @@ def process(alone: Console) -> Iterator[Process]:
         yield running
 
 
+FIRST = (
+    "clarad: this is the first token, and CLARA_GATEWAY_SECRET is not set here: from then on every "
+    "adapter needs a token, and those that have none are refused when they register\n"
+)
+
+
 def refused(text: str) -> Said:
     """How a command ends that cannot do its work."""
     return Said(1, "", f"clarad: {text}\n")
@@ -42,8 +48,8 @@ def refused(text: str) -> Said:
 
 def make(clarad: Console, *words: str) -> str:
     """Make a token and return it."""
-    said = clarad("tokens", "create", *words)
-    assert (said.status, said.err) == (0, "")
+    said = clarad("tokens", "create", *words, "--yes")
+    assert (said.status, said.err) in [(0, ""), (0, FIRST)]
     assert TOKEN.fullmatch(said.out)
     return said.out.strip()
 
@@ -119,6 +125,47 @@ def test_a_platform_has_to_be_one_word(alone: Console, platform: str) -> None:
     said = alone("tokens", "create", "discord", "--platform", platform)
     assert (said.status, said.out) == (2, "")
     assert alone("tokens", "list").out == "none\n"
+
+
+# --- the first one -------------------------------------------------------------------------------
+
+
+def test_the_first_token_is_not_made_unasked_and_says_whom_it_shuts_out(alone: Console) -> None:
+    unasked = "clarad: nothing has changed; if this is what you want, say --yes\n"
+    assert alone("tokens", "create", "discord") == (1, "", FIRST + unasked)
+    assert alone("tokens", "list").out == "none\n"
+
+
+@pytest.mark.parametrize("answer", ["y\n", "n\n", ""], ids=repr)
+def test_at_a_terminal_it_asks_beside_what_it_prints(
+    alone: Console, monkeypatch: pytest.MonkeyPatch, answer: str
+) -> None:
+    monkeypatch.setattr("sys.stdin", Terminal(answer))
+    said = alone("tokens", "create", "discord")
+    assert said.err.startswith(f"{FIRST}Go on? [y/N] ")
+    if answer == "y\n":
+        assert said.status == 0
+        assert TOKEN.fullmatch(said.out)
+    else:
+        assert (said.status, said.out) == (1, "")
+        assert alone("tokens", "list").out == "none\n"
+
+
+def test_whoever_has_it_made_with_yes_is_told_all_the_same(alone: Console) -> None:
+    said = alone("tokens", "create", "discord", "--yes")
+    assert (said.status, said.err) == (0, FIRST)
+    assert TOKEN.fullmatch(said.out)
+
+
+def test_a_second_one_shuts_nobody_out(alone: Console) -> None:
+    make(alone, "discord")
+    said = alone("tokens", "create", "slack")
+    assert (said.status, said.err) == (0, "")
+
+
+def test_nor_does_the_first_one_where_there_is_a_secret(alone: Console) -> None:
+    said = alone("tokens", "create", "discord", CLARA_GATEWAY_SECRET="a long secret word")
+    assert (said.status, said.err) == (0, "")
 
 
 # --- revoke --------------------------------------------------------------------------------------
@@ -219,7 +266,7 @@ def test_every_part_works_on_each_database(
 ) -> None:
     with database(backend, tmp_path, request.config) as url:
         assert alone("migrate", DATABASE_URL=url).status == 0
-        for words in (("create", "a"), ("list",), ("revoke", "a")):
+        for words in (("create", "a", "--yes"), ("list",), ("revoke", "a")):
             assert alone("tokens", *words, DATABASE_URL=url).status == 0
         assert alone("tokens", "list", DATABASE_URL=url).out == "none\n"
 
