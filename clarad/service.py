@@ -25,7 +25,8 @@ from clarad.envfile import Overlay
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.operator import Refused
 from clarad.store import LeaseLost, StoreError, alone, interruptible, open_engine, reach
-from clarad.store.migrate import MIGRATION_BUDGET, require_head
+from clarad.store.known import remember, require_known
+from clarad.store.migrate import MIGRATION_BUDGET, require_head, require_sound
 from clarad.systemd import catalogue
 from clarad.systemd.extension import extending
 from clarad.systemd.handover import NOTHING, Handover
@@ -177,11 +178,19 @@ async def _prepare(settings: Settings, engine: Engine, handed: Handover) -> None
         closing(Notifier(handed.notify_socket)) as notifier,
         extending(notifier, MIGRATION_BUDGET, "migrating the database"),
     ):
-        migrate = partial(require_head, engine, migrate=settings.auto_migrate)
-        before = await interruptible(engine, migrate)
+        before = await interruptible(engine, partial(_look_into, engine, settings))
     if before is not None:
         about = catalogue.MIGRATED.about(revision=before)
         logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
+
+
+def _look_into(engine: Engine, settings: Settings) -> str | None:
+    """Migrate a database that is fit for it; return the revision that it had, if it was behind."""
+    require_known(engine, settings.state_dir)
+    before = require_head(engine, migrate=settings.auto_migrate)
+    require_sound(engine)
+    remember(engine, settings.state_dir)
+    return before
 
 
 async def _reach(engine: Engine) -> None:

@@ -81,6 +81,7 @@ def test_all_that_a_daemon_makes_is_for_its_user_alone_whatever_the_umask(tmp_pa
         "clarad.db-shm": "0o600",
         "gateway.json": "0o600",
         "instance": "0o600",
+        "database": "0o600",
     }
 
 

@@ -90,7 +90,7 @@ def test_an_installed_clarad_says_where_its_database_is(installed: Installed) ->
 
 def test_an_installed_clarad_rolls_back(installed: Installed) -> None:
     installed.clarad("migrate")
-    assert installed.clarad("migrate", "rollback").startswith(f"rolled back {HEAD}  ")
+    assert f"\nrolled back {HEAD}  " in installed.clarad("migrate", "rollback", "--yes")
 
 
 def test_an_installed_clarad_runs_as_a_module_too(installed: Installed) -> None:

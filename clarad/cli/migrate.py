@@ -1,6 +1,7 @@
 """`clarad migrate`: the database's tables."""
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
@@ -23,7 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--before-run",
         action="store_true",
-        help="leave what is wrong with the settings to be said by the `clarad run` that follows",
+        help="log what fails as the daemon does, and leave what no other try mends, such as wrong "
+        "settings or a damaged database, to be said by the `clarad run` that follows",
+    )
+    parser.add_argument(
+        "--new",
+        action="store_true",
+        help="begin anew where the database was used before and is empty now",
     )
     parts = parser.add_subparsers(dest="part", metavar="PART")
     parts.add_parser("upgrade", help="apply what is pending (the default)")
@@ -40,19 +47,39 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do one part; 1 if the database does not let it."""
+    if arguments.before_run:
+        return _before_run(arguments)
     from clarad.store import StoreError
 
     try:
-        settings, _ = config.load()
-        return _run(arguments, settings)
+        return _run(arguments, config.load()[0])
     except config.ConfigError as error:
-        if arguments.before_run:
-            # systemd would try again what fails in ExecStartPre=, whatever the exit status.
-            return 0
         fail(*error.problems)
     except StoreError as error:
         fail(str(error))
     return 1
+
+
+def _before_run(arguments: argparse.Namespace) -> int:
+    """Do it for systemd, which tries again what fails in ExecStartPre=, whatever the status.
+
+    So `clarad run` says what is not to be tried again.
+    """
+    from clarad import log
+    from clarad.cli.run import Exit, refuse, set_up_log
+    from clarad.store import StoreError, Taken, Unfit
+    from clarad.systemd import catalogue
+
+    try:
+        settings, _ = config.load()
+        set_up_log(settings)
+        return _run(arguments, settings)
+    except (config.ConfigError, Taken, Unfit):
+        return os.EX_OK
+    except StoreError as error:
+        return refuse(Exit.STORE, catalogue.STORE_UNUSABLE, str(error))
+    finally:
+        log.close()
 
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
@@ -89,10 +116,13 @@ def _create(arguments: argparse.Namespace, settings: config.Settings) -> int:
     return 0
 
 
-def _upgrade(_arguments: argparse.Namespace, settings: config.Settings) -> int:
+def _upgrade(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import alone, migrate
+    from clarad.store.known import require_known
 
     with _opened(settings, read_only=True) as engine:
+        if not arguments.new:
+            require_known(engine, settings.state_dir)
         if all(revision.state == "applied" for revision in migrate.history(engine)):
             print("nothing to do")
             return 0

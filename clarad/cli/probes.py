@@ -119,11 +119,13 @@ def socket_file(path: Path | None) -> Iterator[str]:
 
 def store(settings: config.Settings) -> Iterator[str]:
     """Look into the database, without changing or creating anything."""
-    from clarad.store import StoreError, migrate, open_engine
+    from clarad.store import StoreError, known, migrate, open_engine
+    from clarad.store.engine import sqlite_file
 
     try:
         engine = open_engine(settings.database_url, read_only=True)
         try:
+            known.require_known(engine, settings.state_dir)
             behind = migrate.is_behind(engine)
         finally:
             engine.dispose()
@@ -131,6 +133,9 @@ def store(settings: config.Settings) -> Iterator[str]:
         name = "DATABASE_URL" if os.environ.get("DATABASE_URL") else "CLARA_STATE_DIR"
         yield f"{name}: {error}"
         return
+    path = sqlite_file(settings.database_url)
+    if path is not None and path.parent != settings.state_dir and not path.parent.is_dir():
+        yield f"DATABASE_URL: {path.parent} is not a directory; make it, for the daemon's user"
     if behind and not settings.auto_migrate:
         yield "the database is behind and CLARA_AUTO_MIGRATE=0 is set: run `clarad migrate`"
 

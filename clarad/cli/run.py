@@ -21,6 +21,7 @@ class Exit(IntEnum):
     """Why the daemon has ended, after sysexits.h where it has a name for it."""
 
     STOPPED = 0
+    UNFIT = 65
     CANNOT_LISTEN = 69
     FAILED = 70
     NO_SANDBOX = 71
@@ -39,6 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "exit status:\n"
         "  0   stopped when told to\n"
+        "  65  the database is damaged, empty though it was in use, or of a newer clarad\n"
         "  69  the address cannot be listened on\n"
         "  70  a part of the daemon kept failing; the log says which\n"
         "  71  there are no sandboxes, and SANDBOX_MODE wants them\n"
@@ -69,14 +71,14 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     try:
         settings, warnings = config.load()
     except config.ConfigError as error:
-        _set_up_log(error.settings)
-        return _refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *error.problems)
-    _set_up_log(settings)
+        set_up_log(error.settings)
+        return refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *error.problems)
+    set_up_log(settings)
     from clarad import service
     from clarad.automation import definitions
     from clarad.instance import AlreadyRunning
     from clarad.listeners import CannotListen
-    from clarad.store import LeaseLost, StoreError, Taken
+    from clarad.store import LeaseLost, StoreError, Taken, Unfit
     from clarad.tls import TlsError
     from sandbox import EngineError
 
@@ -84,7 +86,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     if defined.problems and settings.strict_config:
         hint = "CLARA_STRICT_CONFIG=0 runs what is good"
         problems = map(str, defined.problems)
-        return _refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *problems, hint)
+        return refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *problems, hint)
     log.hide(defined.secrets())
     for warning in warnings:
         logger.warning("%s", warning, extra=catalogue.CONFIG_QUESTIONABLE.about())
@@ -93,9 +95,10 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     _allow_many_connections()
     reasons: dict[type[BaseException], tuple[Exit, Entry]] = {
         AlreadyRunning: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
+        Unfit: (Exit.UNFIT, catalogue.STORE_UNFIT),
         Taken: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
-        StoreError: (Exit.STORE, catalogue.STORE_UNUSABLE),
         LeaseLost: (Exit.STORE, catalogue.LEASE_LOST),
+        StoreError: (Exit.STORE, catalogue.STORE_UNUSABLE),
         CannotListen: (Exit.CANNOT_LISTEN, catalogue.CANNOT_LISTEN),
         EngineError: (Exit.NO_SANDBOX, catalogue.NO_SANDBOX),
         TlsError: (Exit.CONFIG, catalogue.CONFIG_REFUSED),
@@ -104,21 +107,23 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
         service.run(settings, defined, overlay, handed)
     except Exception as error:
         cause = innermost(error)
-        if type(cause) in reasons:
-            return _refuse(*reasons[type(cause)], str(cause))
+        for kind, reason in reasons.items():
+            if isinstance(cause, kind):
+                return refuse(*reason, str(cause))
         about = catalogue.DAEMON_FAILED.about()
         logger.critical("the daemon failed; this is a bug", exc_info=error, extra=about)
         return Exit.FAILED
     return Exit.STOPPED
 
 
-def _set_up_log(settings: config.Settings) -> None:
+def set_up_log(settings: config.Settings) -> None:
+    """Have the log go where the settings say, without the secrets that are known."""
     secrets = [settings.gateway_secret or "", *password_in(settings.database_url)]
     secrets += secrets_in(os.environ)  # what hooks and tasks inherit
     log.set_up(settings.log_level, settings.log_format, secrets)
 
 
-def _refuse(status: Exit, entry: Entry, *problems: str) -> int:
+def refuse(status: Exit, entry: Entry, *problems: str) -> int:
     """Say why the daemon does not run: to people as all commands do, else in the log."""
     if log.is_for_people():
         log.close()  # in this order

@@ -1,7 +1,7 @@
 """Everything that is written down. The only room that knows SQL."""
 
 from clarad.store.causes import Causes
-from clarad.store.engine import StoreError, open_engine, reach
+from clarad.store.engine import Damaged, StoreError, Unfit, open_engine, reach
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.interrupting import interruptible
 from clarad.store.life import InDoubt, LeaseLost, Life, Look
@@ -36,6 +36,7 @@ __all__ = [
     "ChannelFull",
     "ChannelMoved",
     "Claim",
+    "Damaged",
     "Ending",
     "HookRuns",
     "InDoubt",
@@ -68,6 +69,7 @@ __all__ = [
     "TokenRevoked",
     "Tokens",
     "Unfinished",
+    "Unfit",
     "Writer",
     "alone",
     "interruptible",

@@ -10,7 +10,16 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, NullPool, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    NullPool,
+    create_engine,
+    event,
+    make_url,
+)
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
 from clarad import files
@@ -35,8 +44,22 @@ _PATIENCE: Final = {
 logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
+WAY_OUT: Final = "put a backup in its place with `clarad backup restore FILE`"
+
+
 class StoreError(Exception):
     """The database did not do what was asked; the text says why, in one line."""
+
+
+class Unfit(StoreError):  # noqa: N818 - it is what the database is
+    """The database is damaged, empty or of a newer clarad: asking again does not help."""
+
+
+class Damaged(Unfit):
+    """The file of an SQLite database is damaged."""
+
+    def __init__(self, path: Path, words: object) -> None:
+        super().__init__(f"the database {path} is damaged ({words}): {WAY_OUT}")
 
 
 def open_engine(url: str, *, read_only: bool = False) -> Engine:
@@ -123,11 +146,14 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
         has_log = os.path.exists(f"{path}-wal")
         how = "mode=ro" if has_log else "mode=ro&immutable=1"  # sqlite.org/uri.html
         uri = f"file:{quote(str(path.absolute()))}?{how}"
-        return create_engine(url, creator=lambda: sqlite3.connect(uri, uri=True))
+        engine = create_engine(url, creator=lambda: sqlite3.connect(uri, uri=True))
+        event.listen(engine, "handle_error", _name_damage, retval=True)
+        return engine
     require_writable(path)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
     event.listen(engine, "do_connect", lambda *_: make_sqlite(path))
     event.listen(engine, "connect", _set_up_sqlite)
+    event.listen(engine, "handle_error", _name_damage, retval=True)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -162,6 +188,17 @@ def make_sqlite(path: Path) -> None:
             f"cannot make the database {path}: {error.strerror}; make its directory, for the "
             "daemon's user, or set DATABASE_URL to another place"
         ) from None
+
+
+def _name_damage(context: ExceptionContext) -> Damaged | None:
+    """Raise `Damaged` for what SQLite says of a file that it cannot make sense of."""
+    error = context.original_exception
+    # The lowest byte is the kind of error (sqlite.org/rescode.html).
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if kind not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+        return None
+    url = context.engine.url if context.engine is not None else None
+    return Damaged(Path(url.database or "" if url is not None else ""), error)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

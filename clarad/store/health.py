@@ -1,5 +1,6 @@
 """Whether the database does what it is asked, and since when it does not."""
 
+import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -8,7 +9,10 @@ import trio
 from sqlalchemy import Connection, String, column, delete, insert, table
 from sqlalchemy.exc import DataError, DBAPIError, IntegrityError
 
-from clarad.store.engine import one_line
+from clarad.store.engine import Damaged, one_line
+from clarad.systemd import catalogue
+
+log = logging.getLogger(__name__)
 
 _MARK: Final = "probe"
 _VERSION: Final = column("version_num", String)
@@ -41,18 +45,22 @@ class Health:
         self.changed: Callable[[], None] = lambda: None
         """Called when the database has begun to fail, or works again."""
         self._fails = trio.Event()
+        self._is_damaged = False
 
     def note(self, error: Exception) -> None:
         """Take note of what failed a job; some errors are the job's own."""
+        if isinstance(error, Damaged) and not self._is_damaged:
+            self._is_damaged = True
+            log.critical("%s", error, extra=catalogue.STORE_UNFIT.about())
         own = isinstance(error, (IntegrityError, DataError))
-        if self.failing is None and isinstance(error, DBAPIError) and not own:
+        if self.failing is None and isinstance(error, (DBAPIError, Damaged)) and not own:
             self.failing = Failing(datetime.now(UTC), one_line(error))
             self._fails.set()
             self.changed()
 
     def works(self) -> None:
-        """Something was written."""
-        if self.failing is not None:
+        """Something was written; a damaged file stays one until the daemon starts anew."""
+        if self.failing is not None and not self._is_damaged:
             self.failing = None
             self._fails = trio.Event()
             self.changed()

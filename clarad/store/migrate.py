@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from sqlalchemy import Connection, Engine, String, column, func, inspect, select, table
 
 from clarad.store import vacuum
-from clarad.store.engine import StoreError, errors_in_one_line
+from clarad.store.engine import Damaged, StoreError, Unfit, errors_in_one_line
+from clarad.store.models import HookRunRow, MessageRow, TaskRunRow
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -50,8 +51,9 @@ def current_revision(engine: Engine) -> str | None:
     with errors_in_one_line(), engine.connect() as connection:
         at = _read_revision(connection)
     if at not in (None, HEAD) and not any(_directory().glob(f"versions/{at}_*.py")):
-        raise StoreError(
-            f"the database is at revision {at}, which this version does not know: it was "
+        where = f" {engine.url.database}" if engine.dialect.name == "sqlite" else ""
+        raise Unfit(
+            f"the database{where} is at revision {at}, which this version does not know: it was "
             "made by a newer clarad; install that one, or roll the database back with it first"
         )
     return at
@@ -109,6 +111,34 @@ def require_head(engine: Engine, *, migrate: bool) -> str | None:
             "run `clarad migrate`, or leave out CLARA_AUTO_MIGRATE=0"
         )
     return (at or "empty") if upgrade(engine) else None
+
+
+def require_sound(engine: Engine) -> None:
+    """Read all that is not finished, of an SQLite database that is at `HEAD`.
+
+    What a start goes on with later is read before it counts as one.
+
+    Raises:
+        Damaged: a page or a row cannot be read.
+        StoreError: the database fails.
+    """
+    if engine.dialect.name != "sqlite":
+        return
+    with errors_in_one_line(), engine.connect() as connection:
+        try:
+            for row, text in (
+                (MessageRow, MessageRow.frame),
+                (HookRunRow, HookRunRow.event),
+                (TaskRunRow, TaskRunRow.caused_by),
+            ):
+                times = [value for value in row.__table__.columns if value.name.endswith("_at")]
+                statement = select(func.length(text), *times).where(row.ended_at.is_(None))
+                for _ in connection.execution_options(yield_per=1000).execute(statement):
+                    pass
+        except ValueError as error:  # a time that is none
+            found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
+            path = Path(engine.url.database or "")
+            raise Damaged(path, f"{error}; quick_check: {found}") from None
 
 
 def upgrade(engine: Engine, to: str = "head") -> list[Revision]:

@@ -176,6 +176,17 @@ MESSAGE_UNREADABLE: Final = Entry(
     "clarad_messages in a form that this version does not read. The message has ended "
     "with an error, which its adapter is told.",
 )
+STORE_UNFIT: Final = Entry(
+    "0b7c1d6ea2f84d5f9c36a1be47d05e92",
+    "The database is damaged, empty, or of a newer clarad",
+    "The record names it. Trying again does not help, and the daemon is not started again. "
+    "Of a damaged file, or one that is empty without your having emptied it, put a backup in "
+    "its place; of a newer clarad's, install that version. What is wrong with a file, and the "
+    "way back:",
+    "clarad backup verify FILE",
+    "systemctl stop clarad",
+    "sudo -u clarad clarad backup restore FILE",
+)
 MIGRATED: Final = Entry(
     "8f5d790ac9fb4e2ca74609f96bcdce2c",
     "The database was migrated",

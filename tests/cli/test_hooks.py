@@ -737,7 +737,7 @@ def test_a_database_of_a_newer_clarad_is_one_line_and_exit_1(
 
 
 def test_a_database_that_is_behind_has_no_runs_yet(stopped: Console) -> None:
-    stopped("migrate", "rollback")
+    stopped("migrate", "rollback", "--yes")
     assert stopped("hooks", "list").status == 0
     assert stopped("hooks", "runs") == (0, "none\n", "")
     status, out, err = stopped("hooks", "replay", "x")

@@ -1,6 +1,7 @@
 """`clarad migrate`, as a person at a terminal has it."""
 
 import gc
+import json
 import os
 import shutil
 import sqlite3
@@ -16,9 +17,11 @@ from clarad.cli import main
 from clarad.store import open_engine
 from clarad.store.migrate import HEAD, history
 from clarad.store.models import Base
+from clarad.systemd import catalogue
+from tests import process
 from tests.installation import Terminal
 from tests.postgres import BACKENDS, SHARED, database
-from tests.process import daemon
+from tests.process import daemon, environment
 
 ROOT = Path(__file__).parents[2]
 OURS = {*Base.metadata.tables, "clarad_alembic_version"}
@@ -284,11 +287,26 @@ def test_before_a_run_a_wrong_file_of_settings_is_left_for_the_run_to_say(
     assert clarad("--before-run", CLARA_ENV_FILE=f"{tmp_path}/none") == (0, "", "")
 
 
-def test_before_a_run_what_fails_in_the_database_is_said(clarad: Clarad, tmp_path: Path) -> None:
+def test_before_a_run_a_damaged_database_is_left_for_the_run_to_say(
+    clarad: Clarad, tmp_path: Path
+) -> None:
     (tmp_path / "broken").write_text("this is no database" * 100)
-    status, _, said = clarad("--before-run", DATABASE_URL=f"sqlite:///{tmp_path}/broken")
-    assert status == 1
-    assert said.startswith("clarad: ")
+    url = f"sqlite:///{tmp_path}/broken"
+    assert clarad("--before-run", DATABASE_URL=url) == (0, "", "")
+
+
+def test_before_a_run_what_fails_in_the_database_is_said_as_the_daemon_says_it(
+    tmp_path: Path,
+) -> None:
+    url = f"postgresql://me:a-password@/name?host={tmp_path}"
+    env = environment(tmp_path, DATABASE_URL=url, CLARA_LOG_FORMAT="json")
+    said = process.clarad("migrate", "--before-run", env=env)
+    assert (said.returncode, said.stdout) == (74, "")
+    [record] = [json.loads(line) for line in said.stderr.splitlines()]
+    assert record["level"] == "critical"
+    assert record["message_id"] == catalogue.STORE_UNUSABLE.message_id
+    assert "No such file" in record["message"]
+    assert "a-password" not in said.stderr
 
 
 @pytest.mark.parametrize("part", [[], ["status"], ["history"], ["rollback"]], ids=str)
@@ -322,7 +340,7 @@ def test_a_database_of_a_newer_clarad_is_one_line_and_exit_1(clarad: Clarad, url
     engine.dispose()
     status, out, err = clarad()
     assert (status, out) == (1, "")
-    assert err.startswith("clarad: the database is at revision 9999, which this version does not")
+    assert "is at revision 9999, which this version does not know" in err
     assert len(err.splitlines()) == 1
 
 

@@ -477,7 +477,7 @@ def test_a_database_of_a_newer_clarad_is_one_line_and_exit_1(
 
 
 def test_a_database_that_is_behind_has_no_runs_and_no_tasks_yet(stopped: Console) -> None:
-    stopped("migrate", "rollback")
+    stopped("migrate", "rollback", "--yes")
     assert {row["last"] for row in stopped("tasks", "list", "--json").rows} == {None}
     assert stopped("tasks", "runs") == (0, "none\n", "")
     text = "the daemon has never known the task 'tick'; start it first"

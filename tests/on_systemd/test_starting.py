@@ -2,6 +2,9 @@
 
 from typing import Final
 
+import pytest
+
+from clarad.systemd import catalogue
 from tests.on_systemd.machine import Machine
 
 HELD: Final = "CLARA_RESPONDER=command", "CLARA_RESPONDER_COMMAND='sleep 600'"
@@ -34,9 +37,35 @@ def test_a_migration_that_fails_is_shown_with_its_reason(machine: Machine) -> No
     machine.configure("DATABASE_URL=postgresql://nobody@127.0.0.1:1/none", unit="Restart=no\n")
     assert machine.run("systemctl", "start", "clarad").status != 0
     status = machine.run("systemctl", "status", "--no-pager", "clarad").out
-    assert "migrate --before-run (code=exited, status=1/FAILURE)" in status
-    assert "clarad: " in status
+    assert "migrate --before-run (code=exited, status=74" in status
     assert "127.0.0.1" in status
+    assert "Traceback" not in machine.lines()
+    [record] = machine.journal("PRIORITY=2")
+    assert record["MESSAGE_ID"] == catalogue.STORE_UNUSABLE.message_id
+
+
+UNFIT: Final = {
+    "damaged": "head -c 65536 /dev/urandom >/var/lib/clarad/clarad.db",
+    "newer": "sqlite3 /var/lib/clarad/clarad.db "
+    "\"UPDATE clarad_alembic_version SET version_num = '9999'\"",
+    "emptied": ": >/var/lib/clarad/clarad.db",
+}
+
+
+@pytest.mark.parametrize("how", UNFIT)
+def test_a_database_that_is_not_fit_is_said_once_with_the_way_out_and_not_tried_again(
+    machine: Machine, how: str
+) -> None:
+    machine.sh("systemctl start clarad && systemctl stop clarad")
+    machine.sh(UNFIT[how])
+    assert machine.run("systemctl", "start", "clarad").status != 0
+    assert (machine.show("ActiveState"), machine.show("NRestarts")) == ("failed", "0")
+    assert machine.show("ExecMainStatus") == "65"
+    [record] = machine.journal("PRIORITY=2")
+    assert record["MESSAGE_ID"] == catalogue.STORE_UNFIT.message_id
+    assert "the database /var/lib/clarad/clarad.db " in record["MESSAGE"]
+    shown = machine.run("journalctl", "-u", "clarad", "-p", "warning", "-x", "--no-pager").out
+    assert "clarad backup restore FILE" in shown
     assert "Traceback" not in machine.lines()
 
 
