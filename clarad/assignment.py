@@ -75,7 +75,7 @@ class Assignment:
             for task in self.tasks:
                 if (state := known.get(task.name)) is not None:
                     self.agenda.put(self._entry(task, state, before.find(task.name)))
-            self._recover(await self._runs.unfinished())
+            await self._recover(await self._runs.unfinished())
 
     async def _known(self, now: datetime, *, is_start: bool = False) -> dict[str, TaskState]:
         """Return what is remembered of the tasks that are ours, as it is to be from here on."""
@@ -95,8 +95,8 @@ class Assignment:
             await self._states.release(gone)
         return known
 
-    def _recover(self, unfinished: Iterable[StoredTaskRun]) -> None:
-        self._runner.recover(unfinished, {task.name: task for task in self.tasks}.get)
+    async def _recover(self, unfinished: Iterable[StoredTaskRun]) -> None:
+        await self._runner.recover(unfinished, {task.name: task for task in self.tasks}.get)
 
     def _entry(self, task: Task, state: TaskState, before: Entry | None) -> Entry:
         """Take up a task; `before` is its entry if the scheduler failed, and is started again."""
@@ -263,7 +263,7 @@ class Assignment:
             await self._states.inherit(lives)
             known = await self._known(self._now())
             # Its runs before a task: what becomes of an occurrence depends on them.
-            self._recover(await self._runs.unfinished(lives))
+            await self._recover(await self._runs.unfinished(lives))
             self._take_up(known)
 
     def _is_elsewhere(self, name: str) -> bool:

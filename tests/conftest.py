@@ -32,6 +32,7 @@ from tests.postgres import BACKENDS, database
 from tests.process import Marker
 from tests.sandbox import engines
 from tests.scripted import Scripted
+from tests.stalls import watched
 from tests.store.daemons import Daemon as Sharer
 from tests.store.daemons import Share
 
@@ -122,14 +123,17 @@ Start = Callable[..., Awaitable[Running]]
 
 @pytest.fixture
 async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
-    """Start daemons; keyword arguments are settings. They end with the test."""
+    """Start daemons; keyword arguments are settings. They end with the test.
+
+    The test fails if they hold the loop for longer than `tests.stalls` allows.
+    """
     defaults: dict[str, Any] = {
         "database_url": f"sqlite:///{tmp_path}/clarad.db",
         "gateway_port": 0,
         "drain_timeout": 10,
     }
     started: list[Running] = []
-    with ExitStack() as stack:
+    with watched() as stalls, ExitStack() as stack:
 
         async def start_one(
             defined: Definitions = NOTHING, handed: Handover = NOTHING_HANDED, **settings: Any
@@ -158,6 +162,7 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
         for connection in [peer for one in started for peer in one.peers]:
             await connection.drop()
         nursery.cancel_scope.cancel("the test has ended")
+    assert not stalls.found, "held the loop:\n" + "\n".join(stalls.found)
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ class Runs:
     def is_idle(self, task: str) -> bool:
         return task not in self.busy
 
-    def recover(
+    async def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
     ) -> None:
         self.recovered += [run.run_id for run in unfinished if find(run.task)]

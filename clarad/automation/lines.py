@@ -1,6 +1,6 @@
 """The runs of each task, one behind the other: only the first of a line runs."""
 
-from collections import deque
+from collections import OrderedDict
 
 import trio
 
@@ -12,13 +12,15 @@ class Lines:
     """A line for each task that has runs."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, deque[tuple[Job, Run]]] = {}
+        # Each step is the same work, however long the line: a daemon's start may find 10,000 runs.
+        self._lines: dict[str, OrderedDict[Job, Run]] = {}
+        self._run_ids: set[str] = set()
         self._is_moving = True
         self._changed = trio.Event()
 
     def __contains__(self, run_id: str) -> bool:
         """Whether a run goes on or waits."""
-        return any(job.run_id == run_id for line in self._lines.values() for job, _ in line)
+        return run_id in self._run_ids
 
     def length(self, task: str) -> int:
         """Return how many runs of a task go on or wait."""
@@ -27,38 +29,39 @@ class Lines:
     def first(self, task: str) -> Job | None:
         """Return the run of a task that goes on."""
         line = self._lines.get(task)
-        return line[0][0] if line else None
+        return next(iter(line)) if line else None
 
     def join(self, job: Job, run: Run) -> None:
         """Put a run behind the others of its task."""
-        line = self._lines.setdefault(job.task.name, deque())
-        line.append((job, run))
+        self._lines.setdefault(job.task.name, OrderedDict())[job] = run
+        self._run_ids.add(job.run_id)
 
     def leave(self, job: Job) -> None:
         """Take a run out that has ended; the next one has its turn."""
         line = self._lines[job.task.name]
-        line.remove(next(place for place in line if place[0] is job))
+        del line[job]
+        self._run_ids.discard(job.run_id)
         if not line:
             del self._lines[job.task.name]
         elif self._is_moving:
-            line[0][0].turn.set()
+            next(iter(line)).turn.set()
         job.ended.set()
         self.note_change()
 
     @property
     def running(self) -> int:
         """How many runs go on."""
-        return sum(_runs(job) for line in self._lines.values() for job, _ in line)
+        return sum(_runs(job) for line in self._lines.values() for job in line)
 
     def cancel(self, task: str, reason: str, *, only_waiting: bool = False) -> None:
         """Cancel the runs of a task."""
-        for job, run in self._lines.get(task, ()):
+        for job, run in self._lines.get(task, {}).items():
             if not (only_waiting and job.turn.is_set()):
                 run.cancel(reason)
 
     def cancel_before(self, job: Job, reason: str) -> None:
         """Cancel the runs of a task that are before this one."""
-        for other, run in self._lines[job.task.name]:
+        for other, run in self._lines[job.task.name].items():
             if other is job:
                 return
             run.cancel(reason)

@@ -23,6 +23,9 @@ MAX_PAUSE: Final = 300.0
 STORE_RETRY: Final = 1.0
 """Seconds between attempts to write down what has to be."""
 
+PAGE: Final = 100
+"""Runs that are taken up at one go, before others may do something."""
+
 _BROKEN: Final = "the daemon failed at it; its log says how"
 
 _BUG: Final = "%s failed; this is a bug"

@@ -36,7 +36,7 @@ class Runner(Protocol):
     async def skip(self, task: Task, occurrence: Occurrence, reason: str) -> None:
         """Write down that an occurrence does not run, and why."""
 
-    def recover(
+    async def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
     ) -> None:
         """Go on with what an earlier run of the daemon left."""

@@ -7,11 +7,11 @@ tried once, so that one that waits for another attempt holds nobody up.
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import partial
 from itertools import count, groupby
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 import trio
@@ -23,7 +23,8 @@ from clarad.automation.hook import Hook
 from clarad.automation.lanes import Lane, Lanes
 from clarad.automation.matching import Index
 from clarad.automation.posting import Poster
-from clarad.automation.run import STORE_RETRY, Run, Tried
+from clarad.automation.retries import RetryQueue, Write
+from clarad.automation.run import PAGE, Run, Tried
 from clarad.events import Event, EventType
 from clarad.store import Ending, HookRuns, Outcome, StoredHookRun, StoreError
 from clarad.systemd import catalogue
@@ -37,7 +38,10 @@ MAX_PARALLEL: Final = 16
 """Runs of one hook that go on at once: one that hangs leaves places to the others."""
 
 MAX_LIVING: Final = 10_000
-"""Runs that go on or wait; past that they are written down as skipped, to be replayed."""
+"""Runs that go on or wait; past that they are written down as skipped, to be replayed.
+
+While the store takes nothing, as many that are skipped wait for it; past that they are only logged.
+"""
 
 MAX_CHAIN: Final = 8
 """Runs that may lead to each other; past that it is taken for a loop."""
@@ -56,13 +60,6 @@ class UnknownRun(Exception):  # noqa: N818 - it is an answer, not a fault
     """There is no such run, or its hook is gone; the text says which."""
 
 
-class _Add(Protocol):
-    """Hands a run to the store, as often as it is needed."""
-
-    def __call__(self, *, then: Callable[[StoreError | None], None]) -> None:
-        """Write it, then call back."""
-
-
 class Hooks:
     """The runner. `offer`, and what it leads to, is synchronous: nobody waits for a hook."""
 
@@ -75,6 +72,7 @@ class Hooks:
         self._last_lanes = Lanes(MAX_LIVING)
         self._lane_of: dict[str, Lane] = {}
         self._living: set[Delivery] = set()
+        self._retries = RetryQueue(given_up)
         self._idle = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._serving = False
@@ -94,11 +92,13 @@ class Hooks:
         self._lanes, self._lane_of = Lanes(MAX_RUNNING), {}
         self.replace(list(self._hooks.values()))
         self._living.clear()
+        self._retries = RetryQueue(self._given_up)
         try:
             async with trio.open_nursery() as self._nursery:
                 self._serving = True
+                self._nursery.start_soon(self._retries.run)
                 try:
-                    self._recover(await self._store.unfinished(SMALL_EVENT))
+                    await self._recover(await self._store.unfinished(SMALL_EVENT))
                     task_status.started()
                     await trio.sleep_forever()
                 finally:
@@ -127,7 +127,7 @@ class Hooks:
         Raises:
             StoreError: it cannot be read.
         """
-        self._recover(await self._store.unfinished(SMALL_EVENT, lives))
+        await self._recover(await self._store.unfinished(SMALL_EVENT, lives))
 
     async def drained(self) -> None:
         """Wait until nothing runs or waits, but for runs that wait for another attempt."""
@@ -145,6 +145,11 @@ class Hooks:
     def offer(self, event: Event) -> None:
         """Have the event's hooks run; a subscriber of the bus."""
         if hooks := self._index.matching(event):
+            if len(self._living) >= 2 * MAX_LIVING:
+                text = "no hook runs for event %s, and none can be replayed: %d runs wait"
+                about = catalogue.STORE_FAILED.about(event_id=event.id)
+                log.error(text, event.id, len(self._living), extra=about)
+                return
             try:
                 payload = msgspec.json.encode(event)
                 deliveries = [self._deliver(next(self._run_ids), hook, event) for hook in hooks]
@@ -177,14 +182,16 @@ class Hooks:
         self._write(delivery, event, msgspec.json.encode(event), replay_of=run_id)
         return delivery
 
-    def _recover(self, unfinished: Iterable[StoredHookRun]) -> None:
+    async def _recover(self, unfinished: Iterable[StoredHookRun]) -> None:
         """Go on with what an earlier run of the daemon left.
 
         What waited is run. What ran may have acted: it is tried again if its hook has retries left,
-        and otherwise it is `interrupted`.
+        and otherwise it is `interrupted`. There may be thousands, so others have their turn in
+        between.
         """
         known = {delivery.run_id for delivery in self._living}
         left = [stored for stored in unfinished if stored.run_id not in known]
+        taken_up = 0
         for _, group in groupby(left, key=lambda stored: stored.event_id):
             deliveries = [self._recovered(stored) for stored in group]
             waiting = [delivery for delivery in deliveries if delivery.ending is None]
@@ -192,6 +199,10 @@ class Hooks:
             for delivery in deliveries:
                 self._queue(delivery)
                 self._go_on(delivery)
+            taken_up += len(deliveries)
+            if taken_up >= PAGE:
+                taken_up = 0
+                await trio.lowlevel.checkpoint()
 
     def _recovered(self, stored: StoredHookRun) -> Delivery:
         hook = self._hooks.get(stored.hook)
@@ -256,12 +267,11 @@ class Hooks:
         return None
 
     def _written(
-        self, delivery: Delivery, add: _Add, ended: bool, error: StoreError | None
+        self, delivery: Delivery, add: Write, ended: bool, error: StoreError | None
     ) -> None:
-        if error is not None and self._serving:
+        if error is not None and self._serving and not self._given_up.is_set():
             _complain(delivery, f"waits, the store failed: {error}")
-            assert self._nursery is not None
-            self._nursery.start_soon(self._write_later, delivery, add, ended)
+            self._retries.put(add, partial(self._written, delivery, add, ended), error)
         elif error is not None:
             _complain(delivery, f"is not stored, the daemon stops: {error}")
             self._left(delivery)
@@ -273,14 +283,6 @@ class Hooks:
         elif delivery in self._living:  # if not: this was started again, and has found it there
             delivery.is_stored = True
             self._go_on(delivery)
-
-    async def _write_later(self, delivery: Delivery, add: _Add, ended: bool) -> None:
-        with trio.move_on_after(STORE_RETRY):
-            await self._given_up.wait()
-            _complain(delivery, "is not stored: the daemon stops")
-            self._left(delivery)
-            return
-        add(then=partial(self._written, delivery, add, ended))
 
     def _queue(self, delivery: Delivery) -> None:
         """Have a run wait for its place, if it is its tier's turn."""

@@ -2,6 +2,7 @@
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from itertools import count
@@ -15,7 +16,7 @@ from clarad.automation.accounts import Accounts
 from clarad.automation.job import Job, Publish
 from clarad.automation.lanes import Lane, Lanes
 from clarad.automation.lines import Lines
-from clarad.automation.run import Run, Tried, insist
+from clarad.automation.run import PAGE, Run, Tried, insist
 from clarad.automation.schedule import Occurrence
 from clarad.automation.task import Task
 from clarad.automation.what import What
@@ -52,7 +53,7 @@ class TaskRunner:
         self._run_ids = (f"task-{boot}-{n}" for n in count(1))
         self._nursery: trio.Nursery | None = None
         self._is_serving = False
-        self._left: list[Job] = []
+        self._left: deque[Job] = deque()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry runs out until cancelled; those under way then end as `cancelled`.
@@ -61,10 +62,12 @@ class TaskRunner:
         a failure, this goes on with what waited, and with what has come meanwhile.
         """
         async with trio.open_nursery() as self._nursery:
+            # What comes meanwhile is put behind what is left.
+            while self._left:
+                for _ in range(min(PAGE, len(self._left))):
+                    self._go_on(self._left.popleft())
+                await trio.lowlevel.checkpoint()
             self._is_serving = True
-            left, self._left = self._left, []
-            for job in left:
-                self._join(job)
             task_status.started()
             try:
                 await trio.sleep_forever()
@@ -102,15 +105,18 @@ class TaskRunner:
         """Whether nothing of a task goes on, waits, or is on its way to the store."""
         return not self.lines.length(task) and task not in self._accounts
 
-    def recover(
+    async def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
     ) -> None:
         """Go on with what an earlier run of the daemon left; `find` a task by its name.
 
         What waited is run. What ran may have acted: it is tried again if its task has retries left,
-        and otherwise it is `interrupted`.
+        and otherwise it is `interrupted`. There may be thousands, so others have their turn in
+        between.
         """
-        for stored in unfinished:
+        for n, stored in enumerate(unfinished, 1):
+            if n % PAGE == 0:
+                await trio.lowlevel.checkpoint()
             task = find(stored.task)
             if stored.run_id in self.lines:
                 continue  # the scheduler was started again, and we were not
@@ -155,9 +161,12 @@ class TaskRunner:
 
     def _join(self, job: Job, *, displaces: bool = False) -> None:
         """Put a run behind those of its task that were before it."""
-        if not self._is_serving:
+        if self._is_serving:
+            self._go_on(job, displaces=displaces)
+        else:
             self._left.append(job)
-            return
+
+    def _go_on(self, job: Job, *, displaces: bool = False) -> None:
         if self.lines.first(job.task.name) is None:
             job.turn.set()
         begun = not job.is_stored and job.take_place()

@@ -3,8 +3,7 @@
 import pytest
 
 from clarad import shell
-from clarad.automation import run
-from clarad.nurseries import hooks
+from clarad.automation import retries, run
 
 
 @pytest.fixture
@@ -12,5 +11,5 @@ def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses are short: before another attempt, before the store is tried again, before SIGKILL."""
     monkeypatch.setattr(run, "FIRST_PAUSE", 0.01)
     monkeypatch.setattr(run, "STORE_RETRY", 0.05)
-    monkeypatch.setattr(hooks, "STORE_RETRY", 0.05)
+    monkeypatch.setattr(retries, "STORE_RETRY", 0.05)
     monkeypatch.setattr(shell, "GRACE", 0.1)
