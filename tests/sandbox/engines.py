@@ -4,6 +4,7 @@ Where one does not answer its tests are not generated, unless `CLARAD_REQUIRE_EN
 both have to be there.
 """
 
+import fcntl
 import os
 import secrets
 import socket
@@ -20,8 +21,6 @@ from sandbox.incus import LABEL as INCUS_LABEL
 
 OWN: Final = Path("/run/clarad-engines")
 """What `make engines` has started."""
-
-START: Final = Path(__file__).parents[2] / ".ci" / "engines" / "start"
 
 
 def environment() -> dict[str, str]:
@@ -53,8 +52,15 @@ def _answering() -> tuple[str, ...]:
 ANSWERING: Final = _answering()
 """What the tests with an engine are generated for."""
 
-OURS: Final = ANSWERING if (OWN / "env").exists() else ()
-"""Those that a test may stop and start again."""
+
+def _use() -> None:
+    """Keep `make engines-stop` of any checkout from ending the engines while this process runs."""
+    with suppress(FileNotFoundError):
+        fcntl.flock(os.open(OWN / "users", os.O_RDONLY), fcntl.LOCK_SH)
+
+
+if ANSWERING:
+    _use()
 
 
 def only(*names: str) -> list[Any]:

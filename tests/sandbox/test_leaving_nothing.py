@@ -13,8 +13,10 @@ import pytest
 import trio
 
 from sandbox import Engine, GoneError, SandboxError, choose_engine
+from tests.process import Marker
 from tests.sandbox import engines
 from tests.sandbox.conftest import StartKeeper
+from tests.sandbox.way import Way
 
 PATIENCE: Final = 60.0
 
@@ -119,45 +121,47 @@ async def test_a_sandbox_removed_behind_our_back_is_replaced(
 
 
 async def test_a_killed_agent_ends_the_run_and_the_sandbox_is_replaced(
-    mode: str, start_keeper: StartKeeper
+    start_keeper: StartKeeper, marker: Marker
 ) -> None:
     """As the kernel does it when memory runs out; seen from outside, the agent is one process."""
     keeper = await start_keeper()
+    command = f"echo; sleep {marker.text}"
     with trio.fail_after(PATIENCE):
         sandbox = await keeper.acquire("somebody")
         with pytest.raises(GoneError):
-            await sandbox.run("echo; sleep 1000", on_output=lambda *_: kill_agents())
+            await sandbox.run(command, on_output=lambda *_: kill_agent_of(marker))
         assert (await (await keeper.acquire("somebody")).run("true")).exit_status == 0
 
 
-def kill_agents() -> None:
-    """Kill every agent on this machine that the tests have started; there is one."""
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                command = (entry / "cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"sandbox.inside" in command and b"\x00/home/sandbox\x00" in command:
-                os.kill(int(entry.name), signal.SIGKILL)
-
-
-async def crash(mode: str) -> None:
-    """Kill the engine of `make engines`, and start it again."""
-    pid = int((engines.OWN / f"{mode}.pid").read_text())
+def kill_agent_of(marker: Marker) -> None:
+    """Kill the agent whose run has the marker: on this machine others may have agents, too."""
+    pid = marker.alive[0]
+    while not is_agent(pid) or is_agent(parent_of(pid)):  # it has forked itself for the run
+        pid = parent_of(pid)
     os.kill(pid, signal.SIGKILL)
-    with trio.fail_after(PATIENCE):
-        while await trio.Path(f"/proc/{pid}").exists():
-            await trio.sleep(0.05)
-        await trio.run_process([str(engines.START)], capture_stdout=True)
 
 
-@pytest.mark.parametrize("mode", engines.only(*engines.OURS), indirect=True)
-async def test_an_engine_that_crashes_ends_the_run_with_a_word_and_heals(
-    mode: str, start_keeper: StartKeeper, monkeypatch: pytest.MonkeyPatch
+def is_agent(pid: int) -> bool:
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b"sandbox.inside" in command and b"\x00/home/sandbox\x00" in command
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def test_an_engine_that_goes_away_ends_the_run_with_a_word_and_heals(
+    mode: str,
+    start_keeper: StartKeeper,
+    nursery: trio.Nursery,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """To this keeper it is gone; the engine itself may have other users."""
     monkeypatch.setattr("sandbox.keeper.SWEEP", 0.5)
-    keeper = await start_keeper()
+    way = Way(mode, tmp_path / "engine")
+    opened = await nursery.start(way.open)
+    keeper = await start_keeper(**way.variables)
     sandbox = await keeper.acquire("somebody")
     running = trio.Event()
     failures: list[SandboxError] = []
@@ -168,11 +172,12 @@ async def test_an_engine_that_crashes_ends_the_run_with_a_word_and_heals(
         except SandboxError as failure:
             failures.append(failure)
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(run)
+    async with trio.open_nursery() as runs:
+        runs.start_soon(run)
         await running.wait()
-        await crash(mode)
+        opened.cancel("the engine goes away")
     assert "the next call gets a new one" in str(failures[0])
+    await nursery.start(way.open)
     with trio.fail_after(PATIENCE):
         again = await keeper.acquire("somebody")
         assert (await again.run("echo usable")).stdout.kept == b"usable\n"
