@@ -6,9 +6,11 @@ INSTALLED := .venv/installed
 NODE := $(if $(shell command -v npm),tests/node/node_modules)
 MINUTES ?= 30
 DATABASE ?= sqlite
+# A worker for each processor, four at most; of the tests of one file, one runs at a time.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test test-systemd deb lint format bench bench-sandbox catalogue engines \
+.PHONY: help install run quick test test-systemd deb lint format bench bench-sandbox catalogue engines \
     engines-stop soak lock clean
 
 help: ## Say what can be made
@@ -30,8 +32,12 @@ tests/node/node_modules: tests/node/package-lock.json
 run: $(INSTALLED) ## Start the daemon in the foreground, with the echo responder
 	@exec $(BIN)/clarad run
 
+quick: lint ## Lint, and run the tests that need no engine, PostgreSQL, soak or process of clarad's
+	$(BIN)/pytest $(WORKERS) --hypothesis-profile quick \
+	    -m 'not (engine or postgres or soak or process or systemd)'
+
 test: $(INSTALLED) $(NODE) ## Run every test; those of the sandboxes on each engine that answers
-	$(BIN)/pytest
+	$(BIN)/pytest $(WORKERS)
 
 test-systemd: $(INSTALLED) ## Run the tests of the package under a real systemd (as root, Debian 12)
 	@.ci/engines/machines

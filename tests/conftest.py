@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import hypothesis
 import pytest
 import trio
 from sqlalchemy import Engine
@@ -26,7 +27,8 @@ from clarad.store import open_engine
 from clarad.store.migrate import require_head, upgrade
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
 from clarad.systemd.handover import Handover
-from tests import peer
+from tests import peer, process
+from tests.installation import Console, Installation
 from tests.peer import Peer
 from tests.postgres import BACKENDS, database
 from tests.process import Marker
@@ -40,6 +42,11 @@ pytest_plugins = ["tests.deadline"]
 
 EMPTY = "got empty parameter set"
 
+PROCESSES = (process.Process, process.clarad, process.daemon, Installation, Console)
+"""What tests start clarad as a process with."""
+
+hypothesis.settings.register_profile("quick", max_examples=20)
+
 
 def pytest_configure() -> None:
     """Have Ctrl-C end the tests' processes also where it is ignored, as below `make test &`."""
@@ -47,7 +54,10 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Drop what pytest would skip: a test for each engine that answers, and none does."""
+    """Mark the tests of modules that start processes; drop what pytest would skip.
+
+    That is a test for each engine that answers, and none does.
+    """
     items[:] = [
         item
         for item in items
@@ -56,6 +66,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             for mark in item.iter_markers("skip")
         )
     ]
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        known = vars(item.module).values()
+        if any(thing is tool for thing in known for tool in PROCESSES):
+            item.add_marker("process")
 
 
 @pytest.fixture(autouse=True)

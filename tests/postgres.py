@@ -40,11 +40,12 @@ BINARIES: Final = find_binaries()
 if BINARIES is None and os.environ.get("CLARAD_REQUIRE_POSTGRES") == "1":
     raise RuntimeError("CLARAD_REQUIRE_POSTGRES=1 is set, and no PostgreSQL is installed")
 
-BACKENDS: Final = ("sqlite",) if BINARIES is None else ("sqlite", "postgresql")
-"""What the tests of the store are generated for."""
+_POSTGRESQL: Final = pytest.param("postgresql", marks=pytest.mark.postgres)
+SHARED: Final = () if BINARIES is None else (_POSTGRESQL,)
+"""Those that several daemons can share, as parameters of tests."""
 
-SHARED: Final = BACKENDS[1:]
-"""Those that several daemons can share."""
+BACKENDS: Final = ("sqlite", *SHARED)
+"""What the tests of the store are generated for."""
 
 
 class Cluster:

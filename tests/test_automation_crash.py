@@ -24,6 +24,9 @@ from tests.process import LIFE, PATIENCE, Process, lives_of
 
 KILLS: Final = int(os.environ.get("CLARAD_KILLS", "24"))
 SEED: Final = os.environ.get("CLARAD_SEED")
+
+pytestmark = pytest.mark.soak
+
 HOOKS: Final = """\
 hooks:
   - name: parallel

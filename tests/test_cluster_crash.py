@@ -32,6 +32,9 @@ from tests.store.conftest import Outside
 
 FAULTS: Final = int(os.environ.get("CLARAD_FAULTS", "4"))
 SEED: Final = os.environ.get("CLARAD_SEED", "7")
+
+pytestmark = pytest.mark.soak
+
 LEASE: Final = 2.0
 
 TASKS: Final = """\

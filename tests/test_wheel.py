@@ -14,6 +14,8 @@ import pytest
 from clarad import __version__
 from clarad.store.migrate import HEAD
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "hooks" / "hooks.yaml.example"
 TASKS = ROOT / "scheduler.yaml.example"

@@ -23,6 +23,8 @@ from tests.installation import Terminal
 from tests.postgres import BACKENDS, SHARED, database
 from tests.process import daemon, environment
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(__file__).parents[2]
 OURS = {*Base.metadata.tables, "clarad_alembic_version"}
 

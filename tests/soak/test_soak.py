@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 
 from tests import postgres
-from tests.postgres import BACKENDS, Cluster
+from tests.postgres import Cluster
 from tests.soak.faults import KILL
 from tests.soak.sandboxes import find_mode
 from tests.soak.soak import Plan, soak
@@ -22,6 +22,8 @@ SEED: Final = os.environ.get("CLARAD_SEED")
 
 
 KILLS: Final = int(os.environ.get("CLARAD_KILLS", "6"))
+
+pytestmark = pytest.mark.soak
 
 
 def short(seconds: float, *kinds: str, faults: int | None = None) -> Plan:
@@ -66,7 +68,7 @@ def test_a_crowd_of_strangers_costs_nothing_that_was_accepted(tmp_path: Path) ->
     assert report.faults["strangers"]
 
 
-if "postgresql" in BACKENDS:
+if postgres.BINARIES is not None:
 
     @pytest.fixture
     def cluster() -> Iterator[Cluster]:
@@ -77,6 +79,7 @@ if "postgresql" in BACKENDS:
         yield own
         own.stop()
 
+    @pytest.mark.postgres
     def test_a_postgresql_that_is_stopped_for_a_while_costs_nothing_that_was_accepted(
         tmp_path: Path, cluster: Cluster
     ) -> None:

@@ -16,7 +16,7 @@ from trio.testing import wait_all_tasks_blocked
 from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished, Writer
 from clarad.store.messages import PAGE_CHARACTERS
 from clarad.store.models import MessageRow
-from tests.postgres import BACKENDS
+from tests.postgres import SHARED
 from tests.store.conftest import Outside
 from tests.store.desk import PRIVATE, Desk, key, open_desk, queueing_up
 
@@ -468,19 +468,17 @@ def limit_pages(pages: int) -> Callable[[Connection], object]:
     ).scalar()
 
 
-if "postgresql" in BACKENDS:
-
-    @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-    async def test_the_store_goes_on_after_the_server_has_cut_the_connection(
-        desk: Desk, outside: Outside
-    ) -> None:
-        outside.rows(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
-            " WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        )
-        try:
-            await desk.accept(1)
-        except StoreError as error:
-            check_error(error)
-        assert await desk.accept(2)
-        assert "2" in await desk.unfinished()
+@pytest.mark.parametrize("url", SHARED, indirect=True)
+async def test_the_store_goes_on_after_the_server_has_cut_the_connection(
+    desk: Desk, outside: Outside
+) -> None:
+    outside.rows(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    try:
+        await desk.accept(1)
+    except StoreError as error:
+        check_error(error)
+    assert await desk.accept(2)
+    assert "2" in await desk.unfinished()

@@ -21,8 +21,10 @@ from sqlalchemy import Engine
 
 from clarad.store import StoreError, migrate
 from clarad.store.models import Base
-from tests.postgres import BACKENDS, SHARED
+from tests.postgres import SHARED
 from tests.store.conftest import Outside
+
+pytestmark = pytest.mark.process
 
 ROOT = Path(__file__).parents[2]
 OURS = {*Base.metadata.tables, migrate.VERSION_TABLE}
@@ -636,12 +638,10 @@ def test_alembic_ini_gives_alembic_no_cause_for_a_warning() -> None:
     command.heads(Config(ROOT / "alembic.ini", stdout=io.StringIO()))
 
 
-if "postgresql" in BACKENDS:
-
-    @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-    def test_alembic_understands_the_urls_that_hosting_services_hand_out(
-        url: str, engine: Engine
-    ) -> None:
-        handed_out = url.replace("postgresql+psycopg://", "postgres://")
-        alembic(handed_out, "upgrade", "head")
-        assert not migrate.is_behind(engine)
+@pytest.mark.parametrize("url", SHARED, indirect=True)
+def test_alembic_understands_the_urls_that_hosting_services_hand_out(
+    url: str, engine: Engine
+) -> None:
+    handed_out = url.replace("postgresql+psycopg://", "postgres://")
+    alembic(handed_out, "upgrade", "head")
+    assert not migrate.is_behind(engine)
