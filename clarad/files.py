@@ -11,6 +11,31 @@ class NotOurs(Exception):  # noqa: N818 - it is an answer, not a fault
     """A place is another user's; the text has the command that is right."""
 
 
+class Gone(Exception):  # noqa: N818 - it is what has happened
+    """A file that this process holds was deleted, or replaced, under it."""
+
+
+class Held:
+    """A file that a lock of this process is on."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        """`descriptor` is the file's, and stays its user's to close."""
+        self._path = path
+        self._found = os.fstat(descriptor)
+
+    def require(self) -> None:
+        """Raise `Gone` if the file is not at its place any more."""
+        try:
+            is_there = os.path.samestat(self._found, self._path.stat())
+        except (FileNotFoundError, NotADirectoryError):
+            is_there = False
+        if not is_there:
+            raise Gone(
+                f"{self._path} was deleted or replaced while the daemon ran: what is written now "
+                "is lost. Put the directory back, or start the daemon again to begin anew"
+            )
+
+
 def make_directory(path: Path) -> None:
     """Make a directory, and those above it that are missing, for this user alone.
 

@@ -21,18 +21,29 @@ class AlreadyRunning(Exception):  # noqa: N818 - it is an answer, not a fault
     """Another daemon uses the state directory; the text says which."""
 
 
+class Nameless(Exception):  # noqa: N818 - it is what the installation is
+    """The installation has lost its name; the text says what to do."""
+
+
 def identify(state_dir: Path) -> str:
     """Return the name of the installation that keeps its state here; the first call makes it.
 
     Its commands and its sandboxes carry it, so that its next start knows what is its own.
 
     Raises:
+        Nameless: the file is there, and no name is in it.
         OSError: the directory cannot be read or written.
     """
     path = state_dir / FILE_NAME
     if not path.exists():
         files.replace(path, secrets.token_hex(8) + "\n")
-    return path.read_text().strip()
+    if not (name := path.read_text().strip()):
+        raise Nameless(
+            f"{path} is empty: it has the name that sandboxes and commands of this installation "
+            "carry; put it back from a backup, or remove it to have a new name made, after which "
+            "what an earlier daemon has left is not found"
+        )
+    return name
 
 
 def label(state_dir: Path) -> str:
@@ -67,7 +78,7 @@ def state_dir_of(pid: int) -> Path | None:
 
 
 @contextmanager
-def only_one(state_dir: Path) -> Iterator[None]:
+def only_one(state_dir: Path) -> Iterator[files.Held]:
     """Hold the state directory for this process; the kernel lets go when the process ends.
 
     Raises:
@@ -97,6 +108,6 @@ def only_one(state_dir: Path) -> Iterator[None]:
     os.ftruncate(lock, 0)
     os.write(lock, f"{os.getpid()}\n".encode())
     try:
-        yield
+        yield files.Held(state_dir / _LOCK, lock)
     finally:
         os.close(lock)

@@ -7,7 +7,7 @@ import os
 import shlex
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ import trio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from clarad import __version__, address, instance, log, responders, shell
+from clarad import __version__, address, files, instance, log, responders, shell
 from clarad.automation.definitions import Definitions
 from clarad.config import Settings
 from clarad.daemon import Daemon
@@ -33,6 +33,9 @@ from clarad.systemd.handover import NOTHING, Handover
 from clarad.systemd.notify import Notifier
 
 logger = logging.getLogger(__name__)
+
+LOOK_AGAIN: Final = 2.0
+"""Seconds between looks for the state directory and the database file."""
 
 REACH_AGAIN: Final = 1.0
 """Seconds between looks for a database that could not be reached."""
@@ -52,15 +55,20 @@ def run(
         instance.AlreadyRunning: the state directory is another daemon's.
         StoreError: the database cannot be used, or is another daemon's (`Taken`).
         CannotListen: the address cannot be bound.
+        files.Gone: the state directory or the database was deleted meanwhile.
         Exception: a part of the daemon keeps failing.
     """
     if handed.watchdog is not None:
         faulthandler.enable()  # a loop that is stuck cannot log its stacks when SIGABRT comes
-    with instance.only_one(settings.state_dir), alone(settings.database_url):
+    with (
+        instance.only_one(settings.state_dir) as state,
+        alone(settings.database_url) as database,
+    ):
         engine = open_engine(settings.database_url)
         try:
             _leave_imports_uncollected()
-            trio.run(_run_until_signal, settings, defined, overlay, engine, handed)
+            held = [file for file in (state, database) if file is not None]
+            trio.run(_run_until_signal, settings, defined, overlay, engine, handed, held)
         finally:
             engine.dispose()
 
@@ -77,7 +85,12 @@ def _leave_imports_uncollected() -> None:
 
 
 async def _run_until_signal(
-    settings: Settings, defined: Definitions, overlay: Overlay, engine: Engine, handed: Handover
+    settings: Settings,
+    defined: Definitions,
+    overlay: Overlay,
+    engine: Engine,
+    handed: Handover,
+    held: Sequence[files.Held],
 ) -> None:
     with (
         trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
@@ -92,7 +105,7 @@ async def _run_until_signal(
             daemon = _build(settings, defined, overlay, engine, handed)
             going_on = False
             try:
-                await _live(daemon, signals, hangups)
+                await _live(daemon, signals, hangups, held)
             except* (StoreError, SQLAlchemyError) as failures:
                 # A first life that finds no database has nothing to go back to.
                 if handed != NOTHING or (is_first and failures.split(LeaseLost)[1] is not None):
@@ -115,13 +128,27 @@ def _build(
     return Daemon(settings, engine, responder, defined, sandboxes, overlay, handed)
 
 
-async def _live(daemon: Daemon, signals: AsyncIterator[int], hangups: AsyncIterator[int]) -> None:
-    """Run the daemon until a signal stops it, or it loses its lease."""
+async def _live(
+    daemon: Daemon,
+    signals: AsyncIterator[int],
+    hangups: AsyncIterator[int],
+    held: Sequence[files.Held],
+) -> None:
+    """Run the daemon until a signal stops it, it loses its lease, or a file that it holds."""
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, held)
         nursery.start_soon(_stop_at_signal, signals, daemon)
         # Not `nursery.start`: a signal may end the daemon before it listens.
         await daemon.run(_Listening(nursery, daemon, hangups))
         nursery.cancel_scope.cancel("stopped")
+
+
+async def _watch(held: Sequence[files.Held]) -> None:
+    """Raise `files.Gone` once one of the files is: what is written then, nobody finds again."""
+    while True:
+        await trio.sleep(LOOK_AGAIN)
+        for file in held:
+            await trio.to_thread.run_sync(file.require)
 
 
 class _Listening:

@@ -1,5 +1,6 @@
 """Which installation it is: a name that stays, and that no other one has."""
 
+import json
 import os
 import shutil
 import stat
@@ -9,6 +10,7 @@ from typing import Final
 import pytest
 
 from clarad import instance
+from clarad.systemd import catalogue
 from tests.process import clarad, daemon, environment
 from tests.unprivileged import NOBODY
 
@@ -100,3 +102,31 @@ def test_root_makes_nothing_in_the_state_directory_of_another_user(
     assert "run `sudo -u nobody clarad " + " ".join(words) + "`" in said.stderr
     assert "Traceback" not in said.stderr
     assert list(theirs.iterdir()) == []
+
+
+def test_a_name_that_was_lost_is_not_made_up(tmp_path: Path) -> None:
+    (tmp_path / "instance").touch()
+    said = clarad("run", env=environment(tmp_path))
+    assert said.returncode == 65
+    assert said.stderr.startswith(f"clarad: {tmp_path}/instance is empty: ")
+    assert "remove it" in said.stderr
+    assert len(said.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("what", ["the state directory", "the database"])
+def test_a_daemon_ends_when_what_it_keeps_is_deleted_under_it(tmp_path: Path, what: str) -> None:
+    state, run = tmp_path / "state", tmp_path / "run"
+    run.mkdir()
+    env = {"RUNTIME_DIRECTORY": f"{run}", "CLARA_LOG_FORMAT": "json"}
+    with daemon(state, **env) as process:
+        if what == "the state directory":
+            shutil.rmtree(state)
+        else:
+            (state / "clarad.db").unlink()
+        assert process.wait() == 74
+        assert clarad("status", env=process.environment).returncode == 1
+    records = [json.loads(line) for line in process.log.splitlines()]
+    [error] = [one for one in records if one["level"] in ("error", "critical")]
+    assert f"{state}/clarad." in error["message"]
+    assert error["message_id"] == catalogue.STATE_GONE.message_id
+    assert "Traceback" not in process.log

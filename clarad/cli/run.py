@@ -40,11 +40,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.epilog = (
         "exit status:\n"
         "  0   stopped when told to\n"
-        "  65  the database is damaged, empty though it was in use, or of a newer clarad\n"
+        "  65  the database is damaged, empty though it was in use, or of a newer clarad, or the\n"
+        "      installation has lost its name\n"
         "  69  the address cannot be listened on\n"
         "  70  a part of the daemon kept failing; the log says which\n"
         "  71  there are no sandboxes, and SANDBOX_MODE wants them\n"
-        "  74  the database cannot be used\n"
+        "  74  the database cannot be used, or was deleted, or the state directory was\n"
         "  75  the state directory or the database is another daemon's, or the directory cannot\n"
         "      be written\n"
         "  78  a setting, a hook or a task is wrong; `clarad check` says more"
@@ -76,7 +77,8 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     set_up_log(settings)
     from clarad import service
     from clarad.automation import definitions
-    from clarad.instance import AlreadyRunning
+    from clarad.files import Gone
+    from clarad.instance import AlreadyRunning, Nameless
     from clarad.listeners import CannotListen
     from clarad.store import LeaseLost, StoreError, Taken, Unfit
     from clarad.tls import TlsError
@@ -95,6 +97,8 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     _allow_many_connections()
     reasons: dict[type[BaseException], tuple[Exit, Entry]] = {
         AlreadyRunning: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
+        Nameless: (Exit.UNFIT, catalogue.STATE_GONE),
+        Gone: (Exit.STORE, catalogue.STATE_GONE),
         Unfit: (Exit.UNFIT, catalogue.STORE_UNFIT),
         Taken: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
         LeaseLost: (Exit.STORE, catalogue.LEASE_LOST),

@@ -124,7 +124,7 @@ def _prune_alone(settings: config.Settings) -> int:
     try:
         with instance.only_one(settings.state_dir):
             return _with_engine(_remove_all, settings)
-    except instance.AlreadyRunning as error:
+    except (instance.AlreadyRunning, instance.Nameless) as error:
         raise Unusable(str(error)) from None
 
 

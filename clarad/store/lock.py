@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clarad import instance
+from clarad import files, instance
 from clarad.store.engine import StoreError, make_sqlite, require_writable, sqlite_file
 
 
@@ -21,7 +21,7 @@ class Taken(StoreError):  # noqa: N818 - it is an answer, not a fault
 
 
 @contextmanager
-def alone(url: str) -> Iterator[None]:
+def alone(url: str) -> Iterator[files.Held | None]:
     """Have an SQLite database for this process; one of PostgreSQL can be shared.
 
     Raises:
@@ -29,11 +29,11 @@ def alone(url: str) -> Iterator[None]:
         StoreError: it cannot be made, or locked.
     """
     if (path := sqlite_file(url)) is None:
-        yield
+        yield None
         return
     descriptor = _lock(path)
     try:
-        yield
+        yield files.Held(path, descriptor)
     finally:
         os.close(descriptor)
 

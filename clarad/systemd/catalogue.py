@@ -112,6 +112,12 @@ ALREADY_RUNNING: Final = Entry(
     "process does, or why the directory cannot be written. Stop that one, or set CLARA_STATE_DIR "
     "and DATABASE_URL to what is this one's own.",
 )
+STATE_GONE: Final = Entry(
+    "5e2d9c0b7a164f3f8b5d20c3f91e6a74",
+    "The state directory is not what it was",
+    "It, the database in it, or the name of the installation was deleted or emptied: the record "
+    "says which, and what to do. What was written there since is lost.",
+)
 LEFTOVERS_ENDED: Final = Entry(
     "4e86c044bea54affb4970d4a08678ed1",
     "Processes that the last daemon had left were ended",
