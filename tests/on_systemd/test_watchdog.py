@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import certificates, strangers
 from tests.on_systemd.machine import Machine
 
 WEDGED = Path(__file__).with_name("wedged.py")
@@ -35,3 +36,28 @@ def test_a_daemon_with_nothing_to_do_is_not_taken_for_stuck(machine: Machine) ->
         " - $(systemctl show --value -p ActiveEnterTimestampMonotonic clarad))) -gt 2000000 ]"
     )
     assert machine.show("NRestarts") == "0"
+
+
+@pytest.mark.parametrize("wire", ["plain", "tls"])
+def test_strangers_without_the_secret_do_not_have_the_daemon_taken_for_stuck(
+    machine: Machine, tmp_path: Path, wire: str
+) -> None:
+    machine.push(Path(strangers.__file__), "/usr/local/lib")
+    settings, flag = ["CLARA_GATEWAY_SECRET=a-long-word"], ""
+    if wire == "tls":
+        made, flag = certificates.make(tmp_path), "--tls"
+        for path in made:
+            machine.push(path, "/etc/clarad")
+        machine.sh(f"chgrp clarad /etc/clarad/{made.key.name}; chmod 640 /etc/clarad/*.key")
+        settings.append(f"CLARA_GATEWAY_TLS_CERT=/etc/clarad/{made.certificate.name}")
+        settings.append(f"CLARA_GATEWAY_TLS_KEY=/etc/clarad/{made.key.name}")
+    machine.configure(*settings, unit="WatchdogSec=2s\n")
+    machine.sh("systemctl start clarad")
+    for kind in strangers.FLOODS if wire == "plain" else strangers.KINDS:
+        words = f"127.0.0.1 18789 '{kind}' {strangers.COUNT} 4 {flag}"
+        machine.sh(
+            f"coproc python3 /usr/local/lib/strangers.py {words}; read -ru ${{COPROC[0]}} ready; "
+            '[ "$ready" = ready ]; CLARA_GATEWAY_SECRET=a-long-word clarad send hello; wait'
+        )
+    assert machine.show("NRestarts") == "0"
+    assert "Watchdog timeout" not in machine.lines()
