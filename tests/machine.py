@@ -12,7 +12,8 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 from zoneinfo import ZoneInfo
 
 import trio
-from sqlalchemy import Connection, Executable, StaticPool, create_engine, select
+from sqlalchemy import Connection, Executable, StaticPool, Table, create_engine, select
+from sqlalchemy.dialects import sqlite
 
 from clarad.automation.cron import Cron
 from clarad.automation.job import Job as TaskJob
@@ -140,6 +141,12 @@ class Disk:
         self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
     ) -> Job:
         return self._hand_in(Job(statement, parameters, then=then))
+
+    def insert(self, statement: Executable, parameters: dict[str, Any]) -> Job:
+        return self._hand_in(Job(statement, parameters, asks_if_new=True))
+
+    def insert_into(self, table: Table) -> sqlite.Insert:
+        return sqlite.insert(table).execution_options(preserve_rowcount=True)
 
     async def call(self, function: Callable[[Connection], T]) -> T:
         job = self._hand_in(Job(function=function))
