@@ -28,7 +28,6 @@ from clarad.nurseries.notices import Notices
 from clarad.nurseries.retention import Sweeper
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.nurseries.scheduler import Scheduler, wall_clock
-from clarad.nurseries.session import Session
 from clarad.nurseries.supervisor import Supervisor, open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
 from clarad.nurseries.turns import Turns
@@ -62,7 +61,6 @@ from clarad.systemd.handover import Handover
 from clarad.systemd.notify import Notifier
 from clarad.systemd.status import Counts, Status
 from clarad.systemd.watchdog import Part, Watchdog
-from clarad.turn import SessionKey
 
 STORE_PATIENCE: Final = 60.0
 """Seconds that one transaction may take before the store counts as stuck: a disk may be slow, and a
@@ -94,11 +92,11 @@ class Daemon:
         self._messages = (SharedMessages if shared else Messages)(self.writer)
         self._node_sessions = (SharedNodeSessions if shared else NodeSessions)(self.writer)
         self.turns = Turns(
-            make_session=self._make_session,
             bus=self.bus,
             nodes=self.nodes,
             store=self._messages,
             responder=responder,
+            session_timeout=settings.session_timeout,
             message_timeout=settings.message_timeout,
             slots=Slots(settings.max_running),
             rates=Rates(settings.rate_node, settings.rate_user),
@@ -285,16 +283,14 @@ class Daemon:
         self._supervisor.cancel("scheduler", "task runs", "turns", "hooks")
         self._living.cancel("the lease is lost")
 
-    def _make_session(self, key: SessionKey) -> Session:
-        return Session(key, timeout=self._settings.session_timeout)
-
     def _apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
-        """Put reloaded settings in force; sessions and messages keep the timeouts they began with.
+        """Put reloaded settings in force; messages keep the timeout they began with.
 
         The settings of hooks and tasks are theirs already.
         """
         self._settings = settings
         self._gateways.apply(settings, tls)
+        self.turns.sessions.set_timeout(settings.session_timeout)
         self.turns.answering.timeout = settings.message_timeout
         self.turns.answering.slots.resize(settings.max_running)
         self.turns.intake.set_rates(settings.rate_node, settings.rate_user)

@@ -1,9 +1,14 @@
-"""The sessions that live, each a task: made by its first message, ended by time, by the daemon, or
-because there are too many without a message."""
+"""The sessions: made by their first message, ended by time, by the daemon, or because there are too
+many without a message.
+
+A session is a record, not a task: no message ends with its session, so there would be nothing below
+it, and ending thousands of tasks would hold up a stop.
+"""
 
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any, Final
+
+import trio
 
 from clarad.events import Bus, EventType
 from clarad.turn import Session, SessionKey
@@ -11,64 +16,76 @@ from clarad.turn import Session, SessionKey
 MAX_IDLE: Final = 4096
 """Sessions in which no message lives; of more, the one that has been so longest ends."""
 
+AT_ONE_GO: Final = 100
+"""Sessions that are ended before others may do something."""
+
 
 class Sessions:
     """Knows the session of each user in each channel."""
 
-    def __init__(
-        self,
-        make_session: Callable[[SessionKey], Session],
-        bus: Bus,
-        start_soon: Callable[..., None],
-    ) -> None:
-        """`start_soon` starts a task that a session is."""
-        self._make_session = make_session
+    def __init__(self, bus: Bus, timeout: float) -> None:
+        """`timeout` is how long one lives without a message, in seconds."""
         self._bus = bus
-        self._start_soon = start_soon
+        self._timeout = timeout
         self._sessions: dict[SessionKey, Session] = {}
-        self._idle: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._idle: OrderedDict[SessionKey, Session] = OrderedDict()  # the longest first
+        self._changed = trio.Event()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
+    def set_timeout(self, timeout: float) -> None:
+        """Let sessions live so long without a message from here on, in seconds."""
+        self._timeout = timeout
+        self._changed.set()
+
     def enter(self, key: SessionKey, caused_by: tuple[str, ...]) -> Session:
         """Return the session for a message that begins to live in it, a new one if need be."""
         session = self._sessions.get(key)
-        if session is None or session.scope.cancel_called:
-            session = self._sessions[key] = self._make_session(key)
-            session.caused_by = caused_by
-            self._start_soon(self._run, session)
+        if session is None:
+            session = self._sessions[key] = Session(key, caused_by)
+            self._publish(EventType.SESSION_START, session, {})
         session.messages += 1
-        session.touch()
         self._idle.pop(key, None)
         return session
 
     def leave(self, session: Session) -> None:
         """Count a message no more; of very many sessions without any, end one."""
         session.messages -= 1
-        session.touch()
         if session.messages or self._sessions.get(session.key) is not session:
             return
+        session.idle_since = trio.current_time()
         self._idle[session.key] = session
+        self._changed.set()
         if len(self._idle) > MAX_IDLE:
-            _, oldest = self._idle.popitem(last=False)
-            oldest.crowded_out = True
-            oldest.scope.cancel("too many sessions")
+            self._end(next(iter(self._idle.values())), "crowded_out")
 
-    async def _run(self, session: Session) -> None:
-        self._publish(EventType.SESSION_START, session, {})
-        try:
-            await session.run()
-        finally:
-            if self._sessions.get(session.key) is session:
-                del self._sessions[session.key]
-            if self._idle.get(session.key) is session:
-                del self._idle[session.key]
-            why = "crowded_out" if session.crowded_out else "shutdown"
-            if session.timed_out:
-                self._publish(EventType.SESSION_TIMEOUT, session, {"timeout": session.timeout})
-                why = "timeout"
-            self._publish(EventType.SESSION_END, session, {"reason": why})
+    async def run(self) -> None:
+        """End sessions in which there is no message for their time, until cancelled."""
+        while True:
+            self._changed = trio.Event()
+            oldest = next(iter(self._idle.values()), None)
+            if oldest is None:
+                await self._changed.wait()
+            elif trio.current_time() < (until := oldest.idle_since + self._timeout):
+                with trio.move_on_at(until):
+                    await self._changed.wait()
+            else:
+                self._publish(EventType.SESSION_TIMEOUT, oldest, {"timeout": self._timeout})
+                self._end(oldest, "timeout")
+                await trio.lowlevel.checkpoint()
+
+    async def end_all(self) -> None:
+        """End all sessions with the daemon."""
+        for n, session in enumerate(list(self._sessions.values()), start=1):
+            self._end(session, "shutdown")
+            if n % AT_ONE_GO == 0:
+                await trio.lowlevel.checkpoint()
+
+    def _end(self, session: Session, why: str) -> None:
+        del self._sessions[session.key]
+        self._idle.pop(session.key, None)
+        self._publish(EventType.SESSION_END, session, {"reason": why})
 
     def _publish(self, event_type: EventType, session: Session, data: dict[str, Any]) -> None:
         self._bus.publish(

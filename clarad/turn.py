@@ -1,8 +1,9 @@
 """A message on its way from its acceptance to its terminal frame, and the answer to it."""
 
+import secrets
 import sys
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import trio
@@ -48,26 +49,17 @@ class SessionKey(NamedTuple):
 Publish = Callable[..., None]
 
 
-class Session(Protocol):
-    """What a message needs of its session; `clarad.nurseries.session.Session`."""
+class Session:
+    """A user in a channel, from a first message until there has been none for some time."""
 
-    id: str
-    key: SessionKey
-    timeout: float
-    scope: trio.CancelScope
-    timed_out: bool
-    caused_by: tuple[str, ...]
-    messages: int
-    crowded_out: bool
-
-    def touch(self) -> None:
-        """Note that a message has come or gone."""
-
-    def start_soon(self, task: Callable[[], Awaitable[None]]) -> None:
-        """Start a task below the session."""
-
-    async def run(self) -> None:
-        """Live until the timeout."""
+    def __init__(self, key: SessionKey, caused_by: tuple[str, ...] = ()) -> None:
+        self.id = f"session-{secrets.token_hex(8)}"
+        self.key = key
+        self.caused_by = caused_by
+        self.messages = 0
+        """How many live in it."""
+        self.idle_since = 0.0
+        """Since when there are none."""
 
 
 class Turn:

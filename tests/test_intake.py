@@ -14,11 +14,10 @@ from clarad import intake, kept, protocol
 from clarad.intake import MAX_ARRIVING, MAX_PAUSE, OWN_BYTES, Intake
 from clarad.lifecycle import State
 from clarad.nodes import Node
-from clarad.nurseries.session import Session
 from clarad.protocol import Channel, ErrorCode, Message, User
 from clarad.rates import Rate, Rates
 from clarad.roster import MAX_WAITING, Roster
-from clarad.turn import SessionKey, Turn, answers
+from clarad.turn import Session, SessionKey, Turn, answers
 
 
 class Door:
@@ -41,7 +40,7 @@ class Door:
             node.platform,
             message,
             size=intake.size(text, message),
-            session=Session(SessionKey(node.platform, user, channel), 60),
+            session=Session(SessionKey(node.platform, user, channel)),
             response_id="r",
             state=State.RECEIVED,
             publish=lambda *_, **__: None,

@@ -8,10 +8,9 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 from clarad import kept
 from clarad.lifecycle import State
 from clarad.nodes import Node
-from clarad.nurseries.session import Session
 from clarad.protocol import Channel, Message, User
 from clarad.roster import MAX_WAITING, Roster
-from clarad.turn import SessionKey, Turn, answers
+from clarad.turn import Session, SessionKey, Turn, answers
 from tests.in_trio import run_in_trio
 
 NODES = [Node("node-1", "test", kept.shared()), Node("node-2", "test", kept.shared())]
@@ -23,7 +22,7 @@ def turn(
     message = Message(
         id=request_id, user=User("test-u", "u"), channel=Channel(channel), content="hello"
     )
-    session = Session(SessionKey("test", "test-u", channel), 1)
+    session = Session(SessionKey("test", "test-u", channel))
     return Turn(
         node,
         "test",

@@ -9,10 +9,8 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from clarad import sessions
 from clarad.events import Bus, Subscription
-from clarad.nurseries.session import Session
 from clarad.sessions import Sessions
-from clarad.turn import Session as AnySession
-from clarad.turn import SessionKey
+from clarad.turn import Session, SessionKey
 
 TIMEOUT = 60.0
 
@@ -21,10 +19,11 @@ class House:
     """The sessions of a daemon in one channel, and what became of them."""
 
     def __init__(self, nursery: trio.Nursery, bus: Bus, events: Subscription) -> None:
-        self.sessions = Sessions(lambda key: Session(key, TIMEOUT), bus, nursery.start_soon)
+        self.sessions = Sessions(bus, TIMEOUT)
+        nursery.start_soon(self.sessions.run)
         self._events = events
 
-    def enter(self, user: str, *caused_by: str) -> AnySession:
+    def enter(self, user: str, *caused_by: str) -> Session:
         return self.sessions.enter(SessionKey("test", user, "channel"), caused_by)
 
     async def visit(self, *users: str) -> None:
@@ -93,18 +92,6 @@ async def test_a_session_with_a_message_does_not_time_out_before_that_has_left(
     assert house.told() == [("a", "timeout"), ("a", "timeout")]
 
 
-async def test_a_message_does_not_go_into_a_session_that_is_ending(house: House) -> None:
-    ending = house.enter("a")
-    await wait_all_tasks_blocked()
-    ending.scope.cancel("the test wants it")
-    following = house.enter("a")
-    assert following is not ending
-    await wait_all_tasks_blocked()
-    assert house.enter("a") is following  # whose end took nothing of the new one with it
-    house.sessions.leave(ending)
-    assert (ending.messages, following.messages, len(house.sessions)) == (0, 2, 1)
-
-
 async def test_of_too_many_without_a_message_the_one_that_is_so_longest_ends(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -134,5 +121,16 @@ async def test_sessions_that_end_with_the_daemon_say_so() -> None:
         async with trio.open_nursery() as nursery:
             house = House(nursery, bus, events)
             await house.visit("a")
+            await house.sessions.end_all()
             nursery.cancel_scope.cancel("the daemon is stopping")
         assert house.told() == [("a", "start"), ("a", "shutdown")]
+        assert len(house.sessions) == 0
+
+
+async def test_a_shorter_timeout_holds_for_sessions_that_are_there(
+    autojump_clock: MockClock, house: House
+) -> None:
+    await house.visit("a")
+    house.sessions.set_timeout(1)
+    await trio.sleep(2)
+    assert len(house.sessions) == 0

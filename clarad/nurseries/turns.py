@@ -1,6 +1,6 @@
 """The messages, each from when it comes to its terminal frame.
 
-A message is a task in its session's nursery from its turn to its outcome (`clarad.answering`);
+A message is a task from its turn to its outcome (`clarad.answering`);
 while others are before it, it is only an entry in its channel. Whatever ends it first decides its
 outcome (`clarad.lifecycle`). Its way from step to step is synchronous, so that nothing can come
 between: the store calls back.
@@ -40,7 +40,7 @@ from clarad.store import (
     Unfinished,
 )
 from clarad.systemd import catalogue
-from clarad.turn import Session, SessionKey, Turn, answers
+from clarad.turn import SessionKey, Turn, answers
 
 log = logging.getLogger(__name__)
 
@@ -51,21 +51,21 @@ class Turns:
     def __init__(
         self,
         *,
-        make_session: Callable[[SessionKey], Session],
         bus: Bus,
         nodes: Nodes,
         store: Messages,
         responder: Responder,
+        session_timeout: float,
         message_timeout: float,
         slots: Slots,
         rates: Rates,
     ) -> None:
-        """`message_timeout` in seconds."""
+        """The timeouts are in seconds."""
         self._bus = bus
         self._nodes = nodes
         self._store = store
         self._nursery: trio.Nursery | None = None
-        self._sessions = Sessions(make_session, bus, self._start_soon)
+        self.sessions = Sessions(bus, session_timeout)
         self._roster = Roster()
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
@@ -99,6 +99,7 @@ class Turns:
         last = await self._recovery.look()
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._read_back, last)
+            self._nursery.start_soon(self.sessions.run)
             self._serving = True
             task_status.started()
             try:
@@ -108,6 +109,7 @@ class Turns:
                 self.stop()
                 with trio.CancelScope(shield=True):
                     await self.drained()
+                    await self.sessions.end_all()
 
     def count(self) -> tuple[int, int, int]:
         """Return how many sessions there are, and how many messages run and wait."""
@@ -115,7 +117,7 @@ class Turns:
             not turn.has_slot and turn.life.state is State.WAITING for turn in self._roster
         )
         waiting += self._recovery.count()
-        return len(self._sessions), self.answering.slots.taken, waiting
+        return len(self.sessions), self.answering.slots.taken, waiting
 
     def refuse(self) -> None:
         """Take no new messages, and begin none: those that wait are the next start's.
@@ -289,7 +291,7 @@ class Turns:
             platform,
             message,
             size=intake.size(text, message),
-            session=self._sessions.enter(key, node.caused_by),
+            session=self.sessions.enter(key, node.caused_by),
             response_id=next(self._response_ids),
             state=state,
             publish=self._bus.publish,
@@ -338,10 +340,10 @@ class Turns:
         if turn.has_task:
             return
         turn.has_task = True
-        turn.session.start_soon(partial(self._live, turn))
+        self._start_soon(self._live, turn)
 
     async def _live(self, turn: Turn) -> None:
-        """From its turn to its outcome: a task below its session."""
+        """From its turn to its outcome."""
         try:
             await self.answering.answer(turn)
         finally:
@@ -389,7 +391,7 @@ class Turns:
         turn.forget_answer()
         if turn.was_read_back:
             self._recovery.remove(turn)
-        self._sessions.leave(turn.session)
+        self.sessions.leave(turn.session)
         self._elsewhere.channel_moved(*turn.key[:2])
         if following is not None and following.life.state is State.WAITING:
             self._go_on(following)

@@ -21,7 +21,6 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from clarad import protocol
 from clarad.events import Bus
 from clarad.nodes import Nodes
-from clarad.nurseries.session import Session
 from clarad.nurseries.turns import Turns
 from clarad.protocol import CloseCode
 from clarad.rates import Rates
@@ -234,11 +233,11 @@ class World:
 
     def make_turns(self) -> Turns:
         return Turns(
-            make_session=partial(Session, timeout=SESSION_TIMEOUT),
             bus=Bus(),
             nodes=self.nodes,
             store=cast(Messages, self.store),
             responder=self.responder,
+            session_timeout=SESSION_TIMEOUT,
             message_timeout=MESSAGE_TIMEOUT,
             slots=Slots(self.slots),
             rates=Rates(),
@@ -383,7 +382,7 @@ async def live_through(
     return world
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=700, deadline=None)
 @given(SLOTS, LIVES)
 def test_each_accepted_message_ends_once_and_says_nothing_after(
     slots: int, lives: list[list[tuple[Any, ...]]]
@@ -407,7 +406,7 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
             assert_one_end([f for f in wire.frames if f.get("request_id") == f"{number}"])
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(SLOTS, LIVES)
 def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
     slots: int, lives: list[list[tuple[Any, ...]]]
@@ -423,7 +422,7 @@ def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
         assert world.has_ended(number) is (_key(number) in world.store.frames)
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(SLOTS, st.lists(STEPS, max_size=40))
 def test_whatever_happens_to_the_others_a_message_that_waits_has_its_turn(
     slots: int, steps: list[tuple[Any, ...]]

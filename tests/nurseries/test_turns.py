@@ -314,6 +314,21 @@ async def test_a_session_starts_with_its_first_message_and_ends_when_nothing_hap
     assert again.session_id != begun.session_id
 
 
+async def test_sessions_without_a_message_cost_no_task(running: Running) -> None:
+    peer = await running.node()
+    turns = running.daemon.turns
+    assert turns._nursery is not None
+    before = len(turns._nursery.child_tasks)
+    for n in range(3):
+        await peer.ask(f"m{n}", channel=f"{n}")
+        assert (await peer.outcome_of(f"m{n}"))["type"] == "response_end"
+    with trio.fail_after(10):
+        await turns.drained()
+        await trio.testing.wait_all_tasks_blocked()
+    assert len(turns.sessions) == 3
+    assert len(turns._nursery.child_tasks) == before
+
+
 async def test_a_session_with_a_message_that_works_or_waits_does_not_time_out(
     start: Start,
 ) -> None:
