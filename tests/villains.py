@@ -11,6 +11,7 @@ import trio
 from tests.nurseries.test_connection import MALFORMED
 from tests.nurseries.test_gateway import STRANGERS
 from tests.raw import RawPeer
+from tests.strangers import FLOODS
 
 Villain = Callable[[str, int, random.Random], Awaitable[None]]
 """Does its worst once at a host and a port."""
@@ -60,7 +61,16 @@ async def impostor(host: str, port: int, chance: random.Random) -> None:
         await trio.sleep(chance.random() / 100)
 
 
-VILLAINS: Final[tuple[Villain, ...]] = (stranger, babbler, breaker, sloth, impostor)
+async def flooder(host: str, port: int, chance: random.Random) -> None:
+    """Frames without end that carry nothing, with and without a registration."""
+    flood = chance.choice(list(FLOODS.values()))
+    async with RawPeer.connected(host, port) as peer:
+        if chance.random() < 0.5:
+            await peer.send_text(REGISTER.replace("villain", f"flooder-{chance.random()}"))
+        await peer.stream.send_all(flood.first + flood.then * 10_000)
+
+
+VILLAINS: Final[tuple[Villain, ...]] = (stranger, babbler, breaker, sloth, impostor, flooder)
 
 TURNED_AWAY: Final = (OSError, EOFError, trio.BrokenResourceError)
 """What a villain ends with, if the gateway is well."""
