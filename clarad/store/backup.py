@@ -12,7 +12,13 @@ from urllib.parse import quote
 from sqlalchemy import func, inspect, select
 
 from clarad import files
-from clarad.store.engine import StoreError, errors_in_one_line, open_engine, sqlite_file
+from clarad.store.engine import (
+    StoreError,
+    errors_in_one_line,
+    is_damage,
+    open_engine,
+    sqlite_file,
+)
 from clarad.store.lock import alone
 from clarad.store.migrate import current_revision
 from clarad.store.models import Base
@@ -42,7 +48,7 @@ def create(url: str, target: Path) -> Contents:
         files.require_ours(target)
         with _beside(target) as new:
             _copy(source, new)
-            found = verify(new)
+            found = _look_into(new, source)  # what is wrong with the copy came from there
             new.rename(target)
     return found
 
@@ -53,20 +59,22 @@ def verify(file: Path) -> Contents:
     Raises:
         StoreError: it cannot be read, is damaged, is no database of clarad's, or of a newer one.
     """
-    with _errors(file):
+    return _look_into(file, file)
+
+
+def _look_into(file: Path, name: Path) -> Contents:
+    """Read a copy; what is wrong is said of `name`."""
+    with _errors(name):
         if file.stat().st_size == 0:
-            raise StoreError(f"{file} is empty")
-        try:
-            with closing(_open(file)) as database:
-                [found, *_] = database.execute("PRAGMA integrity_check(1)").fetchone()
-        except sqlite3.DatabaseError as error:
-            found = error
+            raise StoreError(f"{name} is empty")
+        with closing(_open(file)) as database:
+            [found, *_] = database.execute("PRAGMA integrity_check(1)").fetchone()
         if found != "ok":
-            raise StoreError(f"{file} is damaged: {found}")
+            raise StoreError(f"{name} is damaged: {found}")
     engine = open_engine(f"sqlite:///{quote(str(file.absolute()))}", read_only=True)
     try:
         if (revision := current_revision(engine)) is None:
-            raise StoreError(f"{file} is no database of clarad's")
+            raise StoreError(f"{name} is no database of clarad's")
         with errors_in_one_line(), engine.connect() as connection:
             there = set(inspect(connection).get_table_names())
             tables = [table for table in Base.metadata.sorted_tables if table.name in there]
@@ -127,7 +135,7 @@ def _open(file: Path) -> sqlite3.Connection:
 
 def _copy(source: Path, target: Path) -> None:
     """Copy a database, with what is in its log, to a file of one part that is on the disk."""
-    with closing(_open(source)) as one, closing(sqlite3.connect(target)) as other:
+    with _errors(source), closing(_open(source)) as one, closing(sqlite3.connect(target)) as other:
         one.backup(other)  # all pages in one step, of one moment
         other.execute("PRAGMA journal_mode = DELETE")
     with target.open("rb") as copy:
@@ -157,7 +165,7 @@ def _errors(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"{file}: {error}") from None
+        raise StoreError(f"{file}{' is damaged' * is_damage(error)}: {error}") from None
     except files.NotOurs as error:
         raise StoreError(str(error)) from None
     except OSError as error:

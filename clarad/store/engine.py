@@ -190,12 +190,17 @@ def make_sqlite(path: Path) -> None:
         ) from None
 
 
+def is_damage(error: BaseException) -> bool:
+    """Whether SQLite says so of a file that it cannot make sense of."""
+    # The lowest byte is the kind of error (sqlite.org/rescode.html).
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+
 def _name_damage(context: ExceptionContext) -> Damaged | None:
     """Raise `Damaged` for what SQLite says of a file that it cannot make sense of."""
     error = context.original_exception
-    # The lowest byte is the kind of error (sqlite.org/rescode.html).
-    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if kind not in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+    if not is_damage(error):
         return None
     url = context.engine.url if context.engine is not None else None
     return Damaged(Path(url.database or "" if url is not None else ""), error)

@@ -150,6 +150,18 @@ def test_without_a_database_there_is_nothing_to_copy(here: Installation, clarad:
     assert not here.state_dir.exists()
 
 
+def test_no_copy_is_made_of_a_damaged_database(
+    here: Installation, clarad: Console, tmp_path: Path
+) -> None:
+    clarad("migrate")
+    path = here.state_dir / "clarad.db"
+    flip(path)
+    said = clarad("backup", "create", f"{tmp_path}/copy.db")
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith(f"clarad: {path} is damaged: ")
+    assert not list(tmp_path.glob("copy*"))
+
+
 # --- verify --------------------------------------------------------------------------------------
 
 
@@ -185,7 +197,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "empty": (lambda path: path.write_text(""), "{} is empty"),
     "not there": (Path.unlink, "{}: No such file"),
-    "newer": (make_newer, "the database is at revision 9999"),
+    "newer": (make_newer, "the database {} is at revision 9999"),
     "another program's": (make_foreign, "{} is no database of clarad's"),
 }
 
