@@ -102,6 +102,27 @@ if x86:
 """,
     ),
     Probe(
+        "sockets",
+        "there are local sockets and those of the network, and none of another kind, as AF_VSOCK",
+        """
+import ctypes, mmap, os, platform, socket
+for family in range(64):
+    for kind in (1, 2, 3, 5):
+        if family in (1, 2, 10, 16): continue
+        try: socket.socket(family, kind).close()
+        except OSError: continue
+        print("a socket of family", family, "could be opened")
+if platform.machine() == "x86_64" and os.fork() == 0:
+    # socket(AF_VSOCK, SOCK_STREAM, 0) as i386 programs call it
+    memory = mmap.mmap(-1, 4096, prot=7)
+    memory.write(bytes.fromhex("53b867010000bb28000000b90100000031d2cd805bc3"))
+    where = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+    if ctypes.CFUNCTYPE(ctypes.c_int)(where)() >= 0: print("and one by an i386 call", flush=True)
+    os._exit(0)
+elif platform.machine() == "x86_64": os.wait()
+""",
+    ),
+    Probe(
         "the agent",
         "what started the code cannot be signalled, traced or read by it",
         """

@@ -13,16 +13,22 @@ _SECCOMP_MODE_FILTER = 2
 _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REMOUNT = 2, 4, 8, 32
 _SHARED_MEMORY = b"size=8m,nr_inodes=1024,mode=1777"
 
-# seccomp(2) in BPF: the system call's number without the bit that marks x32; io_uring, which has
-# the same three numbers on every architecture, answers ENOSYS. The engine's own filter stays.
-_FILTER = (
-    (0x20, 0, 0, 0),
-    (0x54, 0, 0, 0x3FFFFFFF),
-    (0x35, 0, 2, 425),
-    (0x25, 1, 0, 427),
-    (0x06, 0, 0, 0x00050000 | 38),
-    (0x06, 0, 0, 0x7FFF0000),
-)
+# Kinds of sockets (socket(2)): local, IPv4, IPv6, and netlink, which the C library looks interfaces
+# up with. All others are refused: AF_VSOCK leads to the hypervisor past every network setting, and
+# AF_ALG and others have been ways into the kernel.
+_FAMILIES = (1, 2, 10, 16)
+
+# By uname(2): the number that the kernel audits the architecture by, socket(2) and socketpair(2).
+_SOCKET_CALLS = {
+    "x86_64": (0xC000003E, 41, 53),
+    "aarch64": (0xC00000B7, 198, 199),
+    "riscv64": (0xC00000F3, 198, 199),
+}
+
+_ALLOW, _REFUSE = 0x7FFF0000, 0x00050000  # the latter with an errno
+_LOAD, _AND, _EQUAL, _AT_LEAST, _GREATER, _RETURN = 0x20, 0x54, 0x15, 0x35, 0x25, 0x06
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # in struct seccomp_data, on little-endian
+_WITHOUT_X32 = 0x3FFFFFFF  # without the bit that marks x32
 
 _COUNTERS = (  # cgroup v2 and v1: the file, and the word before the number
     ("oom", "/sys/fs/cgroup/memory.events", "oom_kill"),
@@ -45,11 +51,47 @@ def lock_down() -> None:
     for capability in range(64):
         libc.prctl(_PR_CAPBSET_DROP, capability, 0, 0, 0)  # EINVAL past the last one
     prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in _FILTER))
+    lines = seccomp_filter(os.uname().machine)
+    code = ctypes.create_string_buffer(b"".join(struct.pack("=HBBI", *line) for line in lines))
     # struct sock_fprog: the number of instructions, and where they are.
-    program = struct.pack("@HP", len(_FILTER), ctypes.addressof(code))
+    program = struct.pack("@HP", len(lines), ctypes.addressof(code))
     if libc.prctl(_PR_SET_SECCOMP, _SECCOMP_MODE_FILTER, program, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the seccomp filter was refused")
+
+
+def seccomp_filter(machine: str) -> list[tuple[int, int, int, int]]:
+    """Return seccomp(2)'s program, on top of the engine's own: an operation, two jumps, a value.
+
+    io_uring, which has the same three numbers on every architecture, answers ENOSYS. Where it is
+    known how sockets are made, those of other than `_FAMILIES` answer EAFNOSUPPORT, and so that
+    there is one way only to make them, all calls of another architecture's (i386 on x86_64) ENOSYS.
+    """
+    program = [
+        (_LOAD, 0, 0, _NUMBER),
+        (_AND, 0, 0, _WITHOUT_X32),
+        (_AT_LEAST, 0, 2, 425),
+        (_GREATER, 1, 0, 427),
+        (_RETURN, 0, 0, _REFUSE | 38),
+    ]
+    # A 32-bit Python calls in another way than the machine's name says.
+    if machine in _SOCKET_CALLS and struct.calcsize("P") == 8:
+        architecture, socket, socketpair = _SOCKET_CALLS[machine]
+        native = [
+            (_LOAD, 0, 0, _ARCHITECTURE),
+            (_EQUAL, 1, 0, architecture),
+            (_RETURN, 0, 0, _REFUSE | 38),
+        ]
+        families = [(_EQUAL, len(_FAMILIES) - at, 0, family) for at, family in enumerate(_FAMILIES)]
+        program = [
+            *native,
+            *program,
+            (_EQUAL, 1, 0, socket),
+            (_EQUAL, 0, len(families) + 2, socketpair),
+            (_LOAD, 0, 0, _FIRST_ARGUMENT),
+            *families,
+            (_RETURN, 0, 0, _REFUSE | 97),
+        ]
+    return [*program, (_RETURN, 0, 0, _ALLOW)]
 
 
 def limit_shared_memory() -> None:
