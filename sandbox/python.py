@@ -1,21 +1,24 @@
 """The Python interpreter of a sandbox, which keeps its variables between calls."""
 
+import secrets
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import trio
 
 from sandbox.engine import Result
 from sandbox.inside import program
+from sandbox.said import Ended
 from sandbox.sandbox import OUTPUT_CAP, Sandbox, result_of
 from sandbox.session import OnOutput, Running
 
 MAX_CODE: Final = 1 << 20
 """Bytes of one piece of code."""
 
-_LENGTH: Final = struct.Struct(">I")
+_HEADER: Final = struct.Struct(">8sI")
+"""Of a call: a token that nobody can know before, and the code's length."""
 
 
 @dataclass(frozen=True)
@@ -73,24 +76,23 @@ class Interpreter:
         on_killed: Callable[[int], None] | None,
     ) -> Executed:
         begun = trio.current_time()
-        said: dict[str, Any] | None = None
+        ended: Ended | None = None
         timed_out = False
+        token = secrets.token_bytes(8)
         try:
             with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
-                said = await running.call(_LENGTH.pack(len(code)) + code, on_output)
+                call = _HEADER.pack(token, len(code)) + code
+                ended = await running.call(token, call, on_output)
             timed_out = scope.cancelled_caught
             if timed_out:
                 await self._sandbox.end(running)
-        except ValueError:  # the code has written to the interpreter's own fd
-            await self._sandbox.end(running)
         finally:
-            if said is None and not running.over.is_set():
+            if ended is None and not running.over.is_set():
                 await self._sandbox.end(running)
                 if on_killed is not None:
-                    on_killed(running.end.get("killed", 0))
+                    on_killed(running.killed)
         if running.failure is not None:
             raise running.failure
-        counted = running.end if said is None else {**said["counted"], **said}
-        counted = {**counted, "wall": trio.current_time() - begun}
-        result = result_of(running, counted, timed_out=timed_out)
+        wall = trio.current_time() - begun
+        result = result_of(running, ended or running.end, timed_out=timed_out, wall=wall)
         return Executed(result, forgot=running.over.is_set())

@@ -10,6 +10,7 @@ import trio
 
 from sandbox.engine import GID, HOME, UID, Engine, FileError, GoneError, Output, Result
 from sandbox.inside import program
+from sandbox.said import Ended
 from sandbox.session import OnOutput, Running, Session
 
 OUTPUT_CAP: Final = 256 << 10
@@ -214,31 +215,33 @@ class Sandbox:
             if not running.over.is_set():
                 await self.end(running)
                 if on_killed is not None:
-                    on_killed(running.end.get("killed", 0))
+                    on_killed(running.killed)
         if running.failure is not None:
             raise running.failure
 
 
-def result_of(running: Running, counted: dict[str, Any], *, timed_out: bool) -> Result:
+def result_of(
+    running: Running, ended: Ended | None, *, timed_out: bool, wall: float | None = None
+) -> Result:
     """Put together what is known of a run, or of a call, that is over.
 
     Raises:
         GoneError: the sandbox has gone under it.
     """
-    if running.is_lost:
+    if ended is None:
         raise GoneError(_GONE)
-    stdout, stderr = running.output("stdout", counted), running.output("stderr", counted)
-    if "error" in counted:  # it was never started
-        text = f"no process can be started: {counted['error']}\n".encode()
+    stdout, stderr = running.output("stdout", ended), running.output("stderr", ended)
+    if ended.error is not None:  # it was never started
+        text = f"no process can be started: {ended.error}\n".encode()
         stderr = Output(text, b"", len(text))
     return Result(
-        exit_status=counted.get("status", 126),
+        exit_status=126 if ended.status is None else ended.status,
         stdout=stdout,
         stderr=stderr,
-        wall=counted.get("wall", 0.0),
-        cpu=counted.get("cpu", 0.0),
+        wall=ended.wall if wall is None else wall,
+        cpu=ended.cpu,
         timed_out=timed_out,
-        out_of_memory=counted.get("oom", 0) > 0,
-        out_of_processes=counted.get("pids", 0) > 0,
-        killed=counted.get("killed", 0),
+        out_of_memory=ended.oom > 0,
+        out_of_processes=ended.pids > 0,
+        killed=ended.killed,
     )

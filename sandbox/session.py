@@ -8,7 +8,8 @@ import trio
 
 from sandbox.engine import GoneError, Output
 from sandbox.inside import frames
-from sandbox.inside.frames import Decoder, Frame, FrameError
+from sandbox.inside.frames import MAX_SAID, Decoder, Frame, FrameError
+from sandbox.said import Ended, Ready, decode
 
 OnOutput = Callable[[str, bytes], None]
 """Is given "stdout" or "stderr", and a piece of it."""
@@ -30,25 +31,35 @@ _NAMES: Final = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
 class Running:
     """A run that goes on in a sandbox."""
 
-    def __init__(self, session: "Session", number: int, on_output: OnOutput | None) -> None:
+    def __init__(
+        self, session: "Session", number: int, cap: int, on_output: OnOutput | None
+    ) -> None:
+        """`cap` is how many bytes of each output the agent passes on."""
         self._session = session
         self._number = number
+        self._cap = cap
         self._on_output = on_output
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
         self._unread = 0
         self._read = trio.Event()
-        self._reply: bytes | None = None
+        self._is_called = False
+        self._reply: Ended | None = None
         self._answered = trio.Event()
         self.over = trio.Event()
-        self.end: dict[str, Any] = {}
-        """What the agent said at the end; empty if the sandbox has gone."""
+        self.end: Ended | None = None
+        """What the agent said at the end; None if the sandbox has gone."""
         self.failure: Exception | None = None
         """What `on_output` raised; the run has been killed for it."""
 
     @property
     def is_lost(self) -> bool:
         """Whether the sandbox has ended under it."""
-        return self.over.is_set() and not self.end
+        return self.over.is_set() and self.end is None
+
+    @property
+    def killed(self) -> int:
+        """How many processes were killed at its end."""
+        return 0 if self.end is None else self.end.killed
 
     def kill(self) -> None:
         """Ask for its end; `over` is set when nothing of it is left."""
@@ -66,60 +77,63 @@ class Running:
         if close:
             self._session.send(frames.CLOSE, self._number)
 
-    async def call(self, data: bytes, on_output: OnOutput | None) -> dict[str, Any] | None:
-        """Write to fd 3 and wait for a line on fd 4; None if the run ends instead.
-
-        Returns:
-            The line, read as JSON, with the counts of the call under "counted".
-
-        Raises:
-            ValueError: what came is no JSON.
-        """
+    async def call(self, token: bytes, data: bytes, on_output: OnOutput | None) -> Ended | None:
+        """Write to fd 3, and wait until the token is on fd 4; None if the run ends instead."""
         self._on_output = on_output
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
         self._reply = None
+        self._is_called = True
         if not self.over.is_set():
             self._answered = trio.Event()
-        self._session.send(frames.CALL, self._number)
+        self._session.send(frames.CALL, self._number, token)
         await self.feed(data, close=False)
         await self._answered.wait()
-        if self._reply is None:
-            return None
-        counted, line = self._reply.split(b"\n", 1)
-        said = json.loads(line)
-        if not isinstance(said, dict):
-            raise ValueError("not what an interpreter says")
-        return {**said, "counted": json.loads(counted)}
+        return self._reply
 
-    def output(self, name: str, counted: dict[str, Any]) -> Output:
+    def output(self, name: str, counted: Ended) -> Output:
         """Return what it wrote to "stdout" or "stderr", with the agent's counts."""
         kept = bytes(self._kept[name])
-        if "totals" not in counted:
+        if counted.totals is None:
             return Output(kept, b"", len(kept))
         which = list(self._kept).index(name)
-        tail = counted["tails"][which].encode("latin-1")
-        return Output(kept, tail, counted["totals"][which])
+        tail = counted.tails[which].encode("latin-1", "replace")
+        return Output(kept, tail, counted.totals[which])
 
     def take(self, kind: int, payload: bytes) -> None:
-        """Take what the agent says about this run."""
+        """Take what the agent says about this run.
+
+        Raises:
+            FrameError: an agent would not say that, or not now.
+        """
         if kind in _NAMES:
             self._take_output(_NAMES[kind], payload)
         elif kind == frames.TAKEN:
+            if len(payload) != frames.NUMBER.size:
+                raise FrameError(f"a count of {len(payload)} bytes")
             self._unread -= frames.NUMBER.unpack(payload)[0]
+            if self._unread < 0:
+                raise FrameError("more is taken than was sent")
             self._read.set()
         elif kind == frames.REPLY:
-            self._reply = payload
+            if not self._is_called:
+                raise FrameError("a reply to no call")
+            self._is_called = False
+            self._reply = decode(payload, Ended)
             self._answered.set()
         elif kind == frames.EXIT:
-            self.finish(json.loads(payload))
+            self.finish(decode(payload, Ended))
+        else:
+            raise FrameError(f"a frame of kind {kind}")
 
-    def finish(self, end: dict[str, Any]) -> None:
+    def finish(self, end: Ended | None) -> None:
         """Nothing more comes."""
         self.end = end
         for event in (self.over, self._read, self._answered):
             event.set()
 
     def _take_output(self, name: str, data: bytes) -> None:
+        if len(self._kept[name]) + len(data) > self._cap:
+            raise FrameError("more output than is passed on")
         self._kept[name] += data
         if self._on_output is not None and self.failure is None:
             try:
@@ -140,7 +154,7 @@ class Session:
         self._written = trio.Event()
         self._ready = trio.Event()
         self.ended = trio.Event()
-        self.about: dict[str, Any] = {}
+        self.about = Ready()
         """What the agent said of itself."""
 
     @property
@@ -162,7 +176,8 @@ class Session:
         if self.is_lost:
             raise GoneError("the sandbox has ended; the next call gets a new one")
         self._number += 1
-        running = self._running[self._number] = Running(self, self._number, on_output)
+        running = Running(self, self._number, request["cap"], on_output)
+        self._running[self._number] = running
         self.send(frames.START, self._number, json.dumps(request).encode())
         return running
 
@@ -175,7 +190,7 @@ class Session:
         """Count the sandbox as lost: its agent does not answer."""
         self.ended.set()
         for running in self._running.values():
-            running.finish({})
+            running.finish(None)
         self._running.clear()
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -210,18 +225,18 @@ class Session:
                 return  # the reader finds the same
 
     async def _read(self, scope: trio.CancelScope) -> None:
-        decoder = Decoder()
+        decoder = Decoder(MAX_SAID)
         try:
             while data := await self._stream.receive_some(_CHUNK):
                 for frame in decoder.feed(data):
                     self._take(frame)
-        except (trio.BrokenResourceError, trio.ClosedResourceError, FrameError, ValueError):
+        except (trio.BrokenResourceError, trio.ClosedResourceError, FrameError):
             pass  # a broken agent is as good as none
         scope.cancel("the agent has gone")
 
     def _take(self, frame: Frame) -> None:
         if frame.kind == frames.READY:
-            self.about = json.loads(frame.payload)
+            self.about = decode(frame.payload, Ready)
             self._ready.set()
         elif frame.run in self._running:
             self._running[frame.run].take(frame.kind, frame.payload)

@@ -26,6 +26,7 @@ from typing import Any
 
 from sandbox.inside.confine import counters, libc, limit_shared_memory, lock_down
 from sandbox.inside.frames import (
+    ANSWER,
     CALL,
     CLOSE,
     EXIT,
@@ -120,6 +121,7 @@ class Agent:
         elif kind == KILL:
             self.strike(run)
         elif kind == CALL:
+            run.token, run.is_answering = payload, True
             run.count_anew()
         elif kind in (INPUT, CLOSE):
             run.pending += payload
@@ -140,11 +142,23 @@ class Agent:
         elif name == "reply":
             self.drain(run)
             if data := self.read(run, name):
-                # The counts go with the reply: the next call counts anew.
-                counts = json.dumps(run.counted()).encode()
-                self.send(REPLY, run.number, counts + b"\n" + data)
+                self.answered(run, data)
         else:
             self.pass_on(run, name)
+
+    def answered(self, run: Run, data: bytes) -> None:
+        """Pass on that a call has ended; end the run if that is not what it has written.
+
+        The interpreter writes it at once, so it comes whole: with anything before or behind it,
+        or without its rest, it is the code's.
+        """
+        if len(data) != ANSWER.size or not run.token or data[:-1] != run.token:
+            self.strike(run)
+            return
+        # The counts go with the reply, and are the agent's: the next call counts anew.
+        cpu = max(run.cpu() - run.cpu_before, 0.0)
+        self.send(REPLY, run.number, {**run.counted(), "status": data[-1], "cpu": cpu})
+        run.token, run.is_answering = b"", False
 
     def read(self, run: Run, name: str) -> bytes:
         """Read what is there; at its end the pipe is closed."""
@@ -160,7 +174,7 @@ class Agent:
         """Pass output on; return whether there was any."""
         data = self.read(run, name)
         kept = run.take(_KINDS[name], data)
-        if kept:
+        if kept and run.is_answering:
             self.send(_KINDS[name], run.number, kept)
         return bool(data)
 
@@ -200,6 +214,7 @@ class Agent:
         with suppress(ChildProcessError):
             os.waitpid(run.runner, 0)
         said = json.loads(bytes(run.report).splitlines()[-1] if run.report else b"{}")
+        said.pop("command", None)
         if "cpu" not in said and "error" not in said:
             # The runner was killed, for want of memory: what it had adopted is ours now, and
             # cannot be told from what other runs have lost.

@@ -46,6 +46,8 @@ class Run:
         self.struck: set[int] = set()
         self.strike_at: float | None = None
         self.pause = 0.002
+        self.token = b""  # of the call that goes on
+        self.is_answering = True  # output between calls is nobody's
         self.count_anew()
         self._open(request)
 
@@ -74,6 +76,7 @@ class Run:
 
     def count_anew(self) -> None:
         """Begin another call of a run that takes calls."""
+        self.cpu_before = self.cpu()
         self.totals = {STDOUT: 0, STDERR: 0}
         self.tails = {STDOUT: bytearray(), STDERR: bytearray()}
         self.before = counters()
@@ -96,6 +99,16 @@ class Run:
             "tails": [self.tails[kind].decode("latin-1") for kind in (STDOUT, STDERR)],
             **{name: now[name] - self.before.get(name, 0) for name in now},
         }
+
+    def cpu(self) -> float:
+        """The seconds of CPU time that its command has used; 0 if it is not there (yet)."""
+        said = json.loads(self.report.splitlines()[0]) if b"\n" in self.report else {}
+        if "command" not in said:
+            return 0.0
+        try:
+            return time.clock_gettime((~said["command"] << 3) | 2)  # clock_getcpuclockid(3)
+        except OSError:
+            return 0.0
 
     def close(self, name: str) -> None:
         """Close one of its pipes, if it is open."""
@@ -140,6 +153,7 @@ def _be_runner(request: dict[str, Any], theirs: list[int], report: int) -> NoRet
         command = os.fork()
         if command == 0:
             _be_command(request, theirs)
+        _say(report, {"command": command})
         for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
             if fd != report:
                 with suppress(OSError):  # that which the directory was read by

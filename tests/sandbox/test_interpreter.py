@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from sandbox import Sandbox
+from sandbox.engine import Output
 from sandbox.python import MAX_CODE, Executed, Interpreter
 from tests.process import Marker
 
@@ -126,10 +127,54 @@ async def test_a_fork_that_comes_back_is_not_a_second_interpreter(python: Interp
     assert (await execute(python, "x")).result.stdout.kept == b"2\n"
 
 
-async def test_nonsense_on_its_own_channel_ends_it(python: Interpreter) -> None:
-    executed = await execute(python, "import os\nos.write(4, b'nonsense\\n')\nwhile True: pass")
+ATTACKS: Final = {
+    "nonsense": "os.write(4, b'nonsense\\n')",
+    "deep JSON": "os.write(4, b'[' * 60000)",
+    "a huge number": "os.write(4, b'9' * 10000 + b'\\n')",
+    "counts of its own": 'os.write(4, b\'{"status": 0, "totals": [7, 7]}\\n\')',
+    "an end without the call's token": "os.write(4, bytes(9))",
+    "half an end": "os.write(4, bytes(4))",
+    "a flood": "while True: os.write(4, bytes(65536))",
+}
+
+
+@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+async def test_nonsense_on_its_own_channel_ends_it(python: Interpreter, attack: str) -> None:
+    executed = await execute(python, f"import os\n{attack}\nwhile True: pass")
     assert executed.forgot
+    assert executed.result.exit_status == -9
+    assert executed.result.stdout == Output()
     assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"
+
+
+FORGED: Final = """
+import os, sys
+frame = sys._getframe()
+while "token" not in frame.f_locals: frame = frame.f_back
+os.write(4, frame.f_locals["token"] + b"\\0")
+"""
+
+
+async def test_an_end_that_code_has_forged_is_its_own_and_no_other_calls(
+    python: Interpreter,
+) -> None:
+    """Its interpreter ends with the second end, that of nobody, whether or not a call goes on."""
+    forged = await execute(python, FORGED)
+    assert forged.result.exit_status == 0
+    executed = await execute(python, "1 + 1")
+    assert executed.forgot or executed.result.stdout.kept == b"2\n"
+    assert (await execute(python, "'frame' in globals()")).result.stdout.kept == b"False\n"
+
+
+async def test_cpu_time_is_the_calls_own(python: Interpreter) -> None:
+    spin = "import time\nend = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    assert (await execute(python, spin)).result.cpu >= 0.3
+    assert (await execute(python, "1 + 1")).result.cpu < 0.3
+
+
+async def test_an_exit_status_is_one_byte_as_for_the_kernel(python: Interpreter) -> None:
+    assert (await execute(python, "raise SystemExit(10 ** 100 + 3)")).result.exit_status == 3
+    assert (await execute(python, "raise SystemExit(-1)")).result.exit_status == 255
 
 
 async def test_code_that_is_too_long_is_refused(python: Interpreter) -> None:

@@ -33,7 +33,7 @@ def sandbox(session: Session, nursery: trio.Nursery) -> Sandbox:
 
 
 async def test_what_the_agent_says_of_itself_is_known(session: Session) -> None:
-    assert session.about == {"python": "3"}
+    assert session.about.python == "3"
 
 
 async def test_a_run_is_asked_for_and_its_end_is_its_result(
@@ -65,7 +65,7 @@ async def test_a_run_is_asked_for_and_its_end_is_its_result(
 async def test_input_waits_until_it_is_read(
     session: Session, agent: Agent, nursery: trio.Nursery
 ) -> None:
-    running = session.start({"argv": ["cat"]})
+    running = session.start({"argv": ["cat"], "cap": 0})
     assert (await agent.frame()).kind == frames.START
     nursery.start_soon(running.feed, bytes(2 * WINDOW))
     received = 0
@@ -109,7 +109,27 @@ async def test_an_agent_that_hangs_up_ends_all_runs(
         await sandbox.run("true")
 
 
-@pytest.mark.parametrize("nonsense", [b"\xff" * 9, frames.encode(frames.EXIT, 1, b"no JSON")])
+NONSENSE = {
+    "no frame": b"\xff" * 9,
+    "a frame of no kind": frames.encode(99, 1),
+    "a frame longer than an agent's": frames.HEADER.pack(frames.STDOUT, 1, frames.MAX_SAID + 1),
+    "no JSON": frames.encode(frames.EXIT, 1, b"no JSON"),
+    "deep JSON": frames.encode(frames.EXIT, 1, b"[" * 100_000),
+    "a deep value": frames.encode(frames.EXIT, 1, b'{"status": ' + b"[" * 100_000),
+    "a deep value that nobody asked for": frames.encode(frames.EXIT, 1, b'{"x": ' + b"[" * 100_000),
+    "a huge number": frames.encode(frames.EXIT, 1, b'{"killed": ' + b"9" * 10_000 + b"}"),
+    "a wrong type": frames.encode(frames.EXIT, 1, b'{"totals": {"stdout": 1}}'),
+    "a count below nothing": frames.encode(frames.EXIT, 1, b'{"totals": [-1, 0]}'),
+    "a tail too long": frames.encode(frames.EXIT, 1, b'{"tails": ["%s", ""]}' % (b"x" * 5000)),
+    "a reply to no call": frames.encode(frames.REPLY, 1, b"{}"),
+    "half a count": frames.encode(frames.TAKEN, 1, b"\0"),
+    "more taken than sent": frames.encode(frames.TAKEN, 1, frames.NUMBER.pack(1)),
+    "more output than is passed on": frames.encode(frames.STDOUT, 1, b"xx"),
+    "a greeting of another kind": frames.encode(frames.READY, 0, b'{"python": 3}'),
+}
+
+
+@pytest.mark.parametrize("nonsense", NONSENSE.values(), ids=NONSENSE)
 async def test_an_agent_that_talks_nonsense_counts_as_gone(
     sandbox: Sandbox, agent: Agent, nursery: trio.Nursery, nonsense: bytes
 ) -> None:
@@ -119,7 +139,7 @@ async def test_an_agent_that_talks_nonsense_counts_as_gone(
 
     nursery.start_soon(talk)
     with trio.fail_after(10), pytest.raises(GoneError):
-        await sandbox.run("true")
+        await sandbox.run("true", cap=1)
 
 
 async def test_an_agent_that_does_not_end_a_run_is_given_up(
