@@ -120,6 +120,8 @@ class Output:
 class Result:
     """How a run ended. `exit_status` is negative for a signal, as in `subprocess`; times are in
     seconds. `killed` counts the processes that were killed at its end, or at its timeout.
+    `made_room` says that there was no process left for it, so that the interpreter was ended first,
+    with all that earlier calls had left running.
     """
 
     exit_status: int
@@ -131,3 +133,4 @@ class Result:
     out_of_memory: bool = False
     out_of_processes: bool = False
     killed: int = 0
+    made_room: bool = False

@@ -3,7 +3,7 @@
 import secrets
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import trio
@@ -23,7 +23,9 @@ _HEADER: Final = struct.Struct(">8sI")
 
 @dataclass(frozen=True)
 class Executed:
-    """How a call ended; `forgot` says that the interpreter ended with it, and its variables."""
+    """How a call ended; `forgot` says that the interpreter, with its variables, has ended with it,
+    or had ended since the call before.
+    """
 
     result: Result
     forgot: bool
@@ -35,6 +37,7 @@ class Interpreter:
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._running: Running | None = None
+        self._is_kept = False  # there are variables of a call before
         self._turn = trio.Lock()
 
     async def execute(
@@ -59,7 +62,11 @@ class Interpreter:
             raise ValueError(f"the code is longer than {MAX_CODE} bytes")
         with self._sandbox.in_use():
             async with self._turn:
-                return await self._execute(self._started(), text, timeout, on_output, on_killed)
+                before, running = self._running, self._started()
+                forgot, self._is_kept = self._is_kept and running is not before, False
+                executed = await self._execute(running, text, timeout, on_output, on_killed)
+                self._is_kept = not executed.forgot
+                return replace(executed, forgot=forgot or executed.forgot)
 
     def _started(self) -> Running:
         if self._running is None or self._running.over.is_set():
@@ -93,6 +100,8 @@ class Interpreter:
                     on_killed(running.killed)
         if running.failure is not None:
             raise running.failure
+        if running.is_refused:
+            await self._sandbox.make_room()  # by other runs, or else the sandbox is of no use
         wall = trio.current_time() - begun
         result = result_of(running, ended or running.end, timed_out=timed_out, wall=wall)
         return Executed(result, forgot=running.over.is_set())

@@ -3,7 +3,7 @@
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import trio
@@ -28,6 +28,10 @@ UNKILLABLE: Final = 5.0
 _GONE: Final = (
     "the sandbox has ended under what ran in it (its engine stopped, or it ran out of memory); "
     "its files are gone, and the next call gets a new one"
+)
+_EXHAUSTED: Final = (
+    "no process could be started in the sandbox, though nothing ran in it, and it was ended; its "
+    "files are gone, and the next call gets a new one"
 )
 _ENVIRONMENT: Final = {
     "PATH": f"{HOME}/.local/bin:/usr/local/bin:/usr/bin:/bin",
@@ -96,12 +100,35 @@ class Sandbox:
         """
         argv = ["/bin/sh", "-c", command] if isinstance(command, str) else list(command)
         await trio.lowlevel.checkpoint()
+        made_room = False
         with self.in_use():
-            running = self.start(argv, env=env, cwd=cwd, cap=cap, on_output=on_output)
-            async with self.ending(running, on_killed), trio.open_nursery() as nursery:
-                nursery.start_soon(running.feed, stdin)
-                timed_out = not await self.wait(running, timeout)
-        return result_of(running, running.end, timed_out=timed_out)
+            while True:
+                running = self.start(argv, env=env, cwd=cwd, cap=cap, on_output=on_output)
+                async with self.ending(running, on_killed), trio.open_nursery() as nursery:
+                    nursery.start_soon(running.feed, stdin)
+                    timed_out = not await self.wait(running, timeout)
+                if not running.is_refused or not await self.make_room():
+                    break
+                made_room = True
+        result = result_of(running, running.end, timed_out=timed_out)
+        return replace(result, made_room=made_room)
+
+    async def make_room(self) -> bool:
+        """End what earlier calls have left running: there is no process left for a run.
+
+        Returns:
+            Whether there was anything. If not, other runs have the processes, and will end.
+
+        Raises:
+            GoneError: there are no other runs: such a sandbox is of no use, and has been ended.
+        """
+        idle = self.session.idle
+        for running in idle:
+            await self.end(running)
+        if not idle and self.session.running == 0:
+            self.session.abandon()  # the keeper sees it, and removes the sandbox
+            raise GoneError(_EXHAUSTED)
+        return bool(idle)
 
     async def read_file(self, path: str) -> bytes:
         """Return a file's content.

@@ -32,12 +32,12 @@ class Running:
     """A run that goes on in a sandbox."""
 
     def __init__(
-        self, session: "Session", number: int, cap: int, on_output: OnOutput | None
+        self, session: "Session", number: int, request: dict[str, Any], on_output: OnOutput | None
     ) -> None:
-        """`cap` is how many bytes of each output the agent passes on."""
         self._session = session
         self._number = number
-        self._cap = cap
+        self._cap: int = request["cap"]
+        self._takes_calls: bool = request.get("calls", False)
         self._on_output = on_output
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
         self._unread = 0
@@ -55,6 +55,16 @@ class Running:
     def is_lost(self) -> bool:
         """Whether the sandbox has ended under it."""
         return self.over.is_set() and self.end is None
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether it is over without having been started: no process was left."""
+        return self.end is not None and self.end.error is not None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it takes calls, and there is none."""
+        return self._takes_calls and not self._is_called
 
     @property
     def killed(self) -> int:
@@ -167,6 +177,11 @@ class Session:
         """How many runs there are."""
         return len(self._running)
 
+    @property
+    def idle(self) -> list[Running]:
+        """Those that take calls, and have none."""
+        return [running for running in self._running.values() if running.is_idle]
+
     def start(self, request: dict[str, Any], on_output: OnOutput | None = None) -> Running:
         """Start a run (`inside.runs.Run` has the request's keys).
 
@@ -176,7 +191,7 @@ class Session:
         if self.is_lost:
             raise GoneError("the sandbox has ended; the next call gets a new one")
         self._number += 1
-        running = Running(self, self._number, request["cap"], on_output)
+        running = Running(self, self._number, request, on_output)
         self._running[self._number] = running
         self.send(frames.START, self._number, json.dumps(request).encode())
         return running

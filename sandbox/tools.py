@@ -169,6 +169,11 @@ def _answer(call: Call, result: Result, *, forgot: bool = False) -> Answer:
         remarks.append("[the sandbox ran out of memory]")
     if result.out_of_processes:
         remarks.append("[the sandbox ran out of processes]")
+    if result.made_room:
+        remarks.append(
+            "[no process was left: what earlier Python calls had started was ended, and their "
+            "variables are gone]"
+        )
     if forgot:
         remarks.append("[the interpreter has ended: all variables are gone]")
     text = "\n".join(part.rstrip("\n") for part in [*output, *remarks] if part)

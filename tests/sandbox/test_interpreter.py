@@ -127,6 +127,28 @@ async def test_a_fork_that_comes_back_is_not_a_second_interpreter(python: Interp
     assert (await execute(python, "x")).result.stdout.kept == b"2\n"
 
 
+BOMB: Final = """
+import os, time
+while True:
+    try:
+        if os.fork() == 0: time.sleep(1000)
+    except OSError: break
+"""
+
+
+async def test_processes_that_a_call_has_left_make_room_for_the_next_run(
+    python: Interpreter, sandbox: Sandbox
+) -> None:
+    with trio.fail_after(PATIENCE):
+        assert (await execute(python, BOMB)).result.out_of_processes
+        result = await sandbox.run("echo usable")
+        assert (result.stdout.kept, result.made_room) == (b"usable\n", True)
+        executed = await execute(python, "'BOMB' in globals()")
+        assert executed.forgot  # said once
+        assert not (await execute(python, "1 + 1")).forgot
+        assert not (await sandbox.run("true")).made_room
+
+
 ATTACKS: Final = {
     "nonsense": "os.write(4, b'nonsense\\n')",
     "deep JSON": "os.write(4, b'[' * 60000)",

@@ -79,14 +79,34 @@ async def test_input_waits_until_it_is_read(
     assert (await agent.frame()).kind == frames.CLOSE
 
 
-async def test_a_run_that_cannot_be_started_says_why(
-    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+async def refuse(agent: Agent) -> None:
+    """Say that no process can be started for a run that is asked for."""
+    kind, number, _ = await agent.frame()
+    while kind != frames.START:
+        kind, number, _ = await agent.frame()
+    await agent.say(frames.EXIT, number, b'{"error": "no more", "pids": 1}')
+
+
+async def test_a_run_that_cannot_be_started_beside_another_says_why(
+    session: Session, sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
 ) -> None:
-    nursery.start_soon(lambda: agent.say(frames.EXIT, 1, b'{"error": "no more", "pids": 1}'))
+    session.start({"argv": ["sleep"], "cap": 0})
+    assert (await agent.frame()).kind == frames.START
+    nursery.start_soon(refuse, agent)
     result = await _run_later(sandbox, agent)
     assert result.exit_status == 126
     assert result.stderr.kept == b"no process can be started: no more\n"
     assert result.out_of_processes
+    assert not result.made_room
+
+
+async def test_a_sandbox_in_which_nothing_can_be_started_is_ended(
+    sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+) -> None:
+    nursery.start_soon(refuse, agent)
+    with trio.fail_after(10), pytest.raises(GoneError, match="the next call gets a new one"):
+        await sandbox.run("true")
+    assert sandbox.is_lost
 
 
 async def _run_later(sandbox: Sandbox, agent: Agent) -> Any:
