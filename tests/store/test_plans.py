@@ -21,6 +21,7 @@ from clarad.store import (
     Writer,
     open_engine,
 )
+from clarad.store.causes import Causes
 from clarad.store.history import History
 from clarad.store.migrate import upgrade
 from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
@@ -214,6 +215,10 @@ STATEMENTS: Final[dict[str, tuple[Ask, str]]] = {
     "the newest runs of a task": (
         history(lambda h: h.task_runs(task="task-7", failed=False, limit=20)),
         "uq_clarad_task_runs_task_nominal_at",
+    ),
+    "runs that a node says have led to it": (
+        lambda w: Causes(w).confirm(["run-7", "run-8"]),
+        "uq_clarad_task_runs_run_id",
     ),
     "a run of a hook": (history(lambda h: h.find("run-7")), "uq_clarad_hook_runs_run_id"),
     "a run of a task": (history(lambda h: h.find("no such run")), "uq_clarad_task_runs_run_id"),
