@@ -7,7 +7,7 @@ import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import trio
 
@@ -15,6 +15,9 @@ from clarad import __version__, config
 from clarad.assignment import UnknownTask
 from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
+from clarad.automation.hook import Hook
+from clarad.automation.overview import differences, hook_row
+from clarad.automation.task import Task
 from clarad.config import RELOADED, ConfigError, Settings
 from clarad.envfile import EnvFileError, Overlay
 from clarad.log import NOTICE, hide
@@ -41,6 +44,7 @@ class _Found(NamedTuple):
     environ: Mapping[str, str]
     settings: Settings
     defined: Definitions
+    warnings: Sequence[str]
     tls: ssl.SSLContext | None
 
 
@@ -99,6 +103,8 @@ class Operations:
     async def _reload(self) -> Report:
         before = self._settings
         found = await trio.to_thread.run_sync(self._read_again)
+        for warning in found.warnings:
+            log.warning("%s", warning, extra=catalogue.CONFIG_QUESTIONABLE.about())
         try:
             # Whoever asked may go meanwhile; tasks without their hooks would be half a reload.
             with trio.CancelScope(shield=True):
@@ -112,13 +118,11 @@ class Operations:
 
     def _read_again(self) -> _Found:
         environ: Mapping[str, str] = {}
-        settings = self._settings
+        settings, warnings = self._settings, list[str]()
         try:
             if self._overlay is not None:
                 environ = self._overlay.read()
                 settings, warnings = config.load(environ)
-                for warning in warnings:
-                    log.warning("%s", warning, extra=catalogue.CONFIG_QUESTIONABLE.about())
             tls = server_context(settings)
         except (EnvFileError, ConfigError) as error:
             raise Refused(error.problems) from None
@@ -128,7 +132,7 @@ class Operations:
         if defined.problems:
             raise Refused([str(problem) for problem in defined.problems])
         hide([*secrets_in(environ), *defined.secrets()])
-        return _Found(environ, settings, defined, tls)
+        return _Found(environ, settings, defined, warnings, tls)
 
     def _put_in_force(self, found: _Found) -> None:
         if self._overlay is not None:
@@ -143,6 +147,19 @@ class Operations:
         if (complaint := await self._complaint()) is not None:
             raise Refused([f"{runs}, and {complaint}"])
         return Report(f"{runs}\n{self._status.text()}\n{self._kept()}")
+
+    async def overview(self, of: Literal["hooks", "tasks"]) -> Report:
+        """Say which hooks or tasks run; the text says what a reload would change of them."""
+        in_force: dict[str, Sequence[Hook | Task]]
+        in_force = {"hooks": self._hooks.current, "tasks": self._scheduler.tasks}
+        rows = self._scheduler.overview() if of == "tasks" else map(hook_row, self._hooks.current)
+        try:
+            found = await trio.to_thread.run_sync(self._read_again)
+            changes = differences(in_force[of], getattr(found.defined, of))
+            text = f"a reload {'; '.join(changes)}" if changes else ""
+        except Refused as refused:
+            text = f"a reload would be refused: {'; '.join(refused.problems)}"
+        return Report(text, rows=list(rows))
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; a cancellation ends only the waiting."""

@@ -4,7 +4,7 @@ No I/O happens here. Frames are as in `clarad.protocol`; the last section of `do
 the reference.
 """
 
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
@@ -29,6 +29,13 @@ class Status(Struct, frozen=True, tag="status"):
     """Say that you are well."""
 
     id: Id
+
+
+class Overview(Struct, frozen=True, tag="overview"):
+    """Say which hooks or tasks run, and what a reload would change of them."""
+
+    id: Id
+    of: Literal["hooks", "tasks"]
 
 
 class RunTask(Struct, frozen=True, tag="run_task"):
@@ -98,6 +105,7 @@ class CloseToken(Struct, frozen=True, tag="close_token"):
 Request = (
     Reload
     | Status
+    | Overview
     | RunTask
     | PauseTask
     | ResumeTask

@@ -16,6 +16,7 @@ from clarad.adapters.operator import NoDaemon
 from clarad.adapters.terminal import HARMLESS
 from clarad.automation import reaction
 from clarad.automation.hook import Hook, load_hooks
+from clarad.automation.overview import hook_row
 from clarad.automation.posting import Poster
 from clarad.automation.run import Tried
 from clarad.cli import control, fail, listing, runs
@@ -53,14 +54,17 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    hooks = _load(settings)
     with open_history(settings.database_url) as history:
-        rows = [_described(hook) | runs.last(history.last_hook_run(hook.name)) for hook in hooks]
+        rows = runs.in_force(settings, "hooks")
+        if rows is None:
+            rows = [hook_row(hook) for hook in _load(settings)]
+        rows = [row | runs.last(history.last_hook_run(row["name"])) for row in rows]
     listing.show(rows, _LIST, as_json=arguments.json)
     return 0
 
 
 def _runs(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    runs.require_state(settings)
     with open_history(settings.database_url) as history:
         rows = history.hook_runs(
             hook=arguments.hook, failed=arguments.failed, limit=arguments.limit
@@ -137,21 +141,6 @@ def _load(settings: config.Settings) -> Sequence[Hook]:
     loaded = load_hooks(settings.hooks_dir)
     fail(*(f"left out: {problem}" for problem in loaded.problems))
     return loaded.entries
-
-
-def _described(hook: Hook) -> dict[str, Any]:
-    return {
-        "name": hook.name,
-        "events": sorted(hook.events),
-        "match": hook.match,
-        "runs": hook.command or f"POST {hook.url}",
-        "timeout": hook.timeout,
-        "priority": hook.priority,
-        "overlap": hook.overlap,
-        "retries": hook.retries,
-        "enabled": hook.enabled,
-        "description": hook.description,
-    }
 
 
 def _sample(hook: Hook) -> Event:

@@ -2,13 +2,15 @@
 
 import argparse
 from collections.abc import Callable
-from typing import Any, Final
+from datetime import datetime
+from typing import Any, Final, Literal
 
-from clarad import config
+from clarad import config, operator
 from clarad.adapters.operator import OperatorError
 from clarad.automation.values import MAX_NAME
-from clarad.cli import fail, listing
+from clarad.cli import control, fail, listing
 from clarad.store import StoreError
+from clarad.store.engine import sqlite_file
 from clarad.store.history import Found, open_history
 
 DEFAULT_LIMIT: Final = 50
@@ -47,14 +49,46 @@ def add_show(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> No
     add_list_options(show)
 
 
+def require_state(settings: config.Settings) -> None:
+    """Raise `Unusable` where nothing can have run: there is not even a place to keep it in."""
+    if sqlite_file(settings.database_url) is not None and not settings.state_dir.is_dir():
+        raise Unusable(
+            f"there is no state directory {settings.state_dir}; set CLARA_STATE_DIR to that of the "
+            "daemon, or start one with `clarad run`"
+        )
+
+
 def show(arguments: argparse.Namespace, settings: config.Settings) -> int:
     """Show one run."""
+    require_state(settings)
     with open_history(settings.database_url) as history:
         found = history.find(arguments.run_id)
     if found is None:
         raise Unusable(f"there is no run {arguments.run_id!r}; `runs` lists them")
     listing.show_one(found, as_json=arguments.json)
     return 0
+
+
+def in_force(
+    settings: config.Settings, of: Literal["hooks", "tasks"]
+) -> list[dict[str, Any]] | None:
+    """Return what the running daemon has in force, and say what a reload would change.
+
+    `None`, and it is said why, if no daemon can be asked.
+    """
+    try:
+        done = control.ask(settings, operator.Overview("overview", of))
+    except OperatorError as error:
+        fail(f"{error}; this is what the files say")
+        return None
+    if done is None:
+        return None
+    fail(*filter(None, [done.text]))
+    rows = done.rows or []
+    for row in rows:
+        if row.get("next_at") is not None:
+            row["next_at"] = datetime.fromisoformat(row["next_at"])
+    return rows
 
 
 def last(run: Found | None) -> dict[str, Any]:

@@ -8,18 +8,18 @@ from typing import Any, Final
 from clarad import config, operator
 from clarad.adapters.operator import NoDaemon
 from clarad.automation import schedule, timezone
+from clarad.automation.overview import task_row
 from clarad.automation.preview import preview
 from clarad.automation.task import Task, load_tasks
 from clarad.cli import control, fail, listing, runs
 from clarad.cli.runs import Unusable
 from clarad.store import Outcome, StoreError, TaskState
-from clarad.store.history import History, open_history, open_writable
+from clarad.store.history import open_history, open_writable
 from clarad.store.tasks import write_pause
 
 _LIST: Final = ("name", "schedule", "enabled", "paused", "next_at", "last", "last_at")
 _RUNS: Final = ("run", "task", "nominal_at", "state", "attempts", "duration", "reason")
 _PERIOD: Final = timedelta(days=1)
-_INSTANT: Final = timedelta(microseconds=1)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -61,46 +61,28 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    tasks = _load(settings)
     with open_history(settings.database_url) as history:
         states = history.task_states()
-        rows = [_described(task, states.get(task.name), history) for task in tasks]
+        rows = runs.in_force(settings, "tasks")
+        if rows is None:
+            rows = [_described(task, states.get(task.name)) for task in _load(settings)]
+        for row in rows:
+            state = states.get(row["name"])
+            if state is not None and state.paused_at is not None:  # another daemon may have it
+                row |= {"paused": True, "next_at": None}
+            row |= runs.last(history.last_task_run(row["name"]))
     listing.show(rows, _LIST, as_json=arguments.json)
     return 0
 
 
-def _described(task: Task, state: TaskState | None, history: History) -> dict[str, Any]:
-    paused = state is not None and state.paused_at is not None
-    return {
-        "name": task.name,
-        "type": task.type,
-        "schedule": schedule.identity(task),
-        "command": task.command,
-        "timeout": task.timeout,
-        "overlap": task.overlap,
-        "catch_up": task.catch_up,
-        "retries": task.retries,
-        "enabled": task.enabled,
-        "paused": paused,
-        "description": task.description,
-        "next_at": None if paused or not task.enabled else _next(task, state),
-        **runs.last(history.last_task_run(task.name)),
-    }
-
-
-def _next(task: Task, state: TaskState | None) -> datetime | None:
-    """Return when a task is due next; of what counts from each start, nobody knows."""
-    now = datetime.now(UTC)
-    if task.type == "one_shot" and task.run_at is None:
-        return None
+def _described(task: Task, state: TaskState | None) -> dict[str, Any]:
     known = state is not None and state.schedule == schedule.identity(task)
-    anchor = state.anchor_at if state is not None and known else schedule.anchor(task, now)
-    after = now - _INSTANT
-    found = next(schedule.occurrences(task, after=after, anchor=anchor), None)
-    return None if found is None else found.nominal_at
+    anchor = state.anchor_at if state is not None and known else None
+    return task_row(task, now=datetime.now(UTC), anchor=anchor, is_paused=False)
 
 
 def _runs(arguments: argparse.Namespace, settings: config.Settings) -> int:
+    runs.require_state(settings)
     with open_history(settings.database_url) as history:
         rows = history.task_runs(
             task=arguments.task, failed=arguments.failed, limit=arguments.limit

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Final, Protocol
+from typing import Final, Literal, Protocol
 
 import msgspec
 import trio
@@ -45,6 +45,9 @@ class Operations(Protocol):
 
     async def status(self) -> Report:
         """Say how things are, if the database does its work."""
+
+    async def overview(self, of: Literal["hooks", "tasks"]) -> Report:
+        """Say which hooks or tasks run, and what a reload would change of them."""
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; `started` is told the run's id."""
@@ -226,6 +229,8 @@ class OperatorConnection:
                 return await self._operations.reload()
             case operator.Status():
                 return await self._operations.status()
+            case operator.Overview():
+                return await self._operations.overview(request.of)
             case operator.RunTask():
                 return await self._operations.run_task(request.task, request.caused_by, started)
             case operator.PauseTask():

@@ -90,7 +90,7 @@ class Hooks:
             StoreError: what was left cannot be read.
         """
         self._lanes, self._lane_of = Lanes(MAX_RUNNING), {}
-        self.replace(list(self._hooks.values()))
+        self.replace(self.current)
         self._living.clear()
         self._retries = RetryQueue(self._given_up)
         try:
@@ -109,17 +109,14 @@ class Hooks:
 
     def replace(self, hooks: Iterable[Hook]) -> None:
         """Take other hooks. What goes on goes on; what waits is run as its hook now is."""
-        self._hooks = {hook.name: hook for hook in hooks if hook.enabled}
+        self.current: Sequence[Hook] = list(hooks)
+        """The hooks that are in force; those that are off are among them."""
+        self._hooks = {hook.name: hook for hook in self.current if hook.enabled}
         self._index = Index(self._hooks.values())
         for hook in self._hooks.values():
             capacity = MAX_PARALLEL if hook.overlap == "parallel" else 1
             self._lane_of.setdefault(hook.name, Lane(capacity)).capacity = capacity
         self._lanes.look()
-
-    @property
-    def current(self) -> Sequence[Hook]:
-        """The hooks that are in force."""
-        return list(self._hooks.values())
 
     async def inherit(self, lives: Collection[int]) -> None:
         """Go on with what these lives of daemons have left.

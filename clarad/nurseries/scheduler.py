@@ -9,13 +9,14 @@ clock or the daemon makes one run twice.
 import logging
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 import trio
 
 from clarad.assignment import Assignment, UnknownTask
 from clarad.automation.agenda import MAX_LISTED, Decision
 from clarad.automation.job import Job
+from clarad.automation.overview import task_row
 from clarad.automation.runner import Runner
 from clarad.automation.schedule import Occurrence
 from clarad.automation.task import Task
@@ -78,6 +79,15 @@ class Scheduler:
     def tasks(self) -> Sequence[Task]:
         """The tasks that are in force."""
         return self._assignment.tasks
+
+    def overview(self) -> list[dict[str, Any]]:
+        """Return what a list shows of the tasks that are in force."""
+        agenda, rows = self._assignment.agenda, []
+        for task in self.tasks:
+            entry = agenda.find(task.name)  # none if another daemon has it
+            anchor, is_paused = (entry.anchor, entry.is_paused) if entry else (None, False)
+            rows.append(task_row(task, now=self._now(), anchor=anchor, is_paused=is_paused))
+        return rows
 
     def stop_firing(self) -> None:
         """Start nothing more; what comes due is missed, and the next start accounts for it."""

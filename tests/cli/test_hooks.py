@@ -127,6 +127,15 @@ def refused(text: str) -> Said:
     return Said(1, "", f"clarad: {text}\n")
 
 
+def no_daemon(alone: Console) -> str:
+    """What a list says first where no daemon runs."""
+    where = alone.installation.state_dir
+    return (
+        f"clarad: no daemon runs with the state directory {where}; start it with `clarad run`; "
+        "this is what the files say\n"
+    )
+
+
 # --- list ----------------------------------------------------------------------------------------
 
 
@@ -134,7 +143,7 @@ def test_list_shows_each_hook_and_how_it_ran_last(clarad: Console) -> None:
     status, out, err = clarad("hooks", "list")
     head, *lines = out.splitlines()
     assert (status, err) == (0, "")
-    assert head.split() == ["name", "events", "runs", "enabled", "priority", "last", "last"]
+    assert head.split() == ["name", "events", "runs", "enabled", "priority", "last", "last", "at"]
     assert [line.split()[0] for line in lines] == NAMES
     greet, steer, post, _, _, several, off = lines
     assert "echo hello; echo careful >&2  " in greet
@@ -172,15 +181,15 @@ def test_list_keeps_what_is_confidential(clarad: Console, words: list[str]) -> N
 
 def test_list_needs_no_daemon_and_no_database(alone: Console) -> None:
     status, out, err = alone("hooks", "list")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, no_daemon(alone))
     assert [line.split()[0] for line in out.splitlines()[1:]] == NAMES
     assert not alone.installation.state_dir.exists()
 
 
 def test_list_of_no_hooks_says_so(alone: Console) -> None:
     (alone.installation.directory / "hooks.yaml").unlink()
-    assert alone("hooks", "list") == (0, "none\n", "")
-    assert alone("hooks", "list", "--json") == (0, "", "")
+    assert alone("hooks", "list") == (0, "none\n", no_daemon(alone))
+    assert alone("hooks", "list", "--json") == (0, "", no_daemon(alone))
 
 
 def test_list_leaves_out_what_is_wrong_and_says_what(alone: Console) -> None:
@@ -191,7 +200,42 @@ def test_list_leaves_out_what_is_wrong_and_says_what(alone: Console) -> None:
     status, out, err = alone("hooks", "list", "--json")
     assert (status, [json.loads(line)["name"] for line in out.splitlines()]) == (0, ["good"])
     path = alone.installation.directory / "hooks.yaml"
-    assert err == f"clarad: left out: {path}:3: event is tool:edn; did you mean tool:end?\n"
+    wrong = f"clarad: left out: {path}:3: event is tool:edn; did you mean tool:end?\n"
+    assert err == no_daemon(alone) + wrong
+
+
+def test_list_shows_what_runs_and_says_what_a_reload_would_change(alone: Console) -> None:
+    alone.installation.write(
+        hooks="- {name: idle, event: tool:end, command: ls, enabled: false}\n"
+        "- {name: old, event: tool:end, command: ls}\n"
+        "- {name: same, event: tool:end, command: ls}\n"
+    )
+    with alone.installation.daemon():
+        before = alone("hooks", "list", "--json")
+        assert [row["name"] for row in before.rows] == ["idle", "old", "same"]
+        assert before.err == ""
+        alone.installation.write(
+            hooks="- {name: idle, event: tool:end, command: date, enabled: false}\n"
+            "- {name: same, event: tool:end, command: ls}\n"
+            "- {name: new, event: tool:end, command: ls}\n"
+        )
+        changed = alone("hooks", "list", "--json")
+        assert changed.rows == before.rows
+        assert changed.err == "clarad: a reload adds new; changes idle; removes old\n"
+        alone.installation.write(hooks="- {name: broken}\n")
+        broken = alone("hooks", "list")
+        assert broken.err.startswith("clarad: a reload would be refused: ")
+        assert broken.status == 0
+
+
+@pytest.mark.parametrize("words", [["runs"], ["show", "x"]], ids=" ".join)
+def test_a_state_directory_that_is_not_there_is_named(alone: Console, words: list[str]) -> None:
+    said = alone("hooks", *words)
+    where = alone.installation.state_dir
+    assert said == refused(
+        f"there is no state directory {where}; set CLARA_STATE_DIR to that of the daemon, or start "
+        "one with `clarad run`"
+    )
 
 
 def test_a_name_cannot_steer_the_terminal(alone: Console) -> None:

@@ -126,6 +126,15 @@ def run_now(clarad: Console, task: str) -> str:
     return begun.removeprefix("run ").removesuffix(" has begun")
 
 
+def no_daemon(alone: Console) -> str:
+    """What a list says first where no daemon runs."""
+    where = alone.installation.state_dir
+    return (
+        f"clarad: no daemon runs with the state directory {where}; start it with `clarad run`; "
+        "this is what the files say\n"
+    )
+
+
 # --- list ----------------------------------------------------------------------------------------
 
 
@@ -133,7 +142,7 @@ def test_list_shows_each_task_when_it_is_next_and_how_it_ran_last(clarad: Consol
     status, out, err = clarad("tasks", "list")
     head, *lines = out.splitlines()
     assert (status, err) == (0, "")
-    assert head.split() == ["name", "schedule", "enabled", "paused", "next", "last", "last"]
+    assert head.split() == ["name", "schedule", "enabled", "paused", "next", "last", "last", "at"]
     assert [line.split()[0] for line in lines] == NAMES
     assert re.search(r"  every 3600 s +yes +no +20[^ ]+ [^ ]+  ran      20", lines[0])
     assert re.search(r"  30 2 1 1 \* in Europe/Berlin +yes +no +20[^ ]+-01-01 ", lines[1])
@@ -165,7 +174,7 @@ def test_an_interval_is_next_a_whole_number_of_intervals_after_its_first_run(
 
 def test_list_needs_no_daemon_and_no_database(alone: Console) -> None:
     status, out, err = alone("tasks", "list", "--json")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, no_daemon(alone))
     rows = [json.loads(line) for line in out.splitlines()]
     assert [row["name"] for row in rows] == NAMES
     assert {row["last"] for row in rows} == {None}
@@ -174,8 +183,8 @@ def test_list_needs_no_daemon_and_no_database(alone: Console) -> None:
 
 def test_list_of_no_tasks_says_so(alone: Console) -> None:
     (alone.installation.directory / "scheduler.yaml").unlink()
-    assert alone("tasks", "list") == (0, "none\n", "")
-    assert alone("tasks", "list", "--json") == (0, "", "")
+    assert alone("tasks", "list") == (0, "none\n", no_daemon(alone))
+    assert alone("tasks", "list", "--json") == (0, "", no_daemon(alone))
 
 
 def test_list_leaves_out_what_is_wrong_and_says_what(alone: Console) -> None:
@@ -185,8 +194,43 @@ def test_list_leaves_out_what_is_wrong_and_says_what(alone: Console) -> None:
     status, out, err = alone("tasks", "list", "--json")
     assert (status, [json.loads(line)["name"] for line in out.splitlines()]) == (0, ["good"])
     path = alone.installation.directory / "scheduler.yaml"
-    assert err.startswith(f"clarad: left out: {path}:3: interval is 0; write a number of seconds")
-    assert len(err.splitlines()) == 1
+    wrong = f"clarad: left out: {path}:3: interval is 0; write a number of seconds"
+    assert err.startswith(no_daemon(alone) + wrong)
+    assert len(err.splitlines()) == 2
+
+
+def test_list_shows_what_runs_and_says_what_a_reload_would_change(alone: Console) -> None:
+    alone.installation.write(
+        tasks="- {name: idle, interval: 5, command: ls, enabled: false}\n"
+        "- {name: old, interval: 900, command: ls}\n"
+        "- {name: same, interval: 900, command: ls}\n"
+    )
+    with alone.installation.daemon():
+        before = alone("tasks", "list", "--json")
+        assert [row["name"] for row in before.rows] == ["idle", "old", "same"]
+        assert before.err == ""
+        alone.installation.write(
+            tasks="- {name: idle, interval: 5, command: date, enabled: false}\n"
+            "- {name: same, interval: 900, command: ls}\n"
+            "- {name: new, interval: 900, command: ls}\n"
+        )
+        changed = alone("tasks", "list", "--json")
+        assert changed.rows == before.rows
+        assert changed.err == "clarad: a reload adds new; changes idle; removes old\n"
+        alone.installation.write(tasks="- {name: broken}\n")
+        broken = alone("tasks", "list")
+        assert broken.err.startswith("clarad: a reload would be refused: ")
+        assert broken.status == 0
+
+
+@pytest.mark.parametrize("words", [["runs"], ["show", "x"]], ids=" ".join)
+def test_a_state_directory_that_is_not_there_is_named(alone: Console, words: list[str]) -> None:
+    said = alone("tasks", *words)
+    where = alone.installation.state_dir
+    assert said == refused(
+        f"there is no state directory {where}; set CLARA_STATE_DIR to that of the daemon, or start "
+        "one with `clarad run`"
+    )
 
 
 def test_a_name_cannot_steer_the_terminal(alone: Console) -> None:
