@@ -96,7 +96,6 @@ class Elsewhere:
 
     async def _ask_to_cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         reason = cancel.reason or "requested"
-        code, why = ErrorCode.NOT_FOUND, "No message with this id is waiting or running."
         try:
             if await self._store.cancel(node.platform, node.id, cancel.request_id, reason):
                 return
@@ -104,8 +103,10 @@ class Elsewhere:
             about = catalogue.STORE_FAILED.about(node_id=node.id, request_id=cancel.request_id)
             text = "whether %r can be cancelled is not known: %s"
             log.error(text, cancel.request_id, error, extra=about)
-            code, why = ErrorCode.PROCESSING_ERROR, "The store failed; cancel it again later."
+            why = f"The store failed; cancel {cancel.request_id!r} again later."
+            # Not with its request_id: that would be the message's terminal frame.
+            node.send(protocol.Error(ErrorCode.PROCESSING_ERROR, why, recoverable=True))
+        else:
+            why = "No message with this id is waiting or running."
+            node.send_error(cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
         self._missing(node, cancel.request_id)
-        node.send_error(
-            cancel.request_id, code, why, recoverable=code is ErrorCode.PROCESSING_ERROR
-        )

@@ -451,5 +451,4 @@ def is_refusal(frame: Frame) -> bool:
 
 def is_of_an_answer(frame: Frame) -> bool:
     told = frame["type"] in {"accepted", "status"} or frame.get("code") == "not_found"
-    told |= "cancel it again later" in frame.get("message", "")
     return not (told or is_refusal(frame))
