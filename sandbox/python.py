@@ -101,7 +101,7 @@ class Interpreter:
         if running.failure is not None:
             raise running.failure
         if running.is_refused:
-            await self._sandbox.make_room()  # by other runs, or else the sandbox is of no use
+            await self._sandbox.make_room(running)  # raises if the sandbox is of no use
         wall = trio.current_time() - begun
         result = result_of(running, ended or running.end, timed_out=timed_out, wall=wall)
         return Executed(result, forgot=running.over.is_set())

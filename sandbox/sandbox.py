@@ -107,25 +107,29 @@ class Sandbox:
                 async with self.ending(running, on_killed), trio.open_nursery() as nursery:
                     nursery.start_soon(running.feed, stdin)
                     timed_out = not await self.wait(running, timeout)
-                if not running.is_refused or not await self.make_room():
+                if not running.is_refused:
                     break
-                made_room = True
+                if await self.make_room(running):
+                    made_room = True
+                elif self.session.running > 0:
+                    break  # they have the processes, and will end
         result = result_of(running, running.end, timed_out=timed_out)
         return replace(result, made_room=made_room)
 
-    async def make_room(self) -> bool:
-        """End what earlier calls have left running: there is no process left for a run.
+    async def make_room(self, refused: Running) -> bool:
+        """End what earlier calls have left running: there was no process left for a run.
 
         Returns:
-            Whether there was anything. If not, other runs have the processes, and will end.
+            Whether there was anything. If not, other runs have the processes, or had them.
 
         Raises:
-            GoneError: there are no other runs: such a sandbox is of no use, and has been ended.
+            GoneError: there were no other runs: such a sandbox is of no use, and has been ended.
         """
         idle = self.session.idle
         for running in idle:
             await self.end(running)
-        if not idle and self.session.running == 0:
+        # That nothing runs now says little: another run may have ended since the refusal.
+        if refused.began_alone and not idle and self.session.running == 0:
             self.session.abandon()  # the keeper sees it, and removes the sandbox
             raise GoneError(_EXHAUSTED)
         return bool(idle)

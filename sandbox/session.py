@@ -44,6 +44,8 @@ class Running:
         self._read = trio.Event()
         self._is_called = False
         self._reply: Ended | None = None
+        self.began_alone = session.running == 0
+        """Whether nothing else ran when it was asked for."""
         self._answered = trio.Event()
         self.over = trio.Event()
         self.end: Ended | None = None

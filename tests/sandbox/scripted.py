@@ -25,7 +25,11 @@ class Agent:
 
     async def say(self, kind: int, run: int, payload: bytes = b"") -> None:
         """Send a frame."""
-        await self._ours.send_all(frames.encode(kind, run, payload))
+        await self.say_all(frames.encode(kind, run, payload))
+
+    async def say_all(self, data: bytes) -> None:
+        """Send bytes, which arrive together."""
+        await self._ours.send_all(data)
 
     async def exit(self, run: int, **said: Any) -> None:
         """Say that a run is over."""
@@ -37,6 +41,13 @@ class Agent:
             while not self._received:
                 self._received += self._decoder.feed(await self._ours.receive_some())
         return self._received.pop(0)
+
+    async def start(self) -> int:
+        """Wait until a run is asked for; return its number."""
+        while True:
+            kind, number, _ = await self.frame()
+            if kind == frames.START:
+                return number
 
     async def die(self) -> None:
         """Hang up."""

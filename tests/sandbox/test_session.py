@@ -81,10 +81,7 @@ async def test_input_waits_until_it_is_read(
 
 async def refuse(agent: Agent) -> None:
     """Say that no process can be started for a run that is asked for."""
-    kind, number, _ = await agent.frame()
-    while kind != frames.START:
-        kind, number, _ = await agent.frame()
-    await agent.say(frames.EXIT, number, b'{"error": "no more", "pids": 1}')
+    await agent.say(frames.EXIT, await agent.start(), b'{"error": "no more", "pids": 1}')
 
 
 async def test_a_run_that_cannot_be_started_beside_another_says_why(
@@ -98,6 +95,25 @@ async def test_a_run_that_cannot_be_started_beside_another_says_why(
     assert result.stderr.kept == b"no process can be started: no more\n"
     assert result.out_of_processes
     assert not result.made_room
+
+
+async def test_a_run_is_tried_again_if_the_run_that_had_every_process_ends_as_it_is_refused(
+    session: Session, sandbox: Sandbox, agent: Agent, nursery: trio.Nursery
+) -> None:
+    session.start({"argv": ["sleep"], "cap": 0})
+    _, other, _ = await agent.frame()
+    refusal, end = b'{"error": "no more", "pids": 1}', b'{"status": 0, "totals": [0, 0]}'
+
+    async def answer() -> None:
+        number = await agent.start()
+        both = frames.encode(frames.EXIT, number, refusal) + frames.encode(frames.EXIT, other, end)
+        await agent.say_all(both)
+        await agent.exit(await agent.start())
+
+    nursery.start_soon(answer)
+    result = await _run_later(sandbox, agent)
+    assert (result.exit_status, result.made_room) == (0, False)
+    assert not sandbox.is_lost
 
 
 async def test_a_sandbox_in_which_nothing_can_be_started_is_ended(
@@ -155,7 +171,7 @@ async def test_an_agent_that_talks_nonsense_counts_as_gone(
 ) -> None:
     async def talk() -> None:
         await agent.frame()
-        await agent._ours.send_all(nonsense)
+        await agent.say_all(nonsense)
 
     nursery.start_soon(talk)
     with trio.fail_after(10), pytest.raises(GoneError):
