@@ -45,17 +45,17 @@ class Header(NamedTuple):
 def parse(data: bytes) -> Header | None:
     """Parse what begins a connection; `None` if the header goes on behind `data`.
 
-    A handshake begins with `GET`, and one of TLS with 0x16: what begins otherwise than the two
-    versions of the header do has none.
+    A handshake begins with `GET`, and one of TLS with 0x16: what does not begin with the signature
+    of one of the two versions has no header.
 
     Raises:
-        ProxyHeaderError: it begins as a header does, and is none.
+        ProxyHeaderError: it begins with a signature, and is no header.
     """
     if not data:
         return None
-    if data[:1] == _SIGNATURE_1[:1]:
+    if _begins(data, _SIGNATURE_1):
         return _parse_line(data)
-    if data[:1] == _SIGNATURE_2[:1]:
+    if _begins(data, _SIGNATURE_2):
         return _parse_binary(data)
     return Header(0, None)
 
@@ -73,6 +73,11 @@ async def read_header(connected: trio.socket.SocketType) -> Header:
     try:
         while seen := await connected.recv(_PEEK, trio.socket.MSG_PEEK):
             header = parse(taken + seen)
+            if header is not None and header.size < len(taken):
+                # Its first bytes came alone, looked like a signature's, and cannot be put back.
+                raise ProxyHeaderError(
+                    f"it begins with {(taken + seen)[:_MAX_LINE]!r}, which is no PROXY header"
+                )
             size = len(seen) if header is None else header.size - len(taken)
             if size:
                 taken += await connected.recv(size)
@@ -85,7 +90,7 @@ async def read_header(connected: trio.socket.SocketType) -> Header:
 
 def _parse_line(data: bytes) -> Header | None:
     line, end, _ = data[:_MAX_LINE].partition(b"\n")
-    if not end and len(data) < _MAX_LINE and _begins(data, _SIGNATURE_1):
+    if not end and len(data) < _MAX_LINE:
         return None
     match = _LINE.fullmatch((line + end).decode("latin-1"))
     if match is None:
@@ -108,8 +113,6 @@ def _address(version: str, *addresses: str) -> str:
 
 
 def _parse_binary(data: bytes) -> Header | None:
-    if not _begins(data, _SIGNATURE_2):
-        raise ProxyHeaderError(f"it begins with {data[:12]!r}, which is no PROXY header")
     if len(data) < _FIXED.size:
         return None
     _, command, kind, length = _FIXED.unpack_from(data)

@@ -206,6 +206,15 @@ async def test_rubbish_instead_of_a_header_ends_the_connection_and_is_logged(
     assert await good.is_silent()
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH"])
+async def test_plain_http_from_a_proxy_is_told_that_it_is_wrong_here(
+    start: Start, method: str
+) -> None:
+    running = await start(trusted_proxies=parse("127.0.0.1"))
+    answer = await exchange(running, f"{method} / HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
+
+
 async def test_who_connects_to_the_socket_file_can_be_a_proxy(
     start: Start, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:

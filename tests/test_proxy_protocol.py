@@ -44,8 +44,6 @@ HEADERS = {
 }
 
 RUBBISH = {
-    "another method": b"POST / HTTP/1.1\r\n\r\n",
-    "another word": b"PROXIES\r\n",
     "an unknown kind": b"PROXY TCP5 192.0.2.1 192.0.2.2 4711 443\r\n",
     "UDP": b"PROXY UDP4 192.0.2.1 192.0.2.2 4711 443\r\n",
     "two spaces": b"PROXY TCP4  192.0.2.1 192.0.2.2 4711 443\r\n",
@@ -55,7 +53,6 @@ RUBBISH = {
     "no address": b"PROXY TCP4 example.org 192.0.2.2 4711 443\r\n",
     "IPv6 as IPv4": b"PROXY TCP4 2001:db8::1 2001:db8::2 4711 443\r\n",
     "an endless line": b"PROXY UNKNOWN " + b"x" * 200,
-    "half a signature": SIGNATURE[:8] + b"POST",
     "version 1 in binary": binary(0x11, HERE_4 + THERE_4 + PORTS, command=0x11),
     "an unknown command": binary(0x11, HERE_4 + THERE_4 + PORTS, command=0x22),
     "datagrams": binary(0x12, HERE_4 + THERE_4 + PORTS),
@@ -63,7 +60,14 @@ RUBBISH = {
     "addresses that are too short": binary(0x21, HERE_4 + THERE_4 + PORTS),
 }
 
-PLAIN = {"a request": REQUEST, "TLS": b"\x16\x03\x01\x02\x00", "a lone byte": b"\xff"}
+PLAIN = {
+    "a request": REQUEST,
+    "another method": b"POST / HTTP/1.1\r\n\r\n",
+    "another word": b"PROXIES\r\n",
+    "half a signature": SIGNATURE[:8] + b"POST",
+    "TLS": b"\x16\x03\x01\x02\x00",
+    "a lone byte": b"\xff",
+}
 
 
 def parse_pieces(pieces: list[bytes]) -> Header | str | None:
@@ -113,7 +117,10 @@ def test_what_begins_otherwise_has_no_header(name: str) -> None:
     assert parse(PLAIN[name]) == Header(0, None)
 
 
-@given(st.sampled_from([data for data, _ in HEADERS.values()] + list(RUBBISH.values())), places)
+@given(
+    st.sampled_from([data for data, _ in HEADERS.values()] + [*RUBBISH.values(), *PLAIN.values()]),
+    places,
+)
 def test_however_the_bytes_are_split_the_result_is_the_same(data: bytes, where: list[int]) -> None:
     assert parse_pieces(cut(data + REQUEST, where)) == parse_pieces([data + REQUEST])
 
@@ -189,4 +196,17 @@ async def test_a_connection_that_ends_before_its_header_does_is_broken(sent: byt
         await client.send_all(sent)
         await client.send_eof()
         with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+            await read_header(server.socket)
+
+
+async def test_what_has_looked_like_a_header_and_is_a_request_is_refused() -> None:
+    async with connected() as (client, server), trio.open_nursery() as nursery:
+
+        async def send() -> None:
+            await client.send_all(b"P")
+            await trio.testing.wait_all_tasks_blocked()
+            await client.send_all(b"OST / HTTP/1.1\r\n\r\n")
+
+        nursery.start_soon(send)
+        with trio.fail_after(10), pytest.raises(ProxyHeaderError, match="POST"):
             await read_header(server.socket)
