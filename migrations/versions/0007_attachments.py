@@ -54,12 +54,16 @@ def upgrade() -> None:
     for number in connection.scalars(sa.select(message.id).where(has_some)).all():
         this = sa.select(message.received_at, message.frame).where(message.id == number)
         received_at, text = connection.execute(this).one()
-        frame = json.loads(text)
-        if attachments := frame.pop("attachments", None):
-            kept = {"message_id": number, "received_at": received_at}
-            kept["attachments"] = json.dumps(attachments)
-            connection.execute(_ATTACHMENTS.insert(), kept)
-            _set_frame(connection, number, frame)
+        try:
+            frame = json.loads(text)
+            attachments = frame.pop("attachments", None)
+            rest, kept = json.dumps(frame), json.dumps(attachments)
+        except (ValueError, RecursionError):
+            continue  # what cannot be parsed, as it is nested too deeply, stays as it is
+        if attachments:
+            row = {"message_id": number, "received_at": received_at, "attachments": kept}
+            connection.execute(_ATTACHMENTS.insert(), row)
+            _set_frame(connection, number, rest)
 
 
 def downgrade() -> None:
@@ -71,11 +75,12 @@ def downgrade() -> None:
     )
     for number in connection.scalars(sa.select(kept.message_id)).all():
         text, attachments = connection.execute(both.where(message.id == number)).one()
-        frame = json.loads(text) | {"attachments": json.loads(attachments)}
-        _set_frame(connection, number, frame)
+        # Joined as text, because a frame can be nested too deeply to be parsed. It is never empty.
+        rest = text.rstrip().removesuffix("}")
+        _set_frame(connection, number, f'{rest}, "attachments": {attachments}}}')
     op.drop_table("clarad_attachments")
 
 
-def _set_frame(connection: sa.Connection, number: int, frame: object) -> None:
+def _set_frame(connection: sa.Connection, number: int, frame: str) -> None:
     this = _MESSAGES.update().where(_MESSAGES.c.id == number)
-    connection.execute(this.values(frame=json.dumps(frame)))
+    connection.execute(this.values(frame=frame))

@@ -179,6 +179,16 @@ def test_an_empty_database_cannot_be_rolled_back(engine: Engine) -> None:
         migrate.rollback(engine)
 
 
+def add_message(outside: Outside, number: int, frame: str) -> None:
+    """Have a message there, as it was down before it had attachments of its own."""
+    text = frame.replace("'", "''")
+    outside.do(
+        "INSERT INTO clarad_messages (id, platform, channel_id, request_id, node_id, user_id,"
+        f" session_id, frame, received_at) VALUES ({number}, 'p', 'c', '{number}', 'n', 'u',"
+        f" 's', '{text}', '2026-11-01 12:00:00')"
+    )
+
+
 def test_attachments_of_messages_that_are_there_move_and_come_back(
     engine: Engine, outside: Outside
 ) -> None:
@@ -189,12 +199,7 @@ def test_attachments_of_messages_that_are_there_move_and_come_back(
     ]
     migrate.upgrade(engine, "0006")
     for number, frame in enumerate(frames, start=1):
-        text = json.dumps(frame, separators=(",", ":")).replace("'", "''")
-        outside.do(
-            "INSERT INTO clarad_messages (id, platform, channel_id, request_id, node_id, user_id,"
-            f" session_id, frame, received_at) VALUES ({number}, 'p', 'c', '{number}', 'n', 'u',"
-            f" 's', '{text}', '2026-11-01 12:00:00')"
-        )
+        add_message(outside, number, json.dumps(frame, separators=(",", ":")))
     migrate.upgrade(engine, "0007")
     (kept,) = outside.rows("SELECT message_id, attachments FROM clarad_attachments")
     assert (kept[0], json.loads(kept[1])) == (2, frames[1]["attachments"])
@@ -204,6 +209,35 @@ def test_attachments_of_messages_that_are_there_move_and_come_back(
     assert apart == [frames[0], without, frames[2]]
     migrate.rollback(engine, len(scripts()) - scripts().index("0006") - 1)
     assert [json.loads(frame) for (frame,) in outside.rows(in_order)] == frames
+
+
+def test_a_message_that_is_nested_too_deeply_stays_as_it_is(
+    engine: Engine, outside: Outside
+) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    frames = (
+        f'{{"attachments":[{{"content":"a"}}],"metadata":{deep}}}',
+        '{"attachments":[{"content":"b"}],"content":"x"}',
+    )
+    migrate.upgrade(engine, "0006")
+    for number, frame in enumerate(frames, start=1):
+        add_message(outside, number, frame)
+    migrate.upgrade(engine, "0007")
+    assert outside.rows("SELECT message_id FROM clarad_attachments") == [(2,)]
+    first = "SELECT frame FROM clarad_messages WHERE id = 1"
+    assert outside.rows(first) == [(frames[0],)]
+
+
+def test_what_is_nested_too_deeply_gets_its_attachments_back(
+    engine: Engine, outside: Outside
+) -> None:
+    deep = "[" * 100_000 + "]" * 100_000
+    migrate.upgrade(engine, "0007")
+    add_message(outside, 1, f'{{"metadata":{deep}}}')
+    outside.do("INSERT INTO clarad_attachments VALUES (1, '2026-11-01 12:00:00', '[\"a\"]')")
+    migrate.rollback(engine, 1)
+    found = outside.rows("SELECT frame FROM clarad_messages")
+    assert found == [(f'{{"metadata":{deep}, "attachments": ["a"]}}',)]
 
 
 # --- at the start of the daemon ------------------------------------------------------------------
