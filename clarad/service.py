@@ -189,13 +189,14 @@ async def _stop_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:
 async def _unless_a_signal_comes(
     signals: AsyncIterator[int], work: Callable[[], Awaitable[None]]
 ) -> bool:
-    """Do this to its end; `False` if a signal has cancelled it."""
+    """Do this to its end; `False` if a signal came, which cancels it."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
-        await work()
+        with trio.CancelScope() as scope:
+            nursery.start_soon(_cancel_at_signal, signals, scope)
+            await work()
         nursery.cancel_scope.cancel("done")
-        return True
-    return False
+    # Not whether it was cancelled: the signal may come in the step in which the work ends.
+    return not scope.cancel_called
 
 
 async def _prepare(settings: Settings, engine: Engine, handed: Handover) -> None:

@@ -1,5 +1,6 @@
 """The process around the daemon: one life after another, until a signal ends it."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -7,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from sqlalchemy import Connection, NullPool, create_engine, make_url
 
+from clarad import service
 from tests.postgres import SHARED, database
 from tests.process import Process, daemon
 
@@ -77,6 +80,17 @@ def test_a_signal_ends_a_daemon_that_waits_for_its_database(process: Process, ur
         assert process.wait() == 0
     assert process.log.count("listening on") == 1
     assert "Traceback" not in process.log
+
+
+async def test_a_signal_that_comes_as_the_start_ends_is_heeded() -> None:
+    async def work() -> None:
+        done = trio.Event()
+        os.kill(os.getpid(), signal.SIGUSR1)  # Trio passes it on in the step that ends the work
+        trio.lowlevel.current_trio_token().run_sync_soon(done.set)
+        await done.wait()
+
+    with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+        assert not await service._unless_a_signal_comes(signals, work)
 
 
 def test_where_systemd_starts_it_anew_a_daemon_ends_with_its_life(url: str, tmp_path: Path) -> None:
