@@ -14,11 +14,7 @@ from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
-_MARK: Final = "probe"
-_VERSION: Final = column("version_num", String)
-_VERSIONS: Final = table("clarad_alembic_version", _VERSION)
-_INSERT: Final = insert(_VERSIONS).values(version_num=_MARK)
-_DELETE: Final = delete(_VERSIONS).where(_VERSION == _MARK)
+_VERSIONS: Final = table("clarad_alembic_version", column("version_num", String))
 
 
 class Failing(NamedTuple):
@@ -70,7 +66,12 @@ class Health:
         await self._fails.wait()
 
 
-def write_something(connection: Connection) -> None:
-    """Write as a message would be written; nobody sees it, and it is gone with the commit."""
-    connection.execute(_INSERT)
-    connection.execute(_DELETE)
+def write_something(connection: Connection, owner: int | None) -> None:
+    """Write as a message would be written; nobody sees it, and it is gone with the commit.
+
+    `owner` is the number of the daemon's life: what it writes is its own, as daemons that wrote the
+    same key would wait for each other until one is refused as a deadlock.
+    """
+    mark = f"probe {owner or 0}"
+    connection.execute(insert(_VERSIONS).values(version_num=mark))
+    connection.execute(delete(_VERSIONS).where(_VERSIONS.c.version_num == mark))

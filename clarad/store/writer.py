@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from itertools import groupby
 from typing import Any, Final, TypeVar
 
@@ -253,7 +254,7 @@ class Writer:
                 self.health.works()
             answered.set()
 
-        self._hand_in(Job(function=write_something, then=then))
+        self._hand_in(Job(function=partial(write_something, owner=self.owner), then=then))
         with trio.move_on_after(ANSWER_WITHIN):
             await answered.wait()
         if self.health.failing is not None:
