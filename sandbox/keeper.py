@@ -249,12 +249,12 @@ class Keeper:
                 async with trio.open_nursery() as nursery:
                     try:
                         await nursery.start(session.serve)
+                        sandbox = Sandbox(name, self.engine, session)
+                        await self._prove_disk(sandbox)
                     except GoneError as error:
                         failure = EngineError(str(error))
                         scope.cancel("it did not start")
                     else:
-                        sandbox = Sandbox(name, self.engine, session)
-                        await self._prove_disk(sandbox)
                         is_starting = False
                         self._starting -= 1
                         self._failures = 0
@@ -279,7 +279,7 @@ class Keeper:
         """Say so if a sandbox can fill the disk; it is used all the same.
 
         Asked of every sandbox, since some storage stops keeping limits while it runs: btrfs does
-        when its quotas become inconsistent.
+        when its quotas become inconsistent. Raises `GoneError` if the sandbox ends meanwhile.
         """
         size = self.engine.disk_to_prove
         if size is None or await keeps_to(sandbox, size) or _UNLIMITED in self.warnings:

@@ -297,6 +297,31 @@ async def test_a_first_agent_that_never_answers_is_raised_before_it_is_ready(
     assert engine.agents == {}
 
 
+async def test_an_agent_that_dies_while_its_disk_is_tried_is_said_to_whoever_waits(
+    make: MakeKeeper,
+    nursery: trio.Nursery,
+    engine: Engine,
+    clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(engine, "disk_to_prove", 1 << 30)
+    await nursery.start((keeper := make()).run)
+    engine.is_mute = True
+    async with trio.open_nursery() as inner:
+        inner.start_soon(expect_no_sandbox, keeper, "a", "has ended under what ran in it")
+        await wait_all_tasks_blocked()
+        (agent,) = engine.agents.values()
+        await agent.ready()
+        await agent.start()
+        await agent.die()
+    await wait_all_tasks_blocked()
+    assert engine.agents == {}
+    assert "Traceback" not in caplog.text
+    engine.is_mute = False
+    assert not (await keeper.acquire("a")).is_lost
+
+
 async def test_a_connection_that_breaks_in_an_unforeseen_way_costs_one_sandbox_and_no_other(
     make: MakeKeeper,
     nursery: trio.Nursery,
