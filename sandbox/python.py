@@ -63,9 +63,9 @@ class Interpreter:
         with self._sandbox.in_use():
             async with self._turn:
                 before, running = self._running, self._started()
-                forgot, self._is_kept = self._is_kept and running is not before, False
+                forgot = self._is_kept and running is not before
                 executed = await self._execute(running, text, timeout, on_output, on_killed)
-                self._is_kept = not executed.forgot
+                self._is_kept = not executed.forgot  # a call that is cancelled has told nobody
                 return replace(executed, forgot=forgot or executed.forgot)
 
     def _started(self) -> Running:

@@ -114,6 +114,20 @@ async def test_a_cancel_kills_it_and_another_one_follows(
     assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"
 
 
+async def test_the_call_after_a_cancelled_one_says_that_the_variables_are_gone(
+    python: Interpreter,
+) -> None:
+    await execute(python, "kept = 1")
+    with trio.fail_after(PATIENCE), trio.CancelScope() as scope:
+        await python.execute(
+            "print('ready', flush=True)\nwhile True: pass",
+            on_output=lambda *_: scope.cancel("the test wants it"),
+        )
+    executed = await execute(python, "'kept' in globals()")
+    assert (executed.result.stdout.kept, executed.forgot) == (b"False\n", True)
+    assert not (await execute(python, "1 + 1")).forgot
+
+
 async def test_calls_wait_for_each_other(python: Interpreter) -> None:
     async with trio.open_nursery() as nursery:
         for number in range(5):
