@@ -55,7 +55,8 @@ class Adapter:
         self._url = url
         self._tls = tls
         self._register = register
-        self._session = Session(on_stray, self._wake, self._send_later)
+        streaming = Capability.STREAMING in register.capabilities
+        self._session = Session(on_stray, self._wake, self._send_later, streaming=streaming)
         self._tasks: TaskGroup | None = None
         self._outgoing: deque[protocol.Inbound] = deque()
         self._wakeup = anyio.Event()

@@ -43,10 +43,19 @@ REMEMBERED: Final = 1000
 
 
 class Answer:
-    """The frames of the answer to one message: iterate, the last one is its outcome."""
+    """The frames of the answer to one message: iterate, the last one is its outcome.
 
-    def __init__(self, message: protocol.Message, taken: Callable[[str], None]) -> None:
+    If the text is streamed, its chunks are all of it. What was written while there was no
+    connection comes as one more chunk before the outcome. If something is missing in between, that
+    chunk is a new line and the whole text.
+    """
+
+    def __init__(
+        self, message: protocol.Message, taken: Callable[[str], None], *, streaming: bool
+    ) -> None:
         self.message = message
+        self._streaming = streaming
+        self._streamed: list[str] = []
         self._frames: deque[AnswerFrame] = deque()
         self._taken = taken
         self._more = anyio.Event()
@@ -77,8 +86,21 @@ class Answer:
 
     def put(self, frame: AnswerFrame) -> None:
         """Hand on a frame."""
+        if isinstance(frame, protocol.ResponseChunk):
+            self._streamed.append(frame.chunk)
+        elif isinstance(frame, protocol.ResponseEnd) and (missed := self._missed(frame.full_text)):
+            self._frames.append(protocol.ResponseChunk(frame.id, frame.request_id, missed))
         self._frames.append(frame)
         self._more.set()
+
+    def _missed(self, full_text: str) -> str:
+        """Return what has to follow the chunks so that somebody who reads them has the text."""
+        streamed = "".join(self._streamed)
+        if not self._streaming:
+            return ""
+        if full_text.startswith(streamed):
+            return full_text[len(streamed) :]
+        return "\n" * (not streamed.endswith("\n")) + full_text
 
 
 class _Pending:
@@ -106,11 +128,15 @@ class Session:
         on_stray: Callable[[Outcome], None],
         on_taken: Callable[[], None] = lambda: None,
         on_refused: Callable[[str, float], None] = lambda _id, _seconds: None,
+        *,
+        streaming: bool = True,
     ) -> None:
         """`on_taken` is called when there may be something to ack.
 
         `on_refused` is called with the id of a message to be sent `again` in so many seconds.
+        `streaming` is whether the gateway sends the text of answers as it comes.
         """
+        self._streaming = streaming
         self._on_stray = on_stray
         self._on_taken = on_taken
         self._on_refused = on_refused
@@ -131,7 +157,7 @@ class Session:
             raise ValueError(f"a message with the id {message.id!r} is under way")
         if len(protocol.encode(message)) > protocol.MAX_FRAME_BYTES:
             raise ValueError(f"the message has more than {protocol.MAX_FRAME_BYTES} bytes")
-        answer = Answer(message, self._take)
+        answer = Answer(message, self._take, streaming=self._streaming)
         untaken = self._untaken  # only this: the garbage collector may run in any thread
         dropped = weakref.ref(answer, lambda _: untaken.pop(message.id, None))
         self._pending[message.id] = _Pending(message, dropped)

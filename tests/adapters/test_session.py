@@ -19,6 +19,7 @@ from clarad.protocol import (
     ErrorCode,
     Message,
     Registered,
+    ResponseChunk,
     ResponseEnd,
 )
 
@@ -222,3 +223,35 @@ def test_whatever_is_lost_on_the_way_each_message_ends_once(
         ends[answer.message.id] += sum(isinstance(frame, Outcome) for frame in answer._frames)
     assert ends == {answer.message.id: 1 for answer in answers}
     assert adapter.strays == []
+
+
+# --- text that was written while there was no connection -----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("chunks", "full_text", "last"),
+    [
+        (["Good ", "morning."], "Good morning.", None),
+        (["Good "], "Good morning.", "morning."),
+        ([], "Good morning.", "Good morning."),
+        (["morning."], "Good morning.", "\nGood morning."),
+        (["morning.\n"], "Good morning.\n", "Good morning.\n"),
+        ([], "", None),
+    ],
+)
+async def test_the_chunks_are_the_whole_text(
+    session: Adapter, chunks: list[str], full_text: str, last: str | None
+) -> None:
+    answer = session.ask(message("1"))
+    session.take(*(ResponseChunk("r", "1", chunk) for chunk in chunks))
+    session.take(ResponseEnd(id="r", request_id="1", full_text=full_text))
+    shown = [frame.chunk async for frame in answer if isinstance(frame, ResponseChunk)]
+    assert shown == chunks + ([] if last is None else [last])
+
+
+async def test_an_adapter_that_wants_no_stream_gets_no_chunk() -> None:
+    session = Session(lambda _stray: None, streaming=False)
+    session.registered(registered(resumed=False))
+    answer = session.ask(message("1"))
+    session.receive(protocol.encode(ResponseEnd("r", "1", "Good morning.")).decode())
+    assert [type(frame) async for frame in answer] == [ResponseEnd]
