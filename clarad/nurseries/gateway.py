@@ -261,12 +261,15 @@ class Gateway(Generic[Address]):
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(HANDSHAKE_TIMEOUT) as limit:
                 if len(self._handshakes) >= MAX_HANDSHAKES:
-                    next(iter(self._handshakes)).cancel("too many handshakes")
+                    # Not only cancelled: it takes some steps to end, and others come meanwhile.
+                    longest = next(iter(self._handshakes))
+                    del self._handshakes[longest]
+                    longest.cancel("too many handshakes")
                 self._handshakes[limit] = None
                 try:
                     connection = await self._shake_hands(nursery, stream, connected, limit)
                 finally:
-                    del self._handshakes[limit]
+                    self._handshakes.pop(limit, None)  # unless it was cut
             if not limit.cancelled_caught and connection is not None:
                 await self._talk(connection)
             nursery.cancel_scope.cancel("the connection is closed")

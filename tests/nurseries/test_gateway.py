@@ -2,6 +2,7 @@
 
 import logging
 import socket
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import trio.testing
 
 from clarad.access import MAX_FAILURES
 from clarad.listeners import CannotListen
+from clarad.nurseries import gateway
 from tests.conftest import Running, Start
 
 SECRET = "a long random word"
@@ -141,6 +143,32 @@ async def test_one_connection_too_many_is_told_to_try_later(start: Start) -> Non
     while running.daemon.nodes.find("a", "test").outlet is not None:
         await trio.testing.wait_all_tasks_blocked()
     await running.node("c")
+
+
+async def test_of_too_many_handshakes_at_once_those_are_cut_that_take_longest(
+    start: Start, monkeypatch: pytest.MonkeyPatch, nursery: trio.Nursery
+) -> None:
+    monkeypatch.setattr(gateway, "MAX_HANDSHAKES", 3)
+    running = await start()
+    ended = list[int]()
+
+    async def wait_for_end(number: int, stream: trio.SocketStream) -> None:
+        async with stream:
+            with suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
+            ended.append(number)
+
+    # All are there before the gateway takes the first one.
+    there = (running.host, running.port)
+    for number, one in enumerate([socket.create_connection(there) for _ in range(20)]):
+        one.sendall(b"GET / HTTP/1.1\r\n")
+        one.setblocking(False)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(one))
+        nursery.start_soon(wait_for_end, number, stream)
+    with trio.fail_after(10):
+        while len(ended) < 17:
+            await trio.sleep(0.01)
+    assert set(ended) == set(range(17))
 
 
 # --- what is no WebSocket ------------------------------------------------------------------------
