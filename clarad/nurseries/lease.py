@@ -57,6 +57,7 @@ class Lease:
         self._members = members
         self._life = members.life
         self._inherit = inherit
+        self._gone_on: dict[Inherit, frozenset[int]] = {}
         self._looked = looked
         self._heard = heard
         self._tasks = tasks
@@ -82,6 +83,8 @@ class Lease:
             look = await self._renew()
             assert self._life.id is not None
             self._life.owners = look.inherited | {self._life.id}
+            # What was left before the start is the start's to recover.
+            self._gone_on = dict.fromkeys(self._inherit, look.inherited)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_over)
@@ -157,14 +160,19 @@ class Lease:
                 await trio.lowlevel.wait_readable(self._members.fileno())
 
     async def _take_over(self) -> None:
-        """Go on with the work of each life that is inherited, once."""
+        """Go on with the work of each life that is inherited, once.
+
+        If that raises, it is gone on with when this is started again.
+        """
         await self._ready.wait()
         while True:
             self._grown = trio.Event()
-            if new := self._inherited - self._life.owners:
-                self._life.owners |= new
-                for inherit in self._inherit:
+            inherited = self._inherited
+            self._life.owners |= inherited
+            for inherit, before in self._gone_on.items():
+                if new := inherited - before:
                     await self._insist(inherit, new)
+                    self._gone_on[inherit] = before | new
             await self._grown.wait()
 
     async def _insist(self, inherit: Inherit, lives: Collection[int]) -> None:

@@ -40,6 +40,7 @@ class Holder:
         self.notices: list[Notice | None] = []
         self.inherited: list[tuple[str, frozenset[int]]] = []
         self.failures = 0
+        self.bugs = 0
         self.losses = 0
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
@@ -55,7 +56,7 @@ class Holder:
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        with self.scope:
+        with trio.CancelScope() as self.scope:  # one for each run
             await self.lease.run(task_status=task_status)
         self.ended.set()
 
@@ -92,6 +93,9 @@ class Holder:
         self._note("first", lives)
 
     async def _inherit_second(self, lives: Collection[int]) -> None:
+        if self.bugs:
+            self.bugs -= 1
+            raise ValueError("as the test wants it")
         self._note("second", lives)
 
     def _note(self, name: str, lives: Collection[int]) -> None:
@@ -228,6 +232,26 @@ async def test_a_takeover_that_fails_is_tried_again_before_anything_builds_on_it
     await holder.until(lambda: len(holder.inherited) == 2)
     assert [name for name, _ in holder.inherited] == ["first", "second"]
     assert holder.failures == 0
+
+
+async def test_a_takeover_that_ends_the_lease_s_task_is_gone_on_with_when_that_is_started_again(
+    other: Daemon, url: str, connect: Callable[[str], Engine], nursery: trio.Nursery
+) -> None:
+    holder = Holder(connect(url), LONG)
+    holder.bugs = 1
+    holder.lease.go_on("here:1")
+
+    async def run_until_it_raises() -> None:
+        async with trio.open_nursery() as first:
+            await first.start(holder.run)
+            other.leave()
+
+    with trio.fail_after(PATIENCE), pytest.raises(ExceptionGroup):
+        await run_until_it_raises()
+    await nursery.start(holder.run)
+    await holder.until(lambda: len(holder.inherited) == 2)
+    dead = frozenset({other.number})
+    assert holder.inherited == [("first", dead), ("second", dead)]
 
 
 async def test_each_life_is_taken_over_once(share: Share, hold: Hold, outside: Outside) -> None:
