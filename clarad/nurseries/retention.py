@@ -1,10 +1,8 @@
 """Deletes what was kept long enough: looked for every minute, a little at a time."""
 
 import logging
-from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
-from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 
 import trio
 
@@ -16,13 +14,12 @@ from clarad.store.retention import (
     MESSAGES,
     TASK_RUNS,
     Extent,
+    Place,
     Retention,
 )
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 MAX_PAUSE: Final = 60.0
 """Seconds between two sweeps; a tenth of the shortest period, if that is less."""
@@ -76,26 +73,30 @@ class Sweeper:
         return ", ".join([f"database: {size / 2**20:.1f} MiB", *parts])
 
     async def _sweep(self) -> None:
+        """Delete what is old. New settings end it: the next one begins at once, and goes by them."""
         try:
             for kind, period in self._periods.items():
                 before = self._store.now() - timedelta(seconds=period)
-                place = await self._when_idle(partial(self._store.delete, kind, before, None))
-                while place is not None:
-                    place = await self._when_idle(partial(self._store.delete, kind, before, place))
-            while await self._when_idle(self._store.give_back):
+                place: Place | None = None
+                while await self._may_go_on():
+                    place = await self._store.delete(kind, before, place)
+                    if place is None:
+                        break
+                else:
+                    return
+            while await self._may_go_on() and await self._store.give_back():
                 pass
         except StoreError as error:
             about = catalogue.STORE_FAILED.about()
             log.warning("what is old is not deleted, the store failed: %s", error, extra=about)
 
-    async def _when_idle(self, do: Callable[[], Awaitable[T]]) -> T:
-        """Do something when the store is idle, and rest before what comes next."""
+    async def _may_go_on(self) -> bool:
+        """Rest, wait for the store to be idle, and return whether the settings are still the same."""
+        await trio.sleep(REST)
         with trio.move_on_after(PATIENCE):
             while not self._store.is_idle:
                 await trio.sleep(REST)
-        result = await do()
-        await trio.sleep(REST)
-        return result
+        return not self._changed.is_set()
 
     async def _look(self) -> None:
         try:

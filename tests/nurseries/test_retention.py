@@ -173,8 +173,12 @@ class Scripted:
         return Extent(3 * 2**20, None, None)
 
 
-def sweeper(store: Any, **settings: Any) -> Sweeper:
-    return Sweeper(store, Settings(**{"state_dir": "/", "database_url": ""} | settings))
+def settings(**given: Any) -> Settings:
+    return Settings(**{"state_dir": "/", "database_url": ""} | given)
+
+
+def sweeper(store: Any, **given: Any) -> Sweeper:
+    return Sweeper(store, settings(**given))
 
 
 async def run_for(seconds: float, sweeping: Sweeper) -> None:
@@ -215,6 +219,37 @@ async def test_it_goes_on_until_nothing_is_left(autojump_clock: trio.abc.Clock) 
     store.work |= {MESSAGES: 3, HOOK_RUNS: 2}
     await run_for(30, sweeper(store))
     assert store.asked == [MESSAGES] * 3 + [ATTACHMENTS] + [HOOK_RUNS] * 2 + [TASK_RUNS]
+
+
+async def test_a_reload_holds_for_the_rest_of_a_sweep(
+    autojump_clock: trio.abc.Clock, nursery: trio.Nursery
+) -> None:
+    store = Scripted()
+    store.work[MESSAGES] = 8
+    sweeping = sweeper(store, keep=86400.0)
+    await nursery.start(sweeping.run)
+    while len(store.asked) < 3:
+        await trio.sleep(0.01)
+    store.before.clear()
+    sweeping.apply(settings(keep=90 * 86400.0))
+    while not store.before:
+        await trio.sleep(0.01)
+    assert store.before == {MESSAGES: store.now() - timedelta(days=90)}
+
+
+async def test_what_is_kept_forever_from_now_on_is_not_looked_at_again(
+    autojump_clock: trio.abc.Clock, nursery: trio.Nursery
+) -> None:
+    store = Scripted()
+    store.work[MESSAGES] = 8
+    sweeping = sweeper(store, keep=86400.0)
+    await nursery.start(sweeping.run)
+    while len(store.asked) < 3:
+        await trio.sleep(0.01)
+    sweeping.apply(settings(keep=None))
+    while TASK_RUNS not in store.asked:
+        await trio.sleep(0.01)
+    assert store.asked == [MESSAGES] * 3 + [ATTACHMENTS, HOOK_RUNS, TASK_RUNS]
 
 
 async def test_then_it_gives_back_what_is_free(autojump_clock: trio.abc.Clock) -> None:
