@@ -73,7 +73,7 @@ class Sweeper:
         return ", ".join([f"database: {size / 2**20:.1f} MiB", *parts])
 
     async def _sweep(self) -> None:
-        """Delete what is old. New settings end it: the next one begins at once, and goes by them."""
+        """Delete what is old. New settings end it: the next one begins at once, by these."""
         try:
             for kind, period in self._periods.items():
                 before = self._store.now() - timedelta(seconds=period)
@@ -91,7 +91,7 @@ class Sweeper:
             log.warning("what is old is not deleted, the store failed: %s", error, extra=about)
 
     async def _may_go_on(self) -> bool:
-        """Rest, wait for the store to be idle, and return whether the settings are still the same."""
+        """Rest until the store is idle; return whether the settings are still the same."""
         await trio.sleep(REST)
         with trio.move_on_after(PATIENCE):
             while not self._store.is_idle:
