@@ -152,14 +152,17 @@ class Operations:
         """Say which hooks or tasks run; the text says what a reload would change of them."""
         in_force: dict[str, Sequence[Hook | Task]]
         in_force = {"hooks": self._hooks.current, "tasks": self._scheduler.tasks}
-        rows = self._scheduler.overview() if of == "tasks" else map(hook_row, self._hooks.current)
+        if of == "tasks":
+            rows = await self._scheduler.overview()
+        else:
+            rows = [hook_row(hook) for hook in self._hooks.current]
         try:
             found = await trio.to_thread.run_sync(self._read_again)
             changes = differences(in_force[of], getattr(found.defined, of))
             text = f"a reload {'; '.join(changes)}" if changes else ""
         except Refused as refused:
             text = f"a reload would be refused: {'; '.join(refused.problems)}"
-        return Report(text, rows=list(rows))
+        return Report(text, rows=rows)
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
         """Run a task now and wait for its end; a cancellation ends only the waiting."""

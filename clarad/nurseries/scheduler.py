@@ -80,13 +80,14 @@ class Scheduler:
         """The tasks that are in force."""
         return self._assignment.tasks
 
-    def overview(self) -> list[dict[str, Any]]:
+    async def overview(self) -> list[dict[str, Any]]:
         """Return what a list shows of the tasks that are in force."""
         agenda, rows = self._assignment.agenda, []
-        for task in self.tasks:
-            entry = agenda.find(task.name)  # none if another daemon has it
+        for task, entry in [(task, agenda.find(task.name)) for task in self.tasks]:
+            # There is no entry if another daemon has the task.
             anchor, is_paused = (entry.anchor, entry.is_paused) if entry else (None, False)
             rows.append(task_row(task, now=self._now(), anchor=anchor, is_paused=is_paused))
+            await trio.lowlevel.checkpoint()  # looking for the next time can take milliseconds
         return rows
 
     def stop_firing(self) -> None:

@@ -44,6 +44,28 @@ def ran(*seconds: float) -> list[tuple[float, str]]:
     return [(second, "ran") for second in seconds]
 
 
+# --- lists ---------------------------------------------------------------------------------------
+
+
+async def test_a_list_of_many_tasks_lets_others_go_on_between_two(machine: Machine) -> None:
+    names = [f"t-{number}" for number in range(100)]
+    await machine.boot(*(task(name, cron="0 0 29 2 *") for name in names))
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        rows = await machine.scheduler.overview()
+        nursery.cancel_scope.cancel("the list is made")
+    assert [row["name"] for row in rows] == names
+    assert turns >= len(names) - 1
+
+
 # --- intervals -----------------------------------------------------------------------------------
 
 
