@@ -83,6 +83,8 @@ class Sessions:
                 await trio.lowlevel.checkpoint()
 
     def _end(self, session: Session, why: str) -> None:
+        if self._sessions.get(session.key) is not session:
+            return  # `run` has ended it while `end_all` let others do something
         del self._sessions[session.key]
         self._idle.pop(session.key, None)
         self._publish(EventType.SESSION_END, session, {"reason": why})

@@ -1,5 +1,6 @@
 """Sessions: made by a first message, found by the next, ended by time or by too many others."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -134,3 +135,18 @@ async def test_a_shorter_timeout_holds_for_sessions_that_are_there(
     house.sessions.set_timeout(1)
     await trio.sleep(2)
     assert len(house.sessions) == 0
+
+
+async def test_a_session_that_ends_by_time_while_all_are_ended_ends_once(
+    autojump_clock: MockClock, house: House
+) -> None:
+    for number in range(sessions.AT_ONE_GO * 2):
+        house.sessions.leave(house.enter(f"{number}"))
+    house.sessions.set_timeout(0)
+    await house.sessions.end_all()
+    ends: defaultdict[str | None, list[str]] = defaultdict(list)
+    for user, what in house.told():
+        ends[user].append(what)
+    once = (["start", "timeout", "timeout"], ["start", "shutdown"])
+    assert all(told in once for told in ends.values())
+    assert len(ends) == sessions.AT_ONE_GO * 2
