@@ -5,6 +5,7 @@ Other daemons on the database may have some, or what an earlier life has left is
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import trio
@@ -40,18 +41,10 @@ class Elsewhere:
         self,
         store: Messages,
         intake: Intake,
-        start_soon: Callable[..., None],
-        missing: Callable[[Node, str], None],
     ) -> None:
-        """`intake` keeps account of what is on its way to the store.
-
-        `start_soon` starts a task in the turns' nursery.
-        `missing` is told of a node and a message to cancel that the store does not have.
-        """
+        """`intake` keeps account of what is on its way to the store."""
         self._store = store
         self._intake = intake
-        self._start_soon = start_soon
-        self._missing = missing
         self._channels: dict[tuple[str, str], _Channel] = {}
         self._cancelling: set[tuple[Node, str]] = set()
 
@@ -77,36 +70,35 @@ class Elsewhere:
         if (channel := self._channels.pop((platform, channel_id), None)) is not None:
             channel.moved.set()
 
-    def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
+    def cancel(self, node: Node, cancel: protocol.Cancel, *, is_here: bool = False) -> None:
         """Have the node's messages with this id cancelled that are not here.
 
-        It is on its way to the store like a message. The same once more has the same answer.
+        It is on its way to the store like a message. The same once more has the same answer. With
+        `is_here` one was found here, and nothing is said if there is no other.
         """
         if (node, cancel.request_id) not in self._cancelling:
             self._cancelling.add((node, cancel.request_id))
             self._intake.set_out(node)
-            self._start_soon(self._cancel, node, cancel)
+            self._store.cancel(
+                node.platform,
+                node.id,
+                cancel.request_id,
+                cancel.reason or "requested",
+                partial(self._asked, node, cancel.request_id, is_here),
+            )
 
-    async def _cancel(self, node: Node, cancel: protocol.Cancel) -> None:
-        try:
-            await self._ask_to_cancel(node, cancel)
-        finally:
-            self._cancelling.remove((node, cancel.request_id))
-            self._intake.arrive(node)
-
-    async def _ask_to_cancel(self, node: Node, cancel: protocol.Cancel) -> None:
-        reason = cancel.reason or "requested"
-        try:
-            if await self._store.cancel(node.platform, node.id, cancel.request_id, reason):
-                return
-        except StoreError as error:
-            about = catalogue.STORE_FAILED.about(node_id=node.id, request_id=cancel.request_id)
-            text = "whether %r can be cancelled is not known: %s"
-            log.error(text, cancel.request_id, error, extra=about)
-            why = f"The store failed; cancel {cancel.request_id!r} again later."
+    def _asked(self, node: Node, request_id: str, is_here: bool, found: bool | StoreError) -> None:
+        """Say if nothing comes of it."""
+        self._cancelling.remove((node, request_id))
+        self._intake.arrive(node)
+        if isinstance(found, StoreError):
+            about = catalogue.STORE_FAILED.about(node_id=node.id, request_id=request_id)
+            log.error(
+                "whether %r can be cancelled is not known: %s", request_id, found, extra=about
+            )
+            why = f"The store failed; cancel {request_id!r} again later."
             # Not with its request_id: that would be the message's terminal frame.
             node.send(protocol.Error(ErrorCode.PROCESSING_ERROR, why, recoverable=True))
-        else:
+        elif not (found or is_here):
             why = "No message with this id is waiting or running."
-            node.send_error(cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
-        self._missing(node, cancel.request_id)
+            node.send_error(request_id, ErrorCode.NOT_FOUND, why, recoverable=False)

@@ -34,7 +34,7 @@ class Endings:
         start_soon: Callable[..., None],
         leave: Callable[[Turn], None],
     ) -> None:
-        """`start_soon` starts a task in the sessions' nursery, `leave` takes a message out."""
+        """`start_soon` starts a task in the turns' nursery, `leave` takes a message out."""
         self._store = store
         self._bus = bus
         self._start_soon = start_soon

@@ -14,83 +14,138 @@ import trio
 
 from clarad.endings import STORE_RETRY
 from clarad.nodes import Node
-from clarad.store import Messages, StoreError, Unfinished
+from clarad.store import MessageKey, Messages, StoreError, Unfinished
 from clarad.systemd import catalogue
-from clarad.turn import Turn
 
 log = logging.getLogger(__name__)
 
 MAX_LIVING: Final = 500
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""Messages that were read back and live, and bytes of theirs, with which no other page is read."""
+"""Messages that a backlog has read back and that live, and bytes of theirs, with which its next
+page waits."""
+
+
+class Backlog:
+    """What some lives have left, and how much of it is read back and lives.
+
+    Each has room of its own. With room for all together, messages that wait for one of another
+    backlog could take all of it, and that one would never be read.
+    """
+
+    def __init__(self, lives: Collection[int] | None, last: int | None = None) -> None:
+        """With `last` it is what was there at the start, up to this number."""
+        self.lives = lives
+        self.last = last
+        self._living = self._bytes = 0
+        self._left = trio.Event()
+
+    async def has_room(self) -> None:
+        """Wait until there is room for another page."""
+        while self._living > MAX_LIVING or self._bytes > MAX_BYTES:
+            self._left = trio.Event()
+            await self._left.wait()
+
+    def add(self, size: int) -> None:
+        """Count a message of so many bytes that was read back, until `remove`."""
+        self._living += 1
+        self._bytes += size
+
+    def remove(self, size: int) -> None:
+        """Count it no more."""
+        self._living -= 1
+        self._bytes -= size
+        self._left.set()
 
 
 class Recovery:
-    """Reads back what was left, and knows what of it is still unread."""
+    """Reads back what was left, and knows how much of it is still unread."""
 
-    def __init__(self, store: Messages, enter: Callable[[Unfinished], None]) -> None:
-        """`enter` goes on with one message; it is called in the order of their numbers."""
+    def __init__(
+        self,
+        store: Messages,
+        enter: Callable[[Unfinished, Backlog], None],
+        cancel: Callable[[MessageKey, str], None],
+    ) -> None:
+        """`enter` goes on with one message; of a backlog, in the order of their numbers.
+
+        `cancel` cancels a message that it was called with, for a reason.
+        """
         self._store = store
         self._enter = enter
+        self._cancel = cancel
         self._unread: Counter[tuple[str, str]] = Counter()
-        self._cancelled: dict[tuple[str, str, str], str] = {}
-        self._inherited: deque[Collection[int]] = deque()
+        self._inherited: deque[Backlog] = deque()
         self._has_inherited = trio.Event()
-        self._living = self._bytes = 0
-        self._left = trio.Event()
         self.has_read = False
         """Whether all that was there at the start is read."""
 
-    async def look(self) -> int:
-        """Count what is there; return the highest number. To be called before messages come.
+    async def look(self) -> Backlog:
+        """Count what is there, and return it. To be called before messages come.
 
         Raises:
             StoreError: the store failed.
         """
+        self._inherited.clear()  # it is among all; what is inherited from here on may not be
+        lives = self._store.owners
         last, self._unread = await self._store.backlog()
         self.has_read = False
-        return last
+        return Backlog(lives, last)
 
-    async def run(self, last: int) -> None:
-        """Read all up to this number, and then what is inherited, until cancelled."""
-        self._inherited.clear()  # it is among all
-        await self._read(self._store.owners, last)
-        self.has_read = True
-        self._unread.clear()
-        self._cancelled.clear()
-        while True:
-            while self._inherited:
-                await self._read(self._inherited.popleft())
-            self._has_inherited = trio.Event()
-            await self._has_inherited.wait()
+    async def run(self, first: Backlog) -> None:
+        """Read it, and what is inherited meanwhile beside it, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._read_first, first)
+            while True:
+                while self._inherited:
+                    nursery.start_soon(self._read, self._inherited.popleft())
+                self._has_inherited = trio.Event()
+                await self._has_inherited.wait()
 
     def inherit(self, lives: Collection[int]) -> None:
-        """Read what these lives have left, as soon as what came before is read."""
-        self._inherited.append(lives)
+        """Read what these lives have left."""
+        self._inherited.append(Backlog(lives))
         self._has_inherited.set()
 
-    async def _read(self, lives: Collection[int] | None, last: int | None = None) -> None:
+    async def _read_first(self, backlog: Backlog) -> None:
+        await self._read(backlog)
+        self.has_read = True
+        self._unread.clear()
+
+    async def _read(self, backlog: Backlog) -> None:
         after = 0
         while True:
-            while self._living > MAX_LIVING or self._bytes > MAX_BYTES:
-                self._left = trio.Event()
-                await self._left.wait()
+            await backlog.has_room()
             try:
-                page = await self._store.unfinished(after, lives, last)
+                page = await self._store.unfinished(after, backlog.lives, backlog.last)
             except StoreError as error:
-                about = catalogue.STORE_FAILED.about()
-                log.error("what was left unfinished cannot be read: %s", error, extra=about)
-                await trio.sleep(STORE_RETRY)
+                await _wait_for_store(error)
                 continue
             if not page:
                 return
             for entry in page:
                 # New messages are not to wait for the whole page.
                 await trio.lowlevel.checkpoint()
-                if not self.has_read:
+                if backlog.last is not None:
                     self._unread[entry.key.platform, entry.node_id] -= 1
-                self._enter(entry)
+                self._enter(entry, backlog)
+            await self._cancel_what_is_to_be(page[0].number - 1, page[-1].number)
             after = page[-1].number
+
+    async def _cancel_what_is_to_be(self, after: int, last: int) -> None:
+        """Look once more at the messages of a page.
+
+        Who asked after the page was read, and before the message was entered, has found it only in
+        the store. So a cancel is seen in the page, or here, or finds the message living.
+        """
+        while True:
+            try:
+                asked = await self._store.to_cancel(after, last)
+            except StoreError as error:
+                await _wait_for_store(error)
+                continue
+            for key, reason in asked:
+                self._cancel(key, reason)
+            return
 
     # --- what is unread --------------------------------------------------------------------------
 
@@ -102,29 +157,8 @@ class Recovery:
         """Return how many of the node's messages are unread."""
         return self._unread[node.platform, node.id]
 
-    def cancel(self, node: Node, request_id: str, reason: str) -> None:
-        """Have what may be unread of this node with this id cancelled as soon as it is read."""
-        if not self.has_read:
-            self._cancelled[node.platform, node.id, request_id] = reason
 
-    def forget_cancel(self, node: Node, request_id: str) -> None:
-        """Take that back: there is no such message."""
-        self._cancelled.pop((node.platform, node.id, request_id), None)
-
-    def cancel_reason(self, entry: Unfinished) -> str | None:
-        """Return why the message is to be cancelled, if it is."""
-        known = self._cancelled.get((entry.key.platform, entry.node_id, entry.key.request_id))
-        return entry.cancel_reason if known is None else known
-
-    # --- what is read, and lives -----------------------------------------------------------------
-
-    def add(self, turn: Turn) -> None:
-        """Count a message that was read back, until `remove`."""
-        self._living += 1
-        self._bytes += turn.size
-
-    def remove(self, turn: Turn) -> None:
-        """Count it no more."""
-        self._living -= 1
-        self._bytes -= turn.size
-        self._left.set()
+async def _wait_for_store(error: StoreError) -> None:
+    about = catalogue.STORE_FAILED.about()
+    log.error("what was left unfinished cannot be read: %s", error, extra=about)
+    await trio.sleep(STORE_RETRY)

@@ -3,7 +3,7 @@
 import secrets
 import sys
 from collections.abc import Callable
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 import trio
@@ -16,6 +16,9 @@ from clarad.pool import Pool
 from clarad.protocol import ErrorCode
 from clarad.responders import ResponderError
 from clarad.store import MessageKey, Unfinished
+
+if TYPE_CHECKING:  # it needs this module
+    from clarad.recovery import Backlog
 
 MAX_ANSWER: Final = 4 * 1024 * 1024
 """Characters of one answer."""
@@ -102,8 +105,9 @@ class Turn:
         self.waiting = trio.CancelScope()
         self.is_known_first = is_known_first
         self.number = number
-        self.found: Unfinished | None = None  # read back, while it is being sent again
-        self.was_read_back = False
+        # Read back, while it is being sent again.
+        self.found: tuple[Unfinished, Backlog] | None = None
+        self.backlog: Backlog | None = None  # which it was read back from
         self.has_task = False
         self.has_slot = False
         self.begun = False  # in the store

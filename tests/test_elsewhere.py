@@ -66,17 +66,16 @@ def node(told: Told) -> Node:
 
 
 @pytest.fixture
-async def two(share: Share, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> list[Side]:
+async def two(share: Share, monkeypatch: pytest.MonkeyPatch) -> list[Side]:
     """Two daemons."""
     for name in ("FIRST_LOOK", "LOOK_AGAIN"):
         monkeypatch.setattr(elsewhere, name, FOR_EVER)
-    sides = [SharedDesk(daemon) for daemon in await share(2)]
-    return [_side(desk, nursery) for desk in sides]
+    return [_side(SharedDesk(daemon)) for daemon in await share(2)]
 
 
-def _side(desk: SharedDesk, nursery: trio.Nursery) -> Side:
+def _side(desk: SharedDesk) -> Side:
     kept = Intake(Roster(), Rates(None, None))
-    return Side(desk, Elsewhere(desk.messages, kept, nursery.start_soon, lambda *_: None), kept)
+    return Side(desk, Elsewhere(desk.messages, kept), kept)
 
 
 async def begin(side: Side, number: int) -> None:

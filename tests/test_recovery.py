@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 
 from clarad import recovery
 from clarad.store import messages, open_engine
@@ -184,6 +185,44 @@ async def test_a_stop_leaves_unread_messages_to_the_next_start(leave: Leave, sta
     peer = await after.node()
     ends = await peer.outcomes_of("old-1", "old-2")
     assert [end["type"] for end in ends] == ["response_end"] * 2
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_a_cancel_finds_unread_messages_beside_one_that_runs(
+    leave: Leave, start: Start
+) -> None:
+    leave("same", "a")
+    leave("same", "b")
+    running = await start()
+    await begun(running, "same")
+    peer = await running.node()
+    await peer.send("cancel", request_id="same", reason="changed my mind")
+    ends = [await peer.outcome_of("same") for _ in range(2)]
+    assert [(end["type"], end["reason"]) for end in ends] == [("cancelled", "changed my mind")] * 2
+    assert running.responder.ran == ["same"]
+
+
+async def fail() -> None:
+    raise ValueError("as the test wants it")
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_what_is_cancelled_while_the_turns_are_started_again_is_cancelled(
+    leave: Leave, start: Start
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node()
+    turns = running.daemon.turns
+    turns._start_soon(fail)
+    await peer.outcome_of("old-1")
+    await trio.testing.wait_all_tasks_blocked()
+    await peer.send("cancel", request_id="old-2", reason="changed my mind")
+    outcome = await peer.outcome_of("old-2")
+    assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
+    assert running.responder.ran == ["old-1"]
 
 
 # --- rows that today's rules refuse --------------------------------------------------------------

@@ -26,7 +26,7 @@ from clarad.lifecycle import Signal, State
 from clarad.nodes import Node, Nodes
 from clarad.protocol import Error, ErrorCode
 from clarad.rates import Rates
-from clarad.recovery import Recovery
+from clarad.recovery import Backlog, Recovery
 from clarad.repeats import Repeats, refuse_unstored, tell_duplicate
 from clarad.responders import Responder
 from clarad.roster import MAX_WAITING, Roster
@@ -69,12 +69,10 @@ class Turns:
         self._roster = Roster()
         self.intake = Intake(self._roster, rates)
         self._repeats = Repeats(store)
-        self._recovery = Recovery(store, self._recover)
+        self._recovery = Recovery(store, self._recover, self.cancel_asked)
         self._reading = trio.CancelScope()
         self._is_shared = isinstance(store, SharedMessages)
-        self._elsewhere = Elsewhere(
-            store, self.intake, self._start_soon, self._recovery.forget_cancel
-        )
+        self._elsewhere = Elsewhere(store, self.intake)
         self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
         self._answers = answers()
         self._endings = Endings(store, bus, self._start_soon, self._leave)
@@ -96,9 +94,9 @@ class Turns:
         Raises:
             StoreError: what there is cannot be read.
         """
-        last = await self._recovery.look()
+        backlog = await self._recovery.look()
         async with trio.open_nursery() as self._nursery:
-            self._nursery.start_soon(self._read_back, last)
+            self._nursery.start_soon(self._read_back, backlog)
             self._nursery.start_soon(self.sessions.run)
             self._serving = True
             task_status.started()
@@ -171,13 +169,11 @@ class Turns:
         """Cancel the node's messages with this id; `not_found` if none can be cancelled."""
         reason = cancel.reason or "requested"
         turns = self._roster.of_request(node, cancel.request_id)
-        cancelled = [self._cancel(turn, reason, node.id) for turn in turns]
-        if any(cancelled):
-            return
-        if self._is_shared or not self._recovery.has_read:
-            self._recovery.cancel(node, cancel.request_id, reason)
-            self._elsewhere.cancel(node, cancel)
-        else:
+        cancelled = [self._cancel(turn, reason, node.id) for turn in turns]  # each, not any
+        is_here = any(cancelled)
+        if self._is_shared or not self._recovery.has_read:  # there may be some in other channels
+            self._elsewhere.cancel(node, cancel, is_here=is_here)
+        elif not is_here:
             why = "No message with this id is waiting or running."
             node.send_error(cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
 
@@ -232,12 +228,12 @@ class Turns:
             most=MAX_WAITING,
         )
 
-    async def _read_back(self, last: int) -> None:
+    async def _read_back(self, backlog: Backlog) -> None:
         with trio.CancelScope() as self._reading:
             if not self._refusing:
-                await self._recovery.run(last)
+                await self._recovery.run(backlog)
 
-    def _recover(self, entry: Unfinished) -> None:
+    def _recover(self, entry: Unfinished, backlog: Backlog) -> None:
         """Go on with a message that was left: run it, if it had not begun.
 
         What had begun may have acted, and ends as `interrupted`.
@@ -245,7 +241,7 @@ class Turns:
         key = entry.key
         if (here := self._roster.find(key)) is not None:
             if here.life.state in (State.RECEIVED, State.DOOMED):
-                here.found = entry  # sent again, which the store is about to say
+                here.found = entry, backlog  # sent again, which the store is about to say
             return
         why = ""
         try:
@@ -256,13 +252,13 @@ class Turns:
         # Of those that daemons share the store says in which order they come.
         number = math.inf if self._is_shared else entry.number
         turn = self._enter(node, key.platform, message, entry.frame, State.WAITING, number)
-        turn.was_read_back = True
-        self._recovery.add(turn)
+        turn.backlog = backlog
+        backlog.add(turn.size)
         if entry.begun:
             text = "The daemon was stopped while it worked on this message; send it anew."
             self._fail(turn, Signal.INTERRUPTED, ErrorCode.INTERRUPTED, text)
-        elif (reason := self._recovery.cancel_reason(entry)) is not None:
-            self._cancel(turn, reason, node.id)
+        elif entry.cancel_reason is not None:
+            self._cancel(turn, entry.cancel_reason, node.id)
         elif why:
             about = catalogue.MESSAGE_UNREADABLE.about(**turn.fields())
             text = "the stored message %r (row %d) cannot be read, and ends with an error: %s"
@@ -382,15 +378,15 @@ class Turns:
         self.answering.leave_slot(turn)
         self._leave(turn)
         if turn.found is not None:
-            self._recover(turn.found)
+            self._recover(*turn.found)
 
     def _leave(self, turn: Turn) -> None:
         """Forget the message, and let the next one in its channel have its turn."""
         following = self._roster.remove(turn)
         self.intake.remove(turn)
         turn.forget_answer()
-        if turn.was_read_back:
-            self._recovery.remove(turn)
+        if turn.backlog is not None:
+            turn.backlog.remove(turn.size)
         self.sessions.leave(turn.session)
         self._elsewhere.channel_moved(*turn.key[:2])
         if following is not None and following.life.state is State.WAITING:

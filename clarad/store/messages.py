@@ -279,10 +279,18 @@ class Messages:
         with errors_in_one_line():
             return await self._writer.call(begin)
 
-    async def cancel(self, platform: str, node_id: str, request_id: str, reason: str) -> bool:
+    def cancel(
+        self,
+        platform: str,
+        node_id: str,
+        request_id: str,
+        reason: str,
+        then: Callable[[bool | StoreError], None],
+    ) -> None:
         """Note that a node's unfinished messages of this id are to be cancelled.
 
-        Whoever goes on with them finds it in the table. Returns whether there are any.
+        Whoever goes on with them finds it in the table. `then` is called with whether there are
+        any. It is written after all that was asked for before, and before what is asked for next.
         """
         theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
         theirs &= MessageRow.request_id == request_id
@@ -291,10 +299,39 @@ class Messages:
         asked = asked.values(cancel_reason=reason.replace("\0", ""))
 
         def ask(connection: Connection) -> bool:
-            return connection.execute(asked).rowcount > 0
+            if not connection.execute(asked).rowcount:
+                return False
+            self._tell_cancel(connection, platform, node_id)
+            return True
+
+        def answer(error: Exception | None) -> None:
+            then(bool(job.result) if error is None else as_store_error(error))
+
+        job = self._writer.hand_in(ask, answer)
+
+    def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
+        """Tell whoever may have the messages; there is nobody else."""
+
+    async def to_cancel(
+        self, after: int = 0, last: int | None = None
+    ) -> Sequence[tuple[MessageKey, str]]:
+        """Return those of this daemon that it was asked to cancel in the table, with the reasons.
+
+        It is all of them, or those with numbers from after `after` to `last`.
+        """
+        columns = (MessageRow.platform, MessageRow.channel_id, MessageRow.request_id)
+        mine = (
+            select(*columns, MessageRow.cancel_reason)
+            .where(MessageRow.ended_at.is_(None), MessageRow.cancel_reason.is_not(None))
+            .where(owned(MessageRow.owner, self._writer.life))
+            .where(MessageRow.id > after, MessageRow.id <= (_EVERY if last is None else last))
+        )
+
+        def find(connection: Connection) -> list[tuple[MessageKey, str]]:
+            return [(MessageKey(*key), str(reason)) for *key, reason in connection.execute(mine)]
 
         with errors_in_one_line():
-            return await self._writer.call(ask)
+            return await self._writer.call(find)
 
     async def unfinished(
         self, after: int = 0, of: Collection[int] | None = None, last: int | None = None

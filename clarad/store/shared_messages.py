@@ -7,7 +7,7 @@ wait for each other: who does not get it tries again some milliseconds later, wh
 committed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from hashlib import blake2b
 from typing import Any, Final
 
@@ -28,7 +28,6 @@ from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.life import owned
 from clarad.store.messages import END, THIS, MessageKey, Messages, this_message
 from clarad.store.models import MessageRow
 from clarad.store.notices import CancelAsked, ChannelMoved, NodeOwed, notify
@@ -205,34 +204,9 @@ class SharedMessages(Messages):
 
         job = self._writer.hand_in(end, answer)
 
-    async def cancel(self, platform: str, node_id: str, request_id: str, reason: str) -> bool:
-        """Have the daemons that have a node's unfinished messages of this id cancel them.
-
-        Whoever does not hear of it finds it in the table. Returns whether there are any.
-        """
-        theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
-        theirs &= MessageRow.request_id == request_id
-
-        def ask(connection: Connection) -> bool:
-            return ask_to_cancel(connection, platform, node_id, theirs, reason)
-
-        with errors_in_one_line():
-            return await self._writer.call(ask)
-
-    async def to_cancel(self) -> Sequence[tuple[MessageKey, str]]:
-        """Return those of this daemon that another one was asked to cancel, with the reasons."""
-        columns = (MessageRow.platform, MessageRow.channel_id, MessageRow.request_id)
-        mine = (
-            select(*columns, MessageRow.cancel_reason)
-            .where(MessageRow.ended_at.is_(None), MessageRow.cancel_reason.is_not(None))
-            .where(owned(MessageRow.owner, self._writer.life))
-        )
-
-        def find(connection: Connection) -> list[tuple[MessageKey, str]]:
-            return [(MessageKey(*key), str(reason)) for *key, reason in connection.execute(mine)]
-
-        with errors_in_one_line():
-            return await self._writer.call(find)
+    def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
+        """Tell all daemons; whoever does not hear of it finds it in the table."""
+        notify(connection, CancelAsked(platform, node_id))
 
 
 def ask_to_cancel(

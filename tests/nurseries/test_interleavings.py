@@ -87,13 +87,31 @@ class SlowStore:
         self.begun.add(key)
         return True
 
-    async def cancel(self, platform: str, _node: str, request_id: str, reason: str) -> bool:
-        def cancel() -> bool:
+    def cancel(
+        self,
+        _platform: str,
+        _node: str,
+        request_id: str,
+        reason: str,
+        then: Callable[[bool | StoreError], None],
+    ) -> None:
+        def do(error: StoreError | None) -> None:
+            if error is not None:
+                then(error)
+                return
             keys = [entry.key for entry in self._unfinished() if entry.key[2] == request_id]
             self.cancelled |= dict.fromkeys(keys, reason)
-            return bool(keys)
+            then(bool(keys))
 
-        return await self._do(cancel)
+        self._pending.append(do)
+
+    async def to_cancel(self, after: int, last: int) -> list[tuple[MessageKey, str]]:
+        def find() -> list[tuple[MessageKey, str]]:
+            page = [entry for entry in self._unfinished() if after < entry.number <= last]
+            asked = [(entry.key, entry.cancel_reason) for entry in page]
+            return [(key, reason) for key, reason in asked if reason is not None]
+
+        return await self._do(find)
 
     async def _do(self, function: Callable[[], T]) -> T:
         """Have it done when the store is told to answer."""

@@ -89,5 +89,9 @@ class SharedDesk(Desk):
     async def end_for_node(self, number: int, *, seq: int | None = None, **about: bool) -> None:
         await answer(partial(self.messages.end, key(number), **ENDING | about, seq=seq))
 
-    async def cancel(self, number: int, node_id: str = "node-1", reason: str = "why") -> bool:
-        return await self.messages.cancel("test", node_id, f"{number}", reason)
+    async def cancel(
+        self, number: int, node_id: str = "node-1", reason: str = "why", platform: str = "test"
+    ) -> bool:
+        about = (platform, node_id, f"{number}", reason)
+        found: bool = await answer(partial(self.messages.cancel, *about))
+        return found

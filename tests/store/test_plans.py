@@ -183,7 +183,7 @@ STATEMENTS: Final[dict[str, tuple[Ask, str]]] = {
         IN_CHANNEL,
     ),
     "a message is to be cancelled": (
-        lambda w: Messages(w).cancel("test", "node-7", "7", "why"),
+        lambda w: answer(partial(Messages(w).cancel, "test", "node-7", "7", "why")),
         IN_CHANNEL,
     ),
     "what a node has missed": (
@@ -239,7 +239,7 @@ OF_SEVERAL_DAEMONS: Final[dict[str, tuple[Ask, str]]] = {
         IN_CHANNEL,
     ),
     "a message is to be cancelled": (
-        lambda w: shared(w).cancel("test", "node-7", "7", "why"),
+        lambda w: answer(partial(shared(w).cancel, "test", "node-7", "7", "why")),
         IN_CHANNEL,
     ),
     "what is to be cancelled": (lambda w: shared(w).to_cancel(), IN_ORDER),

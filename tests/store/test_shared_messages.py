@@ -459,7 +459,7 @@ async def test_nobody_is_asked_to_cancel_what_is_another_node_s_or_has_ended(
     await here.admit(1)
     assert not await there.cancel(1, node_id="node-2")
     assert not await there.cancel(2)
-    assert not await there.messages.cancel("other", "node-1", "1", "why")
+    assert not await there.cancel(1, platform="other")
     await here.end(1)
     assert not await there.cancel(1)
     assert here.daemon.said() == []

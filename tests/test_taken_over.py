@@ -1,0 +1,93 @@
+"""What several daemons have left on one PostgreSQL is read back, and can be cancelled meanwhile."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from sqlalchemy import Connection, Engine, text
+
+from clarad import recovery
+from clarad.events import EventType
+from clarad.store import messages, open_engine
+from clarad.store.migrate import require_head
+from tests.conftest import Start
+from tests.peer import message
+from tests.postgres import SHARED, database
+
+LEASE = 2
+
+LIFE = text("""\
+INSERT INTO clarad_daemons (instance, holder, address, tasks, expires_at)
+VALUES (:name, :name, '', '', clock_timestamp() + make_interval(secs => :left)) RETURNING id""")
+
+EXPIRE = text("UPDATE clarad_daemons SET expires_at = clock_timestamp() WHERE id = :life")
+
+MESSAGE = text("""\
+INSERT INTO clarad_messages
+(platform, channel_id, request_id, node_id, user_id, session_id, frame, received_at, owner)
+VALUES ('test', :channel, :id, 'node-1', 'test-u', 'session-1', :frame, now(), :life)""")
+
+
+@pytest.fixture(params=SHARED)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A database that daemons can share."""
+    with database(request.param, tmp_path, request.config) as url:
+        yield url
+
+
+@pytest.fixture
+def engine(url: str) -> Iterator[Engine]:
+    """The same database, migrated, for the test."""
+    engine = open_engine(url)
+    require_head(engine, migrate=True)
+    yield engine
+    engine.dispose()
+
+
+def life(connection: Connection, name: str, left: float) -> int:
+    """Have another daemon's lease end in so many seconds."""
+    number: int = connection.execute(LIFE, {"name": name, "left": left}).scalar_one()
+    return number
+
+
+def leave(
+    connection: Connection, life: int, request_id: str, channel: str, content: str = "hello"
+) -> None:
+    frame = json.dumps({"type": "message"} | message(request_id, content, channel))
+    about = {"channel": channel, "id": request_id, "frame": frame, "life": life}
+    connection.execute(MESSAGE, about)
+
+
+async def test_messages_that_wait_for_one_that_is_taken_over_later_do_not_keep_it_unread(
+    url: str, engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(messages, "PAGE_CHARACTERS", 1)
+    monkeypatch.setattr(recovery, "MAX_LIVING", 0)
+    with engine.begin() as connection:
+        dead, dying = life(connection, "dead", -5), life(connection, "dying", 1000)
+        leave(connection, dying, "m1", "c")
+        leave(connection, dead, "m2", "c")
+        leave(connection, dead, "m3", "c")
+    running = await start(database_url=url, lease=LEASE)
+    peer = await running.node()
+    with engine.begin() as connection:
+        connection.execute(EXPIRE, {"life": dying})
+    ends = await peer.outcomes_of("m1", "m2", "m3")
+    assert [end["type"] for end in ends] == ["response_end"] * 3
+    assert running.responder.ran == ["m1", "m2", "m3"]
+
+
+async def test_a_message_is_cancelled_while_its_page_is_gone_through(
+    url: str, engine: Engine, start: Start
+) -> None:
+    running = await start(database_url=url, lease=LEASE, max_running=1)
+    peer = await running.node()
+    with engine.begin() as connection:
+        dead = life(connection, "dead", -5)
+        for number in range(400):
+            leave(connection, dead, f"m{number}", f"c{number}", "hold")
+    await running.event(EventType.SESSION_START)
+    await peer.send("cancel", request_id="m399", reason="changed my mind")
+    outcome = await peer.outcome_of("m399")
+    assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
