@@ -64,6 +64,12 @@ def write_over(path: Path, page: int, data: bytes = b"\xff" * 4096) -> None:
         file.write(data)
 
 
+def spoil_keyword(path: Path) -> None:
+    """Make a byte of the schema one that begins no character of UTF-8."""
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b"CREATE INDEX ix_clarad_", b"CREATE \xa5NDEX ix_clarad_", 1))
+
+
 def spoil_time(path: Path) -> None:
     """Flip a byte in a row's time, which leaves all pages sound."""
     data = path.read_bytes()
@@ -81,6 +87,7 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda path: write_over(path, 1, path.read_bytes()[:100] + b"\xff" * 3996),
         "is damaged (database disk image is malformed)",
     ),
+    "a keyword of the schema": (spoil_keyword, "is damaged ('utf-8' codec can't decode byte 0xa5"),
     "the messages": (
         lambda path: write_over(path, root_page(path, "clarad_messages")),
         "is damaged (database disk image is malformed)",
@@ -111,6 +118,21 @@ def test_a_database_that_is_not_fit_is_named_once_with_the_way_out(
     assert words in err
     assert "`clarad backup restore FILE`" in err or how == "newer"
     assert len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("migrate",), ("backup", "create"), ("backup", "verify", "{}"), ("hooks", "runs"), ("check",)],
+    ids=" ".join,
+)
+def test_every_command_names_a_schema_that_cannot_be_decoded_in_one_line(
+    clarad: Console, used: Path, words: tuple[str, ...]
+) -> None:
+    spoil_keyword(used)
+    status, out, err = clarad(*(word.format(used) for word in words))
+    assert (status, out) == (1, "")
+    [line] = (line for line in err.splitlines() if "warning" not in line)
+    assert f"{used} is damaged" in line
 
 
 def test_a_log_that_was_deleted_is_no_new_database(here: Installation) -> None:

@@ -164,7 +164,7 @@ def _errors(file: Path) -> Iterator[None]:
     """Raise as `StoreError`, with the file, what goes wrong within the block."""
     try:
         yield
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise StoreError(f"{file}{' is damaged' * is_damage(error)}: {error}") from None
     except files.NotOurs as error:
         raise StoreError(str(error)) from None

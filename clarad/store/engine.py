@@ -152,7 +152,14 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
     require_writable(path)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
     event.listen(engine, "do_connect", lambda *_: make_sqlite(path))
-    event.listen(engine, "connect", _set_up_sqlite)
+
+    def set_up(connection: sqlite3.Connection, _record: Any) -> None:
+        try:
+            _set_up_sqlite(connection)
+        except UnicodeDecodeError as error:  # here only errors of the driver's go on to handlers
+            raise Damaged(path, error) from None
+
+    event.listen(engine, "connect", set_up)
     event.listen(engine, "handle_error", _name_damage, retval=True)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
@@ -192,6 +199,9 @@ def make_sqlite(path: Path) -> None:
 
 def is_damage(error: BaseException) -> bool:
     """Whether SQLite says so of a file that it cannot make sense of."""
+    # It quotes a schema that is broken, and its driver cannot decode that when it makes the error.
+    if isinstance(error, UnicodeDecodeError):
+        return True
     # The lowest byte is the kind of error (sqlite.org/rescode.html).
     kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -206,7 +216,7 @@ def _name_damage(context: ExceptionContext) -> Damaged | None:
     return Damaged(Path(url.database or "" if url is not None else ""), error)
 
 
-def _set_up_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+def _set_up_sqlite(connection: sqlite3.Connection) -> None:
     # The driver's own BEGIN comes late and not before DDL; we emit ours (SQLAlchemy, "Serializable
     # isolation / Savepoints / Transactional DDL" in the pysqlite dialect's documentation).
     connection.isolation_level = None
