@@ -173,11 +173,22 @@ def fill(url: str) -> None:
     with engine.begin() as connection:
         connection.exec_driver_sql(
             f"INSERT INTO clarad_messages ({columns}, cancel_reason) VALUES"
-            " ('a', 'b', 'c', 'd', 'e', 'f', '{}', '2026-01-01', 'no')"
+            " ('a', 'b', 'c', 'd', 'e', 'f', '{\"id\": \"c\"}', '2026-01-01', 'no')"
         )
         connection.exec_driver_sql(
             "INSERT INTO clarad_tokens (name, digest, platforms, created_at)"
             " VALUES ('x', 'x', '', '2026-01-01'), ('y', 'y', '', '2026-01-01')"
+        )
+    engine.dispose()
+
+
+def attach(url: str) -> None:
+    """Have the message's attachments in the database, too."""
+    engine = open_engine(url)
+    with engine.begin() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO clarad_attachments (message_id, received_at, attachments)"
+            ' SELECT id, received_at, \'[{"filename": "a"}]\' FROM clarad_messages'
         )
     engine.dispose()
 
@@ -195,6 +206,25 @@ def test_rollback_says_what_it_would_delete_and_does_not_without_a_yes(
     status, out, _ = clarad("rollback", to_tokens, "--yes")
     assert status == 0
     assert out.startswith(lost)
+
+
+def test_rollback_counts_attachments_only_if_their_messages_go_with_them(
+    clarad: Clarad, url: str, revisions: Revisions
+) -> None:
+    clarad(DATABASE_URL=url)
+    fill(url)
+    attach(url)
+    before = len(revisions) - [number for number, _ in revisions].index("0007")
+    assert clarad("rollback", f"{before}")[1] == "deletes no row\n"
+    lost = clarad("rollback", f"{len(revisions)}")[1]
+    assert "deletes clarad_attachments: all 1 rows\n" in lost
+    out = clarad("rollback", f"{before}", "--yes")[1]
+    assert out.startswith("deletes no row\n")
+    engine = open_engine(url)
+    with engine.connect() as connection:
+        frame = connection.exec_driver_sql("SELECT frame FROM clarad_messages").scalar_one()
+    engine.dispose()
+    assert json.loads(frame) == {"id": "c", "attachments": [{"filename": "a"}]}
 
 
 @pytest.mark.parametrize("answer", ["y\n", "n\n", "\n", ""], ids=repr)
