@@ -12,7 +12,7 @@ class NotOurs(Exception):  # noqa: N818 - it is an answer, not a fault
 
 
 class Gone(Exception):  # noqa: N818 - it is what has happened
-    """A file that this process holds was deleted, or replaced, under it."""
+    """A file that this process holds was deleted, or replaced, or cannot be reached any more."""
 
 
 class Held:
@@ -24,11 +24,16 @@ class Held:
         self._found = os.fstat(descriptor)
 
     def require(self) -> None:
-        """Raise `Gone` if the file is not at its place any more."""
+        """Raise `Gone` if the file is not at its place any more, or that cannot be found out."""
         try:
             is_there = os.path.samestat(self._found, self._path.stat())
         except (FileNotFoundError, NotADirectoryError):
             is_there = False
+        except OSError as error:
+            raise Gone(
+                f"{self._path} cannot be reached any more: {error.strerror}. See that the daemon's "
+                "user can read the directory and that its disk works, and start the daemon again"
+            ) from None
         if not is_there:
             raise Gone(
                 f"{self._path} was deleted or replaced while the daemon ran: what is written now "
