@@ -49,7 +49,7 @@ def make_directory(path: Path) -> None:
     """
     missing = [place for place in (path, *path.parents) if not place.exists()]
     for place in reversed(missing):
-        place.mkdir(mode=0o700)
+        place.mkdir(mode=0o700, exist_ok=True)  # another process may have been faster
 
 
 def make(path: Path) -> None:
@@ -58,21 +58,49 @@ def make(path: Path) -> None:
     Raises:
         OSError: it cannot be made, or a link is there that leads nowhere.
     """
-    if not path.exists():
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    try:
+        if not path.exists():
+            make_new(path)
+    except FileExistsError:
+        if not path.exists():  # else another process was faster
+            raise
+
+
+def make_new(path: Path) -> None:
+    """Make an empty file for this user alone.
+
+    Raises:
+        OSError: it cannot be made, or something is there, be it a link that leads nowhere.
+    """
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file for this user alone, so that a reader finds all of it, or what was there.
+    """Write a file for this user alone: a reader, or a power cut, finds all of it or the old one.
 
     Raises:
         OSError: it cannot be written.
     """
     beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)  # a link there is not followed
-    make(beside)
+    beside.unlink(missing_ok=True)
+    make_new(beside)  # a link there is not followed
     beside.write_text(text)
+    sync(beside)
     beside.replace(path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Have what is in a file, or the names in a directory, on the disk.
+
+    Raises:
+        OSError: it is not.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def require_ours(path: Path) -> None:

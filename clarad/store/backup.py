@@ -138,8 +138,7 @@ def _copy(source: Path, target: Path) -> None:
     with _errors(source), closing(_open(source)) as one, closing(sqlite3.connect(target)) as other:
         one.backup(other)  # all pages in one step, of one moment
         other.execute("PRAGMA journal_mode = DELETE")
-    with target.open("rb") as copy:
-        os.fsync(copy.fileno())
+    files.sync(target)
 
 
 @contextmanager
@@ -147,16 +146,12 @@ def _beside(target: Path) -> Iterator[Path]:
     """Hand out a new file beside another, which is to be given its name; else it is removed."""
     new = target.with_name(f"{target.name}.new")
     new.unlink(missing_ok=True)
-    files.make(new)
+    files.make_new(new)
     try:
         yield new
     finally:
         new.unlink(missing_ok=True)
-    directory = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
+    files.sync(target.parent)
 
 
 @contextmanager
