@@ -13,6 +13,7 @@ from sqlalchemy import func, inspect, select
 
 from clarad import files
 from clarad.store.engine import (
+    BUSY_TIMEOUT,
     StoreError,
     errors_in_one_line,
     is_damage,
@@ -97,13 +98,30 @@ def restore(url: str, file: Path) -> tuple[Contents, Path | None]:
     found = verify(file)
     with alone(url), _errors(target), _beside(target) as new:
         _copy(file, new)
+        _take_in_log(target)
         kept = _keep(target)
         new.replace(target)
     return found, kept
 
 
+def _take_in_log(target: Path) -> None:
+    """Write what is in a database's log into its file, as far as that can be read.
+
+    A kill, from here to the end, then leaves a whole database: the old one, or the backup.
+    """
+    if target.stat().st_size == 0:  # SQLite would delete the log of an empty file
+        return
+    try:
+        with closing(sqlite3.connect(target, timeout=BUSY_TIMEOUT)) as database:
+            [is_busy, *_] = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+    except sqlite3.Error:
+        return  # it cannot be read, nor could a daemon: it is kept in its two parts
+    if is_busy:
+        raise StoreError(f"another program reads {target}; end it, and try again")
+
+
 def _keep(target: Path) -> Path | None:
-    """Keep what was there beside the file, with the part of it that is still in its log.
+    """Keep what was there beside the file, with its log if that could not be read.
 
     A log that stays would be played back into the backup. The file stays, and with it the lock.
     """

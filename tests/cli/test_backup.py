@@ -4,12 +4,16 @@ import os
 import signal
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Final
 
 import pytest
 
+from clarad.store import backup
 from clarad.store.migrate import HEAD
 from tests.installation import Console, Installation
 from tests.postgres import SHARED, database
@@ -83,6 +87,50 @@ def test_what_was_copied_under_a_daemon_comes_back_and_what_came_later_is_kept_b
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     with here.daemon():
         assert here.clarad("send", "again").out == "again\n"
+
+
+KILLED: Final = """\
+import os, signal, sys
+from pathlib import Path
+from clarad.cli import main
+Path.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+sys.exit(main(["backup", "restore", sys.argv[1]]))
+"""
+"""Is killed when all is ready, and the backup has yet to take the database's name."""
+
+
+def test_a_restore_that_is_killed_leaves_all_that_was_in_the_database(
+    here: Installation, clarad: Console, tmp_path: Path
+) -> None:
+    with here.daemon() as process:
+        assert here.clarad("send", "before").out == "before\n"
+        clarad("backup", "create", f"{tmp_path}/copy.db")
+        assert here.clarad("send", "after").out == "after\n"
+        process.kill()  # what came last is in the log
+    command = [sys.executable, "-c", KILLED, f"{tmp_path}/copy.db"]
+    done = subprocess.run(command, env=here.environment(), check=False)
+    assert done.returncode == -signal.SIGKILL
+    [kept] = here.state_dir.glob("clarad.db.before-*")
+    assert messages(here.state_dir / "clarad.db") == messages(kept) == ["before", "after"]
+
+
+def test_a_database_that_another_program_reads_is_not_replaced(
+    here: Installation, clarad: Console, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backup, "BUSY_TIMEOUT", 0.1)
+    path = here.state_dir / "clarad.db"
+    with here.daemon() as process:
+        clarad("backup", "create", f"{tmp_path}/copy.db")
+        assert here.clarad("send", "after").out == "after\n"
+        process.kill()
+    with closing(sqlite3.connect(path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT count(*) FROM clarad_messages").fetchone() == (1,)
+        said = clarad("backup", "restore", f"{tmp_path}/copy.db")
+        reader.execute("ROLLBACK")
+    assert (said.status, said.out) == (1, "")
+    assert said.err == f"clarad: another program reads {path}; end it, and try again\n"
+    assert messages(path) == ["after"]
 
 
 @pytest.mark.usefixtures("_no_umask")
