@@ -115,8 +115,9 @@ ALREADY_RUNNING: Final = Entry(
 STATE_GONE: Final = Entry(
     "5e2d9c0b7a164f3f8b5d20c3f91e6a74",
     "The state directory is not what it was",
-    "It, the database in it, or the name of the installation was deleted or emptied: the record "
-    "says which, and what to do. What was written there since is lost.",
+    "It, the database in it, or the name of the installation was deleted or emptied, or cannot be "
+    "reached: the record says which, and what to do. What was written since to a file that was "
+    "deleted is lost.",
 )
 LEFTOVERS_ENDED: Final = Entry(
     "4e86c044bea54affb4970d4a08678ed1",
