@@ -196,7 +196,8 @@ async def test_an_end_that_code_has_forged_is_its_own_and_no_other_calls(
 ) -> None:
     """Its interpreter ends with the second end, that of nobody, whether or not a call goes on."""
     forged = await execute(python, FORGED)
-    assert forged.result.exit_status == 0
+    # Both ends may be read at once: then that is nonsense, and neither counts.
+    assert (forged.result.exit_status, forged.forgot) in ((0, False), (-9, True))
     executed = await execute(python, "1 + 1")
     assert executed.forgot or executed.result.stdout.kept == b"2\n"
     assert (await execute(python, "'frame' in globals()")).result.stdout.kept == b"False\n"
