@@ -1,5 +1,7 @@
 """Connections that nobody has admitted yet, and how they share the event loop with the others."""
 
+import select
+from contextlib import suppress
 from typing import Final
 
 import trio
@@ -27,14 +29,31 @@ class Strangers:
         self._turn = trio.Lock()  # first come, first served
         self._given_at = 0.0
 
-    async def turn(self) -> None:
-        """Wait for a turn; it lasts until the task next waits for anything."""
+    async def turn(self, connected: trio.socket.SocketType) -> bool:
+        """Wait for a turn; it lasts until the task next waits for anything.
+
+        Returns:
+            Whether there is one: a peer that has gone gets none, and takes no time from the others.
+        """
+        if has_gone(connected):
+            await trio.lowlevel.checkpoint()
+            return False
         had_to_wait = self._turn.locked()
         # Trio hands a lock on in the step after its release, so one task gets through in each.
         async with self._turn:
+            if has_gone(connected):
+                return False
             if had_to_wait:
                 await trio.sleep(min(trio.current_time() - self._given_at, _LONGEST_PAUSE))
             self._given_at = trio.current_time()
+        return True
+
+
+def has_gone(connected: trio.socket.SocketType) -> bool:
+    """Whether the peer has closed its end, however much of what it sent has not been read."""
+    events = select.poll()
+    events.register(connected.fileno(), select.POLLRDHUP)
+    return bool(events.poll(0))
 
 
 class Socket(trio.abc.HalfCloseableStream):
@@ -56,21 +75,31 @@ class Socket(trio.abc.HalfCloseableStream):
         """Read without waiting for turns from here on."""
         self._strangers = None
 
-    async def turn(self) -> None:
-        """Let others run before the next piece of what was read already."""
+    async def turn(self) -> bool:
+        """Let others run before the next piece of what was read already.
+
+        Returns:
+            Whether that is worth it: what a stranger sent before it went is not.
+        """
         if self._strangers is None:
             await trio.lowlevel.checkpoint()
-        else:
-            await self._strangers.turn()
+            return True
+        return await self._strangers.turn(self._stream.socket)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Read what has come, at most `max_bytes`."""
+        """Read what has come, at most `max_bytes`; a stranger that has gone has sent nothing."""
         if self._strangers is None:
             return await self._stream.receive_some(max_bytes)
         data = await self._stream.receive_some(_READ_SIZE)
-        if data:
-            await self.turn()
+        if data and not await self.turn():
+            return b""
         return data
+
+    async def drain(self) -> None:
+        """Read until the peer has closed, and drop it all: that costs too little to take turns."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            while await self._stream.receive_some(_READ_SIZE):
+                pass
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write everything."""

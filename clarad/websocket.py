@@ -161,7 +161,9 @@ class ClientStream(trio.abc.Stream):
             await self._watched.wait()
         while True:
             if self._at < len(self._data):
-                await self._socket.turn()
+                if not await self._socket.turn():
+                    self.ended.set()
+                    return b""
             else:
                 self._data, self._at = await self._read(), 0
                 if not self._data:
@@ -235,12 +237,8 @@ class ClientStream(trio.abc.Stream):
         """
         try:
             await self.aclose()
-            with (
-                trio.move_on_after(patience),
-                suppress(trio.BrokenResourceError, trio.ClosedResourceError),
-            ):
-                while await self._socket.receive_some(_READ_SIZE):
-                    pass
+            with trio.move_on_after(patience):
+                await self._socket.drain()
         finally:
             await trio.aclose_forcefully(self._stream)
 

@@ -83,17 +83,54 @@ async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
     steps, turns = Steps(), Counter[int]()
     trio.lowlevel.add_instrument(steps)
     strangers = Strangers()
+    ours, theirs = trio.socket.socketpair()
 
     async def stranger() -> None:
         for _ in range(10):
-            await strangers.turn()
+            assert await strangers.turn(ours)
             turns[steps.count] += 1
 
-    async with trio.open_nursery() as nursery:
-        for _ in range(20):
-            nursery.start_soon(stranger)
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(stranger)
     assert turns.total() == 200
     assert set(turns.values()) == {1}
+
+
+async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
+    strangers, given = Strangers(), dict[str, bool]()
+    ours, theirs = trio.socket.socketpair()
+    other, at_other = trio.socket.socketpair()
+
+    async def wait(name: str, connected: trio.socket.SocketType) -> None:
+        given[name] = await strangers.turn(connected)
+
+    with ours, theirs, other, at_other:
+        async with trio.open_nursery() as nursery, strangers._turn:
+            nursery.start_soon(wait, "goes", ours)
+            nursery.start_soon(wait, "stays", other)
+            await trio.testing.wait_all_tasks_blocked()
+            assert not given
+            await theirs.send(b"what nobody waits for an answer to")
+            theirs.close()
+        assert given == {"goes": False, "stays": True}
+        async with strangers._turn:
+            assert not await strangers.turn(ours)  # nor does it wait for one
+
+
+async def test_who_is_hung_up_on_waits_for_no_turn() -> None:
+    strangers = Strangers()
+    ours, theirs = trio.socket.socketpair()
+    stream = ClientStream(trio.SocketStream(ours), "here", strangers)
+    with theirs:
+        async with strangers._turn, trio.open_nursery() as nursery:
+            nursery.start_soon(stream.hang_up, 3600)
+            await theirs.send(b"x" * 100_000)
+            theirs.shutdown(trio.socket.SHUT_WR)
+            with trio.fail_after(10):
+                assert await theirs.recv(1) == b""
+    assert ours.fileno() == -1
 
 
 @pytest.mark.parametrize(
@@ -105,11 +142,16 @@ async def test_a_stranger_that_sends_many_frames_is_refused_once_and_the_rest_is
 ) -> None:
     async with pair() as made:
         await made.client.send_all(frame(first) + frame(then) * 1000)
-        await made.client.send_eof()
-        pieces = 0
-        while await made.stream.receive_some():
-            pieces += 1
-    assert pieces == MAX_FIRST_FRAMES
+        for _ in range(MAX_FIRST_FRAMES):
+            assert await made.stream.receive_some()
+
+        async def go_after_that() -> None:
+            await trio.testing.wait_all_tasks_blocked()
+            await made.client.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(go_after_that)
+            assert await made.stream.receive_some() == b""
     assert [code for code, _ in made.refused] == [CloseCode.REFUSED]
 
 

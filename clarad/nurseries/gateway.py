@@ -16,7 +16,7 @@ from clarad.listeners import is_among_last, peer
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
 from clarad.proxy_protocol import ProxyHeaderError, read_header
-from clarad.strangers import Strangers
+from clarad.strangers import Strangers, has_gone
 from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
@@ -34,6 +34,8 @@ SPARE_DESCRIPTORS: Final = 256
 LINGER: Final = 2.0
 """Seconds that a peer which is still sending has to read why it was closed."""
 
+MAX_LINGERING: Final = 64
+"""Strangers that have this time at once; with one more, the oldest of them is cut."""
 
 _WEBSOCKET: Final = re.compile(rb"^upgrade:[ \t]*websocket[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
 _HTTP: Final = re.compile(rb"[A-Z]+ [^ \r\n]+ HTTP/1\.[01]\r?\n")
@@ -143,6 +145,7 @@ class Gateway(Generic[Address]):
         self._stopping = False
         self._connections: dict[Connection, None] = {}  # in the order in which they came, as
         self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
+        self._lingering: dict[trio.CancelScope, None] = {}
         self._strangers = Strangers()
         self._spare_descriptors = spare_descriptors
         self._streams: dict[ClientStream, trio.CancelScope] = {}  # in this order, too
@@ -218,7 +221,9 @@ class Gateway(Generic[Address]):
         self._taken.set()
         try:
             address = peer(socket_stream.socket)
-        except OSError:  # gone before we looked
+        except OSError:
+            address = None
+        if address is None or has_gone(socket_stream.socket):  # before we looked
             await trio.aclose_forcefully(socket_stream)
             return
         if is_among_last(socket_stream.socket, self._spare_descriptors):
@@ -253,7 +258,22 @@ class Gateway(Generic[Address]):
             about = catalogue.CONNECTION_FAILED.about(address=stream.address)
             log.exception("the connection from %s failed", stream.address, extra=about)
         finally:
+            await self._hang_up(stream, patience)
+
+    async def _hang_up(self, stream: ClientStream, patience: float) -> None:
+        if stream.is_admitted:
             await stream.hang_up(patience)
+            return
+        if len(self._lingering) >= MAX_LINGERING:
+            oldest = next(iter(self._lingering))
+            del self._lingering[oldest]
+            oldest.cancel("too many are lingering")
+        with trio.CancelScope() as scope:
+            self._lingering[scope] = None
+            try:
+                await stream.hang_up(patience)
+            finally:
+                self._lingering.pop(scope, None)
 
     async def _serve(self, stream: ClientStream, connected: trio.socket.SocketType) -> bool:
         """Serve one connection; return whether both sides have said good-bye."""

@@ -12,6 +12,7 @@ import trio.testing
 from clarad.access import MAX_FAILURES
 from clarad.listeners import CannotListen
 from clarad.nurseries import gateway
+from clarad.websocket import ClientStream
 from tests.conftest import Running, Start
 
 SECRET = "a long random word"
@@ -169,6 +170,51 @@ async def test_of_too_many_handshakes_at_once_those_are_cut_that_take_longest(
         while len(ended) < 17:
             await trio.sleep(0.01)
     assert set(ended) == set(range(17))
+
+
+async def test_who_connects_and_closes_costs_no_handshake(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running = await start()
+    begun = list[str]()
+
+    def begin(stream: trio.SocketStream, address: str, *rest: Any) -> ClientStream:
+        begun.append(address)
+        return ClientStream(stream, address, *rest)
+
+    monkeypatch.setattr(gateway, "ClientStream", begin)
+    # All have come and gone before the gateway takes the first one.
+    for _ in range(20):
+        with socket.create_connection((running.host, running.port)) as one:
+            one.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n")
+    await running.node()
+    assert len(begun) == 1
+
+
+async def test_few_strangers_at_once_have_time_to_read_why_they_were_closed(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gateway, "MAX_LINGERING", 3)
+    monkeypatch.setattr(gateway, "LINGER", 3600)
+    running = await start()
+    strangers = list[trio.SocketStream]()
+    for _ in range(10):
+        strangers.append(await trio.open_tcp_stream(running.host, running.port))
+        await strangers[-1].send_all(STRANGERS["plain HTTP"])
+        while await strangers[-1].receive_some():
+            pass
+
+    async def find_cut(one: trio.SocketStream) -> None:
+        while True:
+            await one.send_all(b"x")
+
+    for one in strangers[:7]:
+        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+            await find_cut(one)
+    for one in strangers[7:]:
+        await one.send_all(b"x")
+    for one in strangers:
+        await one.aclose()
 
 
 # --- what is no WebSocket ------------------------------------------------------------------------
