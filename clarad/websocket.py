@@ -240,7 +240,14 @@ class ClientStream(trio.abc.Stream):
             with trio.move_on_after(patience):
                 await self._socket.drain()
         finally:
-            await trio.aclose_forcefully(self._stream)
+            stream, self._stream = self._stream, self._socket
+            try:
+                await trio.aclose_forcefully(stream)
+            finally:
+                # Trio's SSLStream refers to itself, so OpenSSL's buffers and keys would wait for
+                # the garbage collector, which counts objects and not their many bytes.
+                if isinstance(stream, trio.SSLStream):
+                    vars(stream).clear()
 
 
 def receiving() -> Pool:

@@ -1,5 +1,6 @@
 """TLS: a daemon that shows a certificate, and who speaks something else to it."""
 
+import gc
 import json
 import ssl
 from collections.abc import Awaitable, Callable
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+import trio.testing
 from trio.testing import MockClock
 
 from clarad.config import Settings
@@ -116,6 +118,24 @@ async def test_who_speaks_no_tls_is_cut_and_others_are_served(
             while await stream.receive_some():
                 pass
     assert await good.is_silent()
+
+
+async def test_a_handshake_that_fails_leaves_nothing_to_the_garbage_collector(
+    running: Running,
+) -> None:
+    hello = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"r" * 300
+    gc.collect()
+    gc.disable()
+    try:
+        for sent in (b"rubbish", hello) * 5:
+            async with await trio.open_tcp_stream(running.host, running.port) as stream:
+                await stream.send_all(sent)
+                await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            while any(isinstance(one, ssl.SSLObject) for one in gc.get_objects()):
+                await trio.sleep(0.01)
+    finally:
+        gc.enable()
 
 
 async def test_a_slow_tls_handshake_is_cut(
