@@ -23,7 +23,11 @@ class Address(NamedTuple):
 
 
 def announce(state_dir: Path, where: Address, pid: int, *, control: Path) -> None:
-    """Write the addresses down, so that a reader finds all of them or none."""
+    """Write the addresses down, so that a reader finds all of them or none.
+
+    Raises:
+        files.Unwritable: they cannot be written.
+    """
     found = where._asdict() | {"pid": pid, "control": os.fspath(control)}
     files.replace(state_dir / FILE_NAME, json.dumps(found) + "\n")
 

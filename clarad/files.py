@@ -1,5 +1,6 @@
 """Files of the daemon's own: nobody else reads them, whatever the umask, and root makes none."""
 
+import errno
 import os
 import pwd
 import shlex
@@ -13,6 +14,18 @@ class NotOurs(Exception):  # noqa: N818 - it is an answer, not a fault
 
 class Gone(Exception):  # noqa: N818 - it is what has happened
     """A file that this process holds was deleted, or replaced, or cannot be reached any more."""
+
+
+class Unwritable(OSError):  # noqa: N818 - it is what the file is
+    """A file of the daemon's cannot be written; the text names it, and says why."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(error.errno, error.strerror)
+        self._path = path
+
+    def __str__(self) -> str:
+        way_out = "; make room on its disk" if self.errno == errno.ENOSPC else ""
+        return f"cannot write {self._path}: {self.strerror}{way_out}"
 
 
 class Held:
@@ -79,15 +92,18 @@ def replace(path: Path, text: str) -> None:
     """Write a file for this user alone: a reader, or a power cut, finds all of it or the old one.
 
     Raises:
-        OSError: it cannot be written.
+        Unwritable: it cannot be written.
     """
     beside = path.with_name(f"{path.name}.new")
-    beside.unlink(missing_ok=True)
-    make_new(beside)  # a link there is not followed
-    beside.write_text(text)
-    sync(beside)
-    beside.replace(path)
-    sync(path.parent)
+    try:
+        beside.unlink(missing_ok=True)
+        make_new(beside)  # a link there is not followed
+        beside.write_text(text)
+        sync(beside)
+        beside.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise Unwritable(path, error) from None
 
 
 def sync(path: Path) -> None:

@@ -83,6 +83,7 @@ def only_one(state_dir: Path) -> Iterator[files.Held]:
 
     Raises:
         AlreadyRunning: somebody else holds it, it cannot be written, or root is not to write it.
+        files.Unwritable: there is no room for a word in it.
     """
     try:
         files.require_ours(state_dir)
@@ -105,9 +106,12 @@ def only_one(state_dir: Path) -> Iterator[files.Held]:
             f"another clarad (process {pid or 'unknown'}) uses {state_dir}; stop it, or set "
             "CLARA_STATE_DIR"
         ) from None
-    os.ftruncate(lock, 0)
-    os.write(lock, f"{os.getpid()}\n".encode())
     try:
+        try:
+            os.ftruncate(lock, 0)
+            os.write(lock, f"{os.getpid()}\n".encode())
+        except OSError as error:
+            raise files.Unwritable(state_dir / _LOCK, error) from None
         yield files.Held(state_dir / _LOCK, lock)
     finally:
         os.close(lock)

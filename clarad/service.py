@@ -55,6 +55,7 @@ def run(
         instance.AlreadyRunning: the state directory is another daemon's.
         StoreError: the database cannot be used, or is another daemon's (`Taken`).
         CannotListen: the address cannot be bound.
+        files.Unwritable: a file of the state directory cannot be written.
         files.Gone: the state directory or the database was deleted meanwhile.
         Exception: a part of the daemon keeps failing.
     """

@@ -120,3 +120,15 @@ def test_a_database_that_may_not_be_written_is_one_line_that_names_it(
     line, *more = done.stderr.splitlines()
     assert (done.returncode, done.stdout, more) == (74, "", [])
     assert line.startswith(f"clarad: cannot write to {place};")
+
+
+def test_a_file_of_the_state_directory_that_cannot_be_written_is_one_line_that_names_it(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "gateway.json"
+    place.mkdir()
+    env = environment(tmp_path)
+    assert clarad("migrate", env=env).returncode == 0
+    done = clarad("run", env=env)
+    assert done.returncode == 74
+    assert done.stderr == f"clarad: cannot write {place}: Is a directory\n"

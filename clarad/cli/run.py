@@ -45,7 +45,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "  69  the address cannot be listened on\n"
         "  70  a part of the daemon kept failing; the log says which\n"
         "  71  there are no sandboxes, and SANDBOX_MODE wants them\n"
-        "  74  the database cannot be used, or was deleted, or the state directory was\n"
+        "  74  the database cannot be used, or was deleted, or the state directory was, or a file\n"
+        "      there cannot be written, as when the disk is full\n"
         "  75  the state directory or the database is another daemon's, or the directory cannot\n"
         "      be written\n"
         "  78  a setting, a hook or a task is wrong; `clarad check` says more"
@@ -77,7 +78,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
     set_up_log(settings)
     from clarad import service
     from clarad.automation import definitions
-    from clarad.files import Gone
+    from clarad.files import Gone, Unwritable
     from clarad.instance import AlreadyRunning, Nameless
     from clarad.listeners import CannotListen
     from clarad.store import LeaseLost, StoreError, Taken, Unfit
@@ -99,6 +100,7 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
         AlreadyRunning: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
         Nameless: (Exit.UNFIT, catalogue.STATE_GONE),
         Gone: (Exit.STORE, catalogue.STATE_GONE),
+        Unwritable: (Exit.STORE, catalogue.STORE_UNUSABLE),
         Unfit: (Exit.UNFIT, catalogue.STORE_UNFIT),
         Taken: (Exit.ALREADY_RUNNING, catalogue.ALREADY_RUNNING),
         LeaseLost: (Exit.STORE, catalogue.LEASE_LOST),

@@ -20,7 +20,7 @@ from sqlalchemy import (
     event,
     make_url,
 )
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
 from clarad import files
 
@@ -147,7 +147,7 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
         how = "mode=ro" if has_log else "mode=ro&immutable=1"  # sqlite.org/uri.html
         uri = f"file:{quote(str(path.absolute()))}?{how}"
         engine = create_engine(url, creator=lambda: sqlite3.connect(uri, uri=True))
-        event.listen(engine, "handle_error", _name_damage, retval=True)
+        event.listen(engine, "handle_error", _name_file, retval=True)
         return engine
     require_writable(path)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT})
@@ -160,7 +160,7 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
             raise Damaged(path, error) from None
 
     event.listen(engine, "connect", set_up)
-    event.listen(engine, "handle_error", _name_damage, retval=True)
+    event.listen(engine, "handle_error", _name_file, retval=True)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
@@ -207,13 +207,19 @@ def is_damage(error: BaseException) -> bool:
     return kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def _name_damage(context: ExceptionContext) -> Damaged | None:
-    """Raise `Damaged` for what SQLite says of a file that it cannot make sense of."""
+def _name_file(context: ExceptionContext) -> Exception | None:
+    """Say the file's name, and the way out, where SQLite leaves them out."""
     error = context.original_exception
-    if not is_damage(error):
-        return None
     url = context.engine.url if context.engine is not None else None
-    return Damaged(Path(url.database or "" if url is not None else ""), error)
+    path = Path(url.database or "" if url is not None else "")
+    if is_damage(error):
+        return Damaged(path, error)
+    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if kind not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+        return None
+    way_out = "; make room on its disk" * (kind == sqlite3.SQLITE_FULL)
+    named = sqlite3.OperationalError(f"{path}: {error}{way_out}")
+    return OperationalError(context.statement, None, named)
 
 
 def _set_up_sqlite(connection: sqlite3.Connection) -> None:

@@ -39,8 +39,8 @@ def remember(engine: Engine, state_dir: Path) -> None:
     try:
         if _remembered(state_dir) != place:
             files.replace(state_dir / FILE_NAME, f"{place}\n")
-    except OSError as error:
-        raise StoreError(f"{state_dir / FILE_NAME}: {error.strerror}") from None
+    except files.Unwritable as error:
+        raise StoreError(str(error)) from None
 
 
 def _remembered(state_dir: Path) -> str | None:

@@ -35,6 +35,15 @@ def test_sqlite_lets_others_read_while_it_writes(sqlite: Engine) -> None:
     assert pragma(sqlite, "journal_mode") == "wal"
 
 
+def test_sqlite_that_has_no_room_is_named_with_the_way_out(sqlite: Engine) -> None:
+    with sqlite.connect() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")
+        with pytest.raises(OperationalError) as raised:
+            connection.exec_driver_sql("CREATE TABLE t (x TEXT)")
+    path = sqlite.url.database
+    assert str(raised.value.orig) == f"{path}: database or disk is full; make room on its disk"
+
+
 def test_sqlite_keeps_what_was_committed_through_a_power_cut(sqlite: Engine) -> None:
     full = 2
     assert pragma(sqlite, "synchronous") == full
