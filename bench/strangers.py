@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,7 +14,7 @@ from bench.process import memory_kib
 from bench.report import Figure, number, show
 from bench.server import Server, clarad
 from tests import certificates
-from tests.strangers import COUNT, FLOODS, HELLOS
+from tests.strangers import COUNT, KINDS, PLAIN
 
 _CONNECTIONS = 4
 _TURNS = 600
@@ -31,10 +31,10 @@ def run() -> list[Figure]:
             "CLARA_GATEWAY_TLS_CERT": f"{made.certificate}",
             "CLARA_GATEWAY_TLS_KEY": f"{made.key}",
         }
-        return _measure("plain", {}, list(FLOODS)) + _measure("TLS", tls, [*FLOODS, HELLOS])
+        return _measure("plain", {}, PLAIN) + _measure("TLS", tls, KINDS)
 
 
-def _measure(wire: str, settings: dict[str, str], kinds: list[str]) -> list[Figure]:
+def _measure(wire: str, settings: dict[str, str], kinds: Sequence[str]) -> list[Figure]:
     secret = "only the good have it"
     with clarad("echo", CLARA_GATEWAY_SECRET=secret, **settings) as server:
         _load(server)  # a round that does not count

@@ -51,8 +51,13 @@ FLOODS: Final = {
     "handshakes": Flood(b"", b""),
 }
 HELLOS: Final = "hellos"
-KINDS: Final = (*FLOODS, HELLOS)
-"""`HELLOS` begin a TLS handshake, which costs the server most of it, and go."""
+GONE: Final = "gone"
+PLAIN: Final = (*FLOODS, GONE)
+KINDS: Final = (*PLAIN, HELLOS)
+"""`HELLOS` begin a TLS handshake, which costs the server most of it, and go.
+
+`GONE` say something, and go before anybody can have read it.
+"""
 
 
 class Crowd:
@@ -79,6 +84,8 @@ class Crowd:
             try:
                 if self._kind == HELLOS:
                     await self._say_hello(number)
+                elif self._kind == GONE:
+                    await self._come_and_go(number)
                 else:
                     await self._flood(FLOODS[self._kind], number)
             except (OSError, EOFError, ssl.SSLError):
@@ -100,6 +107,13 @@ class Crowd:
             self._note(number)
         finally:
             writer.close()
+
+    async def _come_and_go(self, number: int) -> None:
+        _, writer = await asyncio.open_connection(*self._address, local_addr=_FROM)
+        writer.write(_hello() if self._tls else _ASK)
+        writer.close()
+        await writer.wait_closed()
+        self._note(number)
 
     async def _flood(self, flood: Flood, number: int) -> None:
         reader, writer = await asyncio.open_connection(

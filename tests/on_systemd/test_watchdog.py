@@ -53,7 +53,7 @@ def test_strangers_without_the_secret_do_not_have_the_daemon_taken_for_stuck(
         settings.append(f"CLARA_GATEWAY_TLS_KEY=/etc/clarad/{made.key.name}")
     machine.configure(*settings, unit="WatchdogSec=2s\n")
     machine.sh("systemctl start clarad")
-    for kind in strangers.FLOODS if wire == "plain" else strangers.KINDS:
+    for kind in strangers.PLAIN if wire == "plain" else strangers.KINDS:
         words = f"127.0.0.1 18789 '{kind}' {strangers.COUNT} 4 {flag}"
         machine.sh(
             f"coproc python3 /usr/local/lib/strangers.py {words}; read -ru ${{COPROC[0]}} ready; "

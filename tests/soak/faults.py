@@ -16,7 +16,7 @@ import trio
 from tests.postgres import Cluster, lock_table
 from tests.soak.installation import Installation
 from tests.soak.line import Line
-from tests.strangers import FLOODS
+from tests.strangers import PLAIN
 from tests.villains import TURNED_AWAY, VILLAINS, Villain
 
 Fault = Callable[[], Awaitable[None]]
@@ -155,9 +155,9 @@ class Faults:
                 crowd.start_soon(self._let_loose, villain)
 
     async def _strangers(self) -> None:
-        """A crowd that never registers, sends frames that carry nothing, and comes back."""
+        """A crowd that never registers, sends what carries nothing, and comes back."""
         where = "127.0.0.1", str(self._installation.port)
-        how = self._chance.choice(list(FLOODS)), "60", str(self._chance.uniform(0.5, 2))
+        how = self._chance.choice(PLAIN), "60", str(self._chance.uniform(0.5, 2))
         crowd = [sys.executable, "-m", "tests.strangers", *where, *how]
         await trio.run_process(crowd, stdout=subprocess.DEVNULL)
 
