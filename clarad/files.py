@@ -29,12 +29,13 @@ class Unwritable(OSError):  # noqa: N818 - it is what the file is
 
 
 class Held:
-    """A file that a lock of this process is on."""
+    """A file that stays at its place as long as this process has it open."""
 
-    def __init__(self, path: Path, descriptor: int) -> None:
-        """`descriptor` is the file's, and stays its user's to close."""
+    def __init__(self, path: Path, found: os.stat_result, way_out: str) -> None:
+        """`found` is what the file is; `way_out` is a sentence on what to do once it is gone."""
         self._path = path
-        self._found = os.fstat(descriptor)
+        self._found = found
+        self._way_out = way_out
 
     def require(self) -> None:
         """Raise `Gone` if the file is not at its place any more, or that cannot be found out."""
@@ -50,7 +51,7 @@ class Held:
         if not is_there:
             raise Gone(
                 f"{self._path} was deleted or replaced while the daemon ran: what is written now "
-                "is lost. Put the directory back, or start the daemon again to begin anew"
+                f"is lost. {self._way_out}"
             )
 
 

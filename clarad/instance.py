@@ -112,6 +112,7 @@ def only_one(state_dir: Path) -> Iterator[files.Held]:
             os.write(lock, f"{os.getpid()}\n".encode())
         except OSError as error:
             raise files.Unwritable(state_dir / _LOCK, error) from None
-        yield files.Held(state_dir / _LOCK, lock)
+        way_out = "Put the directory back, or start the daemon again: it goes on with what is there"
+        yield files.Held(state_dir / _LOCK, os.fstat(lock), way_out)
     finally:
         os.close(lock)

@@ -26,6 +26,7 @@ from clarad.nurseries.sandboxes import Sandboxes
 from clarad.operator import Refused
 from clarad.store import LeaseLost, StoreError, alone, interruptible, open_engine, reach
 from clarad.store.known import remember, require_known
+from clarad.store.lock import hold_log
 from clarad.store.migrate import MIGRATION_BUDGET, require_head, require_sound
 from clarad.systemd import catalogue
 from clarad.systemd.extension import extending
@@ -99,6 +100,8 @@ async def _run_until_signal(
     ):
         prepare = partial(_prepare, settings, engine, handed)
         going_on = await _unless_a_signal_comes(signals, prepare)
+        # The engine keeps a connection from here on.
+        held = [file for file in (*held, hold_log(settings.database_url)) if file is not None]
         # Where systemd has started this process it starts the next: what it keeps for us it hands
         # over to a process.
         is_first = True

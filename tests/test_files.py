@@ -62,7 +62,7 @@ def test_a_file_that_cannot_be_reached_any_more_is_gone(tmp_path: Path) -> None:
     directory = tmp_path / "state"
     directory.mkdir()
     with (directory / "lock").open("w") as lock:
-        held = files.Held(directory / "lock", lock.fileno())
+        held = files.Held(directory / "lock", os.fstat(lock.fileno()), "Do this")
         held.require()
         directory.rename(tmp_path / "moved")
         directory.symlink_to(directory)  # there, and leads nowhere: neither found nor missing

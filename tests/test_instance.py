@@ -113,7 +113,14 @@ def test_a_name_that_was_lost_is_not_made_up(tmp_path: Path) -> None:
     assert len(said.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("what", ["the state directory", "the database"])
+WAYS_OUT = {
+    "the state directory": "Put the directory back, or start the daemon again",
+    "the database": "`clarad backup restore FILE`, or begin anew with `clarad migrate --new`",
+    "its log": "Start the daemon again",
+}
+
+
+@pytest.mark.parametrize("what", WAYS_OUT)
 def test_a_daemon_ends_when_what_it_keeps_is_deleted_under_it(tmp_path: Path, what: str) -> None:
     state, run = tmp_path / "state", tmp_path / "run"
     run.mkdir()
@@ -122,11 +129,12 @@ def test_a_daemon_ends_when_what_it_keeps_is_deleted_under_it(tmp_path: Path, wh
         if what == "the state directory":
             shutil.rmtree(state)
         else:
-            (state / "clarad.db").unlink()
+            (state / {"the database": "clarad.db", "its log": "clarad.db-wal"}[what]).unlink()
         assert process.wait() == 74
         assert clarad("status", env=process.environment).returncode == 1
     records = [json.loads(line) for line in process.log.splitlines()]
     [error] = [one for one in records if one["level"] in ("error", "critical")]
     assert f"{state}/clarad." in error["message"]
+    assert WAYS_OUT[what] in error["message"]
     assert error["message_id"] == catalogue.STATE_GONE.message_id
     assert "Traceback" not in process.log

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from clarad import files, instance
-from clarad.store.engine import StoreError, make_sqlite, require_writable, sqlite_file
+from clarad.store.engine import WAY_OUT, StoreError, make_sqlite, require_writable, sqlite_file
 
 
 class Taken(StoreError):  # noqa: N818 - it is an answer, not a fault
@@ -33,9 +33,29 @@ def alone(url: str) -> Iterator[files.Held | None]:
         return
     descriptor = _lock(path)
     try:
-        yield files.Held(path, descriptor)
+        way_out = f"{WAY_OUT[0].upper()}{WAY_OUT[1:]}, or begin anew with `clarad migrate --new`"
+        yield files.Held(path, os.fstat(descriptor), way_out)
     finally:
         os.close(descriptor)
+
+
+def hold_log(url: str) -> files.Held | None:
+    """Return the log of an SQLite database that this process has open; it is there until then.
+
+    `None` if there is none, as in PostgreSQL.
+    """
+    if (path := sqlite_file(url)) is None:
+        return None
+    log = path.resolve().with_name(f"{path.resolve().name}-wal")  # it is not beside a link
+    try:
+        found = log.stat()
+    except FileNotFoundError:  # the file system allows none
+        return None
+    way_out = (
+        "Start the daemon again: as it ends it moves what is in the log to the database, as far as "
+        "it can"
+    )
+    return files.Held(log, found, way_out)
 
 
 def _lock(path: Path) -> int:
