@@ -51,14 +51,14 @@ class Endings:
         self._given_up.set()
 
     def _write(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
-        place = turn.node.reserve(turn.key)
+        place = turn.node.reserve(turn.key) if turn.wanted else None
         self._store.end(
             turn.key,
             outcome=turn.signal.value,
             reason=turn.reason or None,
             terminal=terminal.decode(),
             seq=None if place is None else place.seq,
-            wanted=not turn.node.unregistered,
+            wanted=turn.wanted and not turn.node.unregistered,
             node_id=turn.node.id,
             is_here=turn.node.outlet is not None,
             then=partial(self._written, turn, terminal, place, stopped_in),
@@ -81,7 +81,8 @@ class Endings:
             self._start_soon(self._write_later, turn, terminal, stopped_in)
             return
         turn.life.apply(Signal.SETTLED)
-        turn.node.deliver(turn.key, terminal, place, partial(self._store.delivered, turn.key))
+        if turn.wanted:
+            turn.node.deliver(turn.key, terminal, place, partial(self._store.delivered, turn.key))
         event_type, data = turn.end_event(stopped_in)
         self._bus.publish(event_type, **turn.about(), data=data)
         self._leave(turn)

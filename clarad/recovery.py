@@ -14,7 +14,7 @@ import trio
 
 from clarad.endings import STORE_RETRY
 from clarad.nodes import Node
-from clarad.store import MessageKey, Messages, StoreError, Unfinished
+from clarad.store import UNREGISTERED, Messages, StoreError, ToCancel, Unfinished
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ class Backlog:
         """With `last` it is what was there at the start, up to this number."""
         self.lives = lives
         self.last = last
+        self.abandoned: set[tuple[str, str]] = set()
+        """Nodes that have unregistered since its page was asked for; by platform and id."""
         self._living = self._bytes = 0
         self._left = trio.Event()
 
@@ -64,17 +66,18 @@ class Recovery:
         self,
         store: Messages,
         enter: Callable[[Unfinished, Backlog], None],
-        cancel: Callable[[MessageKey, str], None],
+        cancel: Callable[[ToCancel], None],
     ) -> None:
         """`enter` goes on with one message; of a backlog, in the order of their numbers.
 
-        `cancel` cancels a message that it was called with, for a reason.
+        `cancel` cancels one that it was called with.
         """
         self._store = store
         self._enter = enter
         self._cancel = cancel
         self._unread: Counter[tuple[str, str]] = Counter()
         self._inherited: deque[Backlog] = deque()
+        self._being_read: set[Backlog] = set()
         self._has_inherited = trio.Event()
         self.has_read = False
         """Whether all that was there at the start is read."""
@@ -111,10 +114,23 @@ class Recovery:
         self.has_read = True
         self._unread.clear()
 
+    def abandon(self, node: Node) -> None:
+        """Have what is read of this node from here on end for nobody; the store knows by then."""
+        for backlog in self._being_read:
+            backlog.abandoned.add((node.platform, node.id))
+
     async def _read(self, backlog: Backlog) -> None:
+        self._being_read.add(backlog)
+        try:
+            await self._read_pages(backlog)
+        finally:
+            self._being_read.remove(backlog)
+
+    async def _read_pages(self, backlog: Backlog) -> None:
         after = 0
         while True:
             await backlog.has_room()
+            backlog.abandoned.clear()  # of those the page will say it
             try:
                 page = await self._store.unfinished(after, backlog.lives, backlog.last)
             except StoreError as error:
@@ -125,8 +141,11 @@ class Recovery:
             for entry in page:
                 # New messages are not to wait for the whole page.
                 await trio.lowlevel.checkpoint()
+                node = entry.key.platform, entry.node_id
                 if backlog.last is not None:
-                    self._unread[entry.key.platform, entry.node_id] -= 1
+                    self._unread[node] -= 1
+                if node in backlog.abandoned:
+                    entry = entry._replace(cancel_reason=UNREGISTERED, wanted=False)
                 self._enter(entry, backlog)
             await self._cancel_what_is_to_be(page[0].number - 1, page[-1].number)
             after = page[-1].number
@@ -143,8 +162,8 @@ class Recovery:
             except StoreError as error:
                 await _wait_for_store(error)
                 continue
-            for key, reason in asked:
-                self._cancel(key, reason)
+            for to_cancel in asked:
+                self._cancel(to_cancel)
             return
 
     # --- what is unread --------------------------------------------------------------------------

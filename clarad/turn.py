@@ -108,6 +108,7 @@ class Turn:
         # Read back, while it is being sent again.
         self.found: tuple[Unfinished, Backlog] | None = None
         self.backlog: Backlog | None = None  # which it was read back from
+        self.wanted = True  # by its node; unless that was found to have unregistered
         self.has_task = False
         self.has_slot = False
         self.begun = False  # in the store

@@ -223,7 +223,7 @@ async def test_the_daemon_that_has_a_message_is_told_that_it_is_to_be_cancelled(
     there.elsewhere.cancel(node, protocol.Cancel("1", "changed my\0 mind"))
     await looked(there)
     assert here.messages.daemon.said() == [CancelAsked("test", "node-1")]
-    assert await here.messages.messages.to_cancel() == [(key(1), "changed my mind")]
+    assert await here.messages.messages.to_cancel() == [(key(1), "changed my mind", True)]
     assert told.frames == []
 
 

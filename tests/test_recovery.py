@@ -202,6 +202,67 @@ async def test_a_cancel_finds_unread_messages_beside_one_that_runs(
     assert running.responder.ran == ["same"]
 
 
+OWED = "SELECT count(*) FROM clarad_messages WHERE ended_at IS NULL OR delivered_at IS NULL"
+
+
+async def all_ended_for_nobody(url: str) -> None:
+    """Wait until nothing is unfinished, or kept for a node."""
+    with trio.fail_after(10), closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as database:
+        while database.execute(OWED).fetchone() != (0,):
+            await trio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_an_unread_message_of_a_node_that_unregisters_is_cancelled_for_nobody(
+    leave: Leave, start: Start
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    leave("old-3", "c", begun=True)
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node()
+    await peer.send("unregister")
+    assert await peer.close_code() == 1000
+    next_owner = await running.node()
+    await all_ended_for_nobody(running.settings.database_url)
+    assert await next_owner.is_silent()
+    assert running.responder.ran == ["old-1"]
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_after_a_kill_unread_messages_of_a_node_that_had_unregistered_are_cancelled(
+    leave: Leave, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    before = await start()
+    await begun(before, "old-1")
+    monkeypatch.setattr(before.daemon.turns._recovery, "_enter", lambda *_: None)
+    peer = await before.node()
+    await peer.send("unregister")
+    assert await peer.close_code() == 1000
+    after = await start()  # on the same database, as if the first had been killed
+    next_owner = await after.node()
+    await all_ended_for_nobody(after.settings.database_url)
+    assert await next_owner.is_silent()
+    assert after.responder.ran == []
+
+
+async def test_a_node_that_unregisters_while_its_page_is_gone_through_has_none_of_it_run(
+    leave: Leave, start: Start
+) -> None:
+    for number in range(300):
+        leave(f"old-{number}", f"{number}")
+    running = await start(max_running=1)
+    peer = await running.node()
+    await peer.send("unregister")
+    assert await peer.close_code() == 1000
+    next_owner = await running.node()
+    await all_ended_for_nobody(running.settings.database_url)
+    assert await next_owner.is_silent()
+
+
 async def fail() -> None:
     raise ValueError("as the test wants it")
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from sqlalchemy import Connection, Engine, text
 
 from clarad import recovery
@@ -27,6 +28,8 @@ MESSAGE = text("""\
 INSERT INTO clarad_messages
 (platform, channel_id, request_id, node_id, user_id, session_id, frame, received_at, owner)
 VALUES ('test', :channel, :id, 'node-1', 'test-u', 'session-1', :frame, now(), :life)""")
+
+OWED = text("SELECT count(*) FROM clarad_messages WHERE ended_at IS NULL OR delivered_at IS NULL")
 
 
 @pytest.fixture(params=SHARED)
@@ -91,3 +94,30 @@ async def test_a_message_is_cancelled_while_its_page_is_gone_through(
     await peer.send("cancel", request_id="m399", reason="changed my mind")
     outcome = await peer.outcome_of("m399")
     assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
+
+
+async def test_messages_with_another_daemon_end_for_nobody_when_their_node_unregisters(
+    url: str, engine: Engine, start: Start
+) -> None:
+    here = await start(database_url=url)
+    there = await start(database_url=url)
+    peer = await there.node()
+    await peer.ask("m1", "hold")
+    await peer.ask("m2", "hold")
+    await peer.expect("status")
+    moved = await here.node()
+    await moved.send("unregister")
+    assert await moved.close_code() == 1000
+    with trio.fail_after(10):
+        while not await trio.to_thread.run_sync(all_ended_for_nobody, engine):
+            await trio.sleep(0.01)
+    for daemon in (here, there):
+        next_owner = await daemon.node()
+        assert await next_owner.is_silent()
+    assert there.responder.ran == ["m1"]
+
+
+def all_ended_for_nobody(engine: Engine) -> bool:
+    """Whether nothing is unfinished, or kept for a node."""
+    with engine.connect() as connection:
+        return bool(connection.scalar(OWED) == 0)

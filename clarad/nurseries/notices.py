@@ -88,8 +88,8 @@ class Notices:
 
     async def _look(self) -> None:
         await self._close_revoked()
-        for key, reason in await self._messages.to_cancel():
-            self._turns.cancel_asked(key, reason)
+        for asked in await self._messages.to_cancel():
+            self._turns.cancel_asked(asked)
         here = self._nodes.numbered_here()
         mine = await self._node_sessions.mine()
         for platform, node_id in here.keys() - mine:

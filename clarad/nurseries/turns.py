@@ -33,10 +33,12 @@ from clarad.roster import MAX_WAITING, Roster
 from clarad.sessions import Sessions
 from clarad.slots import Slots
 from clarad.store import (
+    UNREGISTERED,
     MessageKey,
     Messages,
     SharedMessages,
     StoreError,
+    ToCancel,
     Unfinished,
 )
 from clarad.systemd import catalogue
@@ -189,9 +191,10 @@ class Turns:
         )
 
     def abandon(self, node: Node) -> None:
-        """Cancel all messages of a node that is gone for good."""
+        """Cancel all messages of a node that is gone for good, as the store was told to note."""
         for turn in self._roster.of_node(node):
-            self._cancel(turn, "the node unregistered", node.id)
+            self._cancel(turn, UNREGISTERED, node.id)
+        self._recovery.abandon(node)
 
     def inherit(self, lives: Collection[int]) -> None:
         """Go on with what these lives of daemons have left."""
@@ -201,10 +204,11 @@ class Turns:
         """Look whose turn it is: a message of this channel has ended with another daemon."""
         self._elsewhere.channel_moved(platform, channel_id)
 
-    def cancel_asked(self, key: MessageKey, reason: str) -> None:
-        """Cancel a message, if it lives here, as it was asked for at another daemon."""
-        if (turn := self._roster.find(key)) is not None:
-            self._cancel(turn, reason, turn.node.id)
+    def cancel_asked(self, asked: ToCancel) -> None:
+        """Cancel a message, if it lives here, as the store says that it was asked for."""
+        if (turn := self._roster.find(asked.key)) is not None:
+            turn.wanted = turn.wanted and asked.wanted
+            self._cancel(turn, asked.reason, turn.node.id)
 
     # --- a message's way -------------------------------------------------------------------------
 
@@ -252,7 +256,7 @@ class Turns:
         # Of those that daemons share the store says in which order they come.
         number = math.inf if self._is_shared else entry.number
         turn = self._enter(node, key.platform, message, entry.frame, State.WAITING, number)
-        turn.backlog = backlog
+        turn.backlog, turn.wanted = backlog, entry.wanted
         backlog.add(turn.size)
         if entry.begun:
             text = "The daemon was stopped while it worked on this message; send it anew."

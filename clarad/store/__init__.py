@@ -6,7 +6,15 @@ from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.interrupting import interruptible
 from clarad.store.life import InDoubt, LeaseLost, Life, Look
 from clarad.store.lock import Taken, alone
-from clarad.store.messages import KEPT_FOR, MessageKey, Messages, Stored, Unfinished
+from clarad.store.messages import (
+    KEPT_FOR,
+    UNREGISTERED,
+    MessageKey,
+    Messages,
+    Stored,
+    ToCancel,
+    Unfinished,
+)
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
 from clarad.store.notices import (
@@ -31,6 +39,7 @@ from clarad.store.writer import Writer
 __all__ = [
     "KEPT_FOR",
     "MISSED",
+    "UNREGISTERED",
     "CancelAsked",
     "Causes",
     "ChannelFull",
@@ -66,6 +75,7 @@ __all__ = [
     "TaskState",
     "Tasks",
     "TasksChanged",
+    "ToCancel",
     "TokenRevoked",
     "Tokens",
     "Unfinished",

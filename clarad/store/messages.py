@@ -57,7 +57,20 @@ class Unfinished(NamedTuple):
     frame: str
     begun: bool
     cancel_reason: str | None = None
+    wanted: bool = True
+    """Whether its node is still to be given its end."""
 
+
+class ToCancel(NamedTuple):
+    """An unfinished message that is to be cancelled; `wanted` is as of `Unfinished`."""
+
+    key: MessageKey
+    reason: str
+    wanted: bool
+
+
+UNREGISTERED: Final = "the node unregistered"
+"""Why messages of a node are cancelled that is gone for good."""
 
 _ROW: Final = MessageRow.__table__
 THIS: Final = (
@@ -77,7 +90,8 @@ END: Final = (
         reason=bindparam("reason"),
         terminal=bindparam("terminal"),
         seq=bindparam("new_seq"),
-        delivered_at=bindparam("delivered_at"),
+        # It is there already if the node has unregistered meanwhile.
+        delivered_at=func.coalesce(MessageRow.delivered_at, bindparam("delivered_at")),
     )
 )
 _DELIVERED: Final = (
@@ -106,6 +120,7 @@ _UNFINISHED: Final = (
         AttachmentsRow.attachments,
         MessageRow.begun_at,
         MessageRow.cancel_reason,
+        MessageRow.delivered_at.is_(None),
     )
     .outerjoin(AttachmentsRow, AttachmentsRow.message_id == MessageRow.id)
     .where(MessageRow.ended_at.is_(None), MessageRow.id > bindparam("after"))
@@ -312,23 +327,24 @@ class Messages:
     def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
         """Tell whoever may have the messages; there is nobody else."""
 
-    async def to_cancel(
-        self, after: int = 0, last: int | None = None
-    ) -> Sequence[tuple[MessageKey, str]]:
+    async def to_cancel(self, after: int = 0, last: int | None = None) -> Sequence[ToCancel]:
         """Return those of this daemon that it was asked to cancel in the table, with the reasons.
 
         It is all of them, or those with numbers from after `after` to `last`.
         """
         columns = (MessageRow.platform, MessageRow.channel_id, MessageRow.request_id)
         mine = (
-            select(*columns, MessageRow.cancel_reason)
+            select(*columns, MessageRow.cancel_reason, MessageRow.delivered_at.is_(None))
             .where(MessageRow.ended_at.is_(None), MessageRow.cancel_reason.is_not(None))
             .where(owned(MessageRow.owner, self._writer.life))
             .where(MessageRow.id > after, MessageRow.id <= (_EVERY if last is None else last))
         )
 
-        def find(connection: Connection) -> list[tuple[MessageKey, str]]:
-            return [(MessageKey(*key), str(reason)) for *key, reason in connection.execute(mine)]
+        def find(connection: Connection) -> list[ToCancel]:
+            rows = connection.execute(mine)
+            return [
+                ToCancel(MessageKey(*key), str(reason), wanted) for *key, reason, wanted in rows
+            ]
 
         with errors_in_one_line():
             return await self._writer.call(find)
@@ -349,18 +365,28 @@ class Messages:
             found: list[Unfinished] = []
             characters = 0
             with connection.execute(statement, given) as rows:
-                for number, *key, node_id, kept, attachments, begun_at, cancel_reason in rows:
+                for number, *key, node_id, kept, attachments, begun_at, reason, wanted in rows:
                     frame = join(kept, attachments)
                     characters += len(frame)
                     if found and characters > PAGE_CHARACTERS:
                         break
-                    begun = begun_at is not None
-                    this = MessageKey(*key)
-                    found.append(Unfinished(number, this, node_id, frame, begun, cancel_reason))
+                    begun, this = begun_at is not None, MessageKey(*key)
+                    found.append(Unfinished(number, this, node_id, frame, begun, reason, wanted))
             return found
 
         with errors_in_one_line():
             return await self._writer.call(find)
+
+
+def abandon(connection: Connection, platform: str, node_id: str, now: datetime) -> bool:
+    """Have a node's unfinished messages cancelled, and their ends kept for nobody.
+
+    It is gone for good, and its name may be another's from here on. Returns whether there are any.
+    """
+    theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
+    every = update(MessageRow).where(theirs, MessageRow.ended_at.is_(None))
+    every = every.values(cancel_reason=UNREGISTERED, delivered_at=now)
+    return connection.execute(every).rowcount > 0
 
 
 def kept_since(now: datetime) -> datetime:

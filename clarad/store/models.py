@@ -125,7 +125,7 @@ class MessageRow(Base):
     owner: Mapped[int | None] = mapped_column(BigInteger)
     """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
     cancel_reason: Mapped[str | None] = mapped_column(Text)
-    """Set if it is to be cancelled, by whom another daemon has."""
+    """Set if it is to be cancelled: whoever goes on with it finds out here."""
 
 
 class AttachmentsRow(Base):

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 from clarad.store.engine import errors_in_one_line
-from clarad.store.messages import kept_since, log_failure
+from clarad.store.messages import abandon, kept_since, log_failure
 from clarad.store.models import MessageRow, NodeRow
 from clarad.store.writer import Writer
 
@@ -96,10 +96,11 @@ class NodeSessions:
         self._writer.execute_later(_LEFT, values, log_failure)
 
     def forget(self, platform: str, node_id: str) -> None:
-        """Keep no session of this node."""
+        """Keep no session of this node, and have what it has unfinished end for nobody."""
 
         def forget(connection: Connection) -> None:
             _delete(connection, platform, node_id)
+            abandon(connection, platform, node_id, self._writer.now())
 
         self._writer.hand_in(forget, log_failure)
 

@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import trio
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     bindparam,
     case,
@@ -21,7 +20,6 @@ from sqlalchemy import (
     func,
     select,
     text,
-    update,
 )
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
@@ -207,17 +205,6 @@ class SharedMessages(Messages):
     def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
         """Tell all daemons; whoever does not hear of it finds it in the table."""
         notify(connection, CancelAsked(platform, node_id))
-
-
-def ask_to_cancel(
-    connection: Connection, platform: str, node_id: str, which: ColumnElement[bool], reason: str
-) -> bool:
-    """Note that these messages of a node are to be cancelled; `False` if none is unfinished."""
-    asked = update(MessageRow).where(which, MessageRow.ended_at.is_(None))
-    if not connection.execute(asked.values(cancel_reason=reason.replace("\0", ""))).rowcount:
-        return False
-    notify(connection, CancelAsked(platform, node_id))
-    return True
 
 
 def _is_known(connection: Connection, key: MessageKey) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 
 from clarad.store.engine import errors_in_one_line
 from clarad.store.life import owned
-from clarad.store.messages import log_failure
+from clarad.store.messages import abandon, log_failure
 from clarad.store.models import MessageRow, NodeRow
 from clarad.store.node_sessions import (
     SEQ_BITS,
@@ -23,8 +23,7 @@ from clarad.store.node_sessions import (
     forget_old,
     this_node,
 )
-from clarad.store.notices import NodeCame, notify
-from clarad.store.shared_messages import ask_to_cancel
+from clarad.store.notices import CancelAsked, NodeCame, notify
 
 _NEW: Final = postgresql.insert(NodeRow.__table__).on_conflict_do_nothing()  # type: ignore[arg-type]
 _MINE: Final = THIS_NODE & (NodeRow.owner == bindparam("me"))
@@ -115,12 +114,11 @@ class SharedNodeSessions(NodeSessions):
     def forget(self, platform: str, node_id: str) -> None:
         """Keep no session of this node, and have all daemons end what they do for it."""
         this = this_node(platform, node_id)
-        theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
-        theirs &= MessageRow.owner != self._writer.owner
 
         def forget(connection: Connection) -> None:
             connection.execute(delete(NodeRow).where(THIS_NODE), this)
-            ask_to_cancel(connection, platform, node_id, theirs, "the node unregistered")
+            if abandon(connection, platform, node_id, self._writer.now()):
+                notify(connection, CancelAsked(platform, node_id))
 
         self._writer.hand_in(forget, log_failure)
 

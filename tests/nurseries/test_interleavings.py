@@ -26,7 +26,7 @@ from clarad.protocol import CloseCode
 from clarad.rates import Rates
 from clarad.responders import Answer, Request
 from clarad.slots import Slots
-from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished
+from clarad.store import MessageKey, Messages, Stored, StoreError, ToCancel, Unfinished
 from tests.peer import TERMINAL, Frame, message
 
 T = TypeVar("T")
@@ -105,11 +105,11 @@ class SlowStore:
 
         self._pending.append(do)
 
-    async def to_cancel(self, after: int, last: int) -> list[tuple[MessageKey, str]]:
-        def find() -> list[tuple[MessageKey, str]]:
+    async def to_cancel(self, after: int, last: int) -> list[ToCancel]:
+        def find() -> list[ToCancel]:
             page = [entry for entry in self._unfinished() if after < entry.number <= last]
             asked = [(entry.key, entry.cancel_reason) for entry in page]
-            return [(key, reason) for key, reason in asked if reason is not None]
+            return [ToCancel(key, reason, True) for key, reason in asked if reason is not None]
 
         return await self._do(find)
 

@@ -446,7 +446,7 @@ async def test_who_has_the_message_finds_out_why_it_is_to_be_cancelled(
     await here.admit(1)
     await here.admit(2)
     assert await there.cancel(2, reason="enough")
-    assert await here.messages.to_cancel() == [(key(2), "enough")]
+    assert await here.messages.to_cancel() == [(key(2), "enough", True)]
     assert await there.messages.to_cancel() == []
     await here.end(2)
     assert await here.messages.to_cancel() == []

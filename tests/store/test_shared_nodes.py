@@ -265,7 +265,9 @@ async def test_what_a_node_that_is_forgotten_has_waiting_elsewhere_is_to_be_canc
     here.forget("test", "node-1")
     await here.written()
     assert there.daemon.said() == [CancelAsked("test", "node-1")]
-    assert await waiting.messages.to_cancel() == [(key(1), "the node unregistered")]
+    assert await waiting.messages.to_cancel() == [(key(1), "the node unregistered", False)]
+    await waiting.end(1)
+    assert await waiting.owed_to(1) is None
 
 
 async def test_a_node_is_its_own_on_each_platform(
