@@ -96,8 +96,14 @@ def restore(url: str, file: Path) -> tuple[Contents, Path | None]:
     """
     target = require_file(url, is_there=False)
     found = verify(file)
+    with _errors(file):
+        for ours in (target, _new(target)):
+            if ours.exists() and file.samefile(ours):
+                raise StoreError(f"{file} is written over by this; copy it to another name first")
     with alone(url), _errors(target), _beside(target) as new:
         _copy(file, new)
+        if _look_into(new, file) != found:
+            raise StoreError(f"{file} has changed while it was copied; try again")
         _take_in_log(target)
         kept = _keep(target)
         new.replace(target)
@@ -114,7 +120,7 @@ def _take_in_log(target: Path) -> None:
     try:
         with closing(sqlite3.connect(target, timeout=BUSY_TIMEOUT)) as database:
             [is_busy, *_] = database.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-    except sqlite3.Error:
+    except (sqlite3.Error, UnicodeDecodeError):
         return  # it cannot be read, nor could a daemon: it is kept in its two parts
     if is_busy:
         raise StoreError(f"another program reads {target}; end it, and try again")
@@ -140,8 +146,9 @@ def require_file(url: str, *, is_there: bool = True) -> Path:
     """Return the file of an SQLite database; raises `StoreError` if there is none."""
     if (path := sqlite_file(url)) is None:
         raise StoreError(_POSTGRESQL)
-    if is_there and not path.exists():
-        raise StoreError(f"there is no database at {path}")
+    with _errors(path):
+        if is_there and not path.exists():
+            raise StoreError(f"there is no database at {path}")
     return path.resolve()  # the log is beside the file, and not beside a link to it
 
 
@@ -159,10 +166,14 @@ def _copy(source: Path, target: Path) -> None:
     files.sync(target)
 
 
+def _new(target: Path) -> Path:
+    return target.with_name(f"{target.name}.new")
+
+
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
     """Hand out a new file beside another, which is to be given its name; else it is removed."""
-    new = target.with_name(f"{target.name}.new")
+    new = _new(target)
     new.unlink(missing_ok=True)
     files.make_new(new)
     try:

@@ -18,6 +18,7 @@ from clarad.store.migrate import HEAD
 from tests.installation import Console, Installation
 from tests.postgres import SHARED, database
 from tests.process import Process
+from tests.unprivileged import unprivileged
 
 
 @pytest.fixture
@@ -208,6 +209,32 @@ def test_no_copy_is_made_of_a_damaged_database(
     assert (said.status, said.out) == (1, "")
     assert said.err.startswith(f"clarad: {path} is damaged: ")
     assert not list(tmp_path.glob("copy*"))
+
+
+def test_a_directory_that_may_not_be_read_is_one_line(here: Installation, clarad: Console) -> None:
+    clarad("migrate")
+    here.state_dir.chmod(0)
+    with unprivileged():
+        said = clarad("backup", "create")
+    here.state_dir.chmod(0o700)
+    path = here.state_dir / "clarad.db"
+    assert said == (1, "", f"clarad: {path}: Permission denied\n")
+
+
+@pytest.mark.parametrize("name", ["clarad.db", "clarad.db.new"])
+def test_what_a_restore_would_write_over_is_no_copy_to_restore(
+    here: Installation, clarad: Console, name: str
+) -> None:
+    clarad("migrate")
+    clarad("tokens", "create", "discord", "--yes")
+    copy = clarad("backup", "create").out.strip()
+    path = here.state_dir / name
+    Path(copy).rename(path)
+    before = path.read_bytes()
+    said = clarad("backup", "restore", f"{path}")
+    assert (said.status, said.out) == (1, "")
+    assert said.err.startswith(f"clarad: {path} is written over by this; copy it ")
+    assert path.read_bytes() == before
 
 
 # --- verify --------------------------------------------------------------------------------------
