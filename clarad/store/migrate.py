@@ -108,7 +108,7 @@ def require_head(engine: Engine, *, migrate: bool) -> str | None:
     if not migrate:
         raise StoreError(
             f"the database is at revision {at or 'none'}, this version needs {HEAD}: "
-            "run `clarad migrate`, or leave out CLARA_AUTO_MIGRATE=0"
+            "run `clarad migrate` first"
         )
     return (at or "empty") if upgrade(engine) else None
 

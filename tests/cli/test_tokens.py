@@ -276,3 +276,14 @@ def test_help_names_every_part(alone: Console) -> None:
     assert said.status == 0
     for part in ("create", "list", "revoke", "free"):
         assert part in said.out
+
+
+def test_before_the_first_start_it_says_what_is_needed_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(Installation(tmp_path), monkeypatch, capsys)
+    (tmp_path / "state").mkdir()
+    said = console("tokens", "create", "discord", "--yes")
+    assert (said.status, said.out) == (1, "")
+    assert said.err.endswith("run `clarad migrate` first\n")
+    assert "CLARA_AUTO_MIGRATE" not in said.err
