@@ -23,9 +23,23 @@ def state_dir(path: Path) -> Iterator[str]:
     elif not _can_write(existing, os.W_OK | os.X_OK):
         yield f"CLARA_STATE_DIR: {_whose(existing)}"
     elif existing == path:
+        yield from _name(path)
         for file in sorted(path.iterdir()):
             if file.is_file() and not _can_write(file, os.R_OK | os.W_OK):
                 yield f"CLARA_STATE_DIR: {_whose(file)}"
+
+
+def _name(state_dir: Path) -> Iterator[str]:
+    """Say that the installation has lost its name."""
+    from clarad import instance
+
+    try:
+        if (state_dir / instance.FILE_NAME).exists():
+            instance.identify(state_dir)
+    except instance.Nameless as error:
+        yield f"CLARA_STATE_DIR: {error}"
+    except OSError:
+        pass  # said below, of each file that cannot be read
 
 
 def _can_write(path: Path, mode: int) -> bool:
@@ -118,15 +132,18 @@ def socket_file(path: Path | None) -> Iterator[str]:
 
 
 def store(settings: config.Settings) -> Iterator[str]:
-    """Look into the database, without changing or creating anything."""
+    """Look into the database as a start does, without changing or creating anything."""
     from clarad.store import StoreError, known, migrate, open_engine
     from clarad.store.engine import sqlite_file
+    from clarad.store.lock import require_not_elsewhere
 
     try:
+        require_not_elsewhere(settings.database_url, settings.state_dir)
         engine = open_engine(settings.database_url, read_only=True)
         try:
             known.require_known(engine, settings.state_dir)
-            behind = migrate.is_behind(engine)
+            if not (behind := migrate.is_behind(engine)):
+                migrate.require_sound(engine)
         finally:
             engine.dispose()
     except StoreError as error:

@@ -71,20 +71,45 @@ def _lock(path: Path) -> int:
             if os.path.samestat(os.fstat(descriptor), path.stat()):
                 return descriptor
         except BlockingIOError:
-            who = _who_has(os.fstat(descriptor))
+            taken = _taken(path, *_who_has(os.fstat(descriptor)))
             os.close(descriptor)
-            raise Taken(
-                f"another clarad ({who}) uses the database {path}; stop it, or set DATABASE_URL to "
-                "another one"
-            ) from None
+            raise taken from None
         except OSError as error:
             os.close(descriptor)
             raise StoreError(f"cannot lock {path}: {error.strerror}") from None
         os.close(descriptor)  # a backup was put in its place meanwhile
 
 
-def _who_has(file: os.stat_result) -> str:
-    """Name the process that has locked a file, and its state directory, as far as it can be seen.
+def require_not_elsewhere(url: str, state_dir: Path) -> None:
+    """Look whether a daemon with another state directory has the database; locks nothing.
+
+    Raises:
+        Taken: it has, as far as that can be seen.
+        StoreError: the database cannot be looked at.
+    """
+    if (path := sqlite_file(url)) is None:
+        return
+    try:
+        pid, where = _who_has(path.stat())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from None
+    if where is not None and where.resolve() != state_dir.resolve():
+        raise _taken(path, pid, where)
+
+
+def _taken(path: Path, pid: str | None, state_dir: Path | None) -> Taken:
+    who = "a process that cannot be seen from here" if pid is None else f"process {pid}"
+    where = "" if state_dir is None else f", state directory {state_dir}"
+    return Taken(
+        f"another clarad ({who}{where}) uses the database {path}; stop it, or set DATABASE_URL to "
+        "another one"
+    )
+
+
+def _who_has(file: os.stat_result) -> tuple[str | None, Path | None]:
+    """Find the process that has locked a file, and its state directory, as far as they can be seen.
 
     A lock of another PID namespace has no number here, and btrfs has other devices in /proc/locks.
     """
@@ -93,7 +118,5 @@ def _who_has(file: os.stat_result) -> str:
         for line in Path("/proc/locks").read_text().splitlines():
             match line.split():
                 case [_, "FLOCK", _, _, pid, found, *_] if found == inode and pid != "0":
-                    state_dir = instance.state_dir_of(int(pid))
-                    where = "" if state_dir is None else f", state directory {state_dir}"
-                    return f"process {pid}{where}"
-    return "a process that cannot be seen from here"
+                    return pid, instance.state_dir_of(int(pid))
+    return None, None

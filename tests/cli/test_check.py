@@ -384,6 +384,50 @@ def test_a_database_that_is_not_there_is_an_error_if_the_start_may_not_migrate_i
     assert "clarad migrate" in err
 
 
+def test_damage_that_a_start_would_find_is_one_line_and_exit_1(
+    check: Check, tmp_path: Path
+) -> None:
+    (tmp_path / "state").mkdir()
+    path = tmp_path / "state" / "clarad.db"
+    waits = (
+        "INSERT INTO clarad_messages (platform, channel_id, request_id, node_id, user_id,"
+        " session_id, frame, received_at)"
+        " VALUES ('a', 'b', 'c', 'd', 'e', 'f', '{}', '2026-01-02 03:04:05.000000')"
+    )
+    do(f"sqlite:///{path}", waits)
+    statement = "SELECT rootpage FROM sqlite_schema WHERE name = 'clarad_messages'"
+    connection = sqlite3.connect(path)
+    [page] = connection.execute(statement).fetchone()
+    connection.close()
+    with path.open("r+b") as file:
+        file.seek((page - 1) * 4096)
+        file.write(b"\xff" * 4096)
+    status, out, err = check()
+    assert (status, out) == (1, "")
+    assert err.startswith(f"clarad: CLARA_STATE_DIR: the database {path} is damaged (")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_name_that_was_lost_is_one_line_and_exit_1(check: Check, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "instance").touch()
+    status, out, err = check()
+    assert (status, out) == (1, "")
+    assert err.startswith(f"clarad: CLARA_STATE_DIR: {tmp_path}/state/instance is empty: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_a_database_of_a_daemon_with_another_state_directory_is_one_line_and_exit_1(
+    check: Check, tmp_path: Path
+) -> None:
+    with daemon(tmp_path / "theirs"):
+        status, out, err = check(DATABASE_URL=f"sqlite:///{tmp_path}/theirs/clarad.db")
+    assert (status, out) == (1, "")
+    assert err.startswith("clarad: DATABASE_URL: another clarad (process ")
+    assert f"state directory {tmp_path}/theirs) uses the database" in err
+    assert len(err.splitlines()) == 1
+
+
 # --- hooks and tasks -----------------------------------------------------------------------------
 
 
