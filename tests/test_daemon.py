@@ -89,7 +89,7 @@ def test_a_database_that_is_behind_is_refused_if_it_may_not_be_migrated(tmp_path
 def test_a_file_that_is_no_database_is_named(tmp_path: Path) -> None:
     (tmp_path / "clarad.db").write_text("this is not a database, " * 100)
     refused = clarad("run", env=environment(tmp_path))
-    assert refused.returncode == 74
+    assert refused.returncode == 65
     assert_one_line(refused.stderr.splitlines(), "not a database")
 
 

@@ -146,6 +146,7 @@ def test_a_database_that_the_start_will_migrate_is_good(check: Check, url: str) 
 
 @pytest.mark.parametrize("name", ["memory.db", "my memory/clarad.db", "file:clarad.db"])
 def test_a_file_can_be_called_what_one_likes(check: Check, tmp_path: Path, name: str) -> None:
+    (tmp_path / "my memory").mkdir()
     assert check(DATABASE_URL=f"sqlite:///{tmp_path}/{name}") == (0, GOOD, "")
 
 
@@ -296,7 +297,7 @@ BAD_LISTENERS = {
         "CLARA_GATEWAY_SOCKET: File name too long: {}/" + "x" * 300,
     ),
     "a secret like a token": (
-        {"CLARA_GATEWAY_SECRET": "clarad_secret"},
+        {"CLARA_GATEWAY_SECRET": "clarad_and-sixteen-more"},
         "CLARA_GATEWAY_SECRET begins as tokens do, with clarad_; choose another word",
     ),
 }

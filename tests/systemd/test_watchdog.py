@@ -1,11 +1,11 @@
 """Signs of life: while everything gets on, and not while one part does not."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 import pytest
 import trio
@@ -217,12 +217,25 @@ async def test_signs_come_while_the_daemon_drains(watched: Running, manager: Man
 # --- the loop ------------------------------------------------------------------------------------
 
 
+STUCK: Final = """
+import time
+
+from clarad import address
+
+def announce(*_, **__):
+    time.sleep(1000)
+
+address.announce = announce
+"""
+
+
 async def test_a_loop_that_is_stuck_gives_no_sign_and_leaves_its_stacks(
     tmp_path: Path, manager: Manager
 ) -> None:
-    # Where the daemon writes its address down, the last thing before it is ready, nobody reads.
-    os.mkfifo(tmp_path / "gateway.json.new")
-    process = Process(tmp_path, NOTIFY_SOCKET=manager.address, WATCHDOG_USEC="200000")
+    # It is stuck where it writes its address down, the last thing before it is ready.
+    (tmp_path / "sitecustomize.py").write_text(STUCK)
+    settings = {"NOTIFY_SOCKET": manager.address, "WATCHDOG_USEC": "200000"}
+    process = Process(tmp_path / "state", PYTHONPATH=f"{tmp_path}", **settings)
     try:
         await manager.until("WATCHDOG", "1")
         with trio.move_on_after(0.6):  # three times as long as it may be silent
