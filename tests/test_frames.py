@@ -3,7 +3,7 @@
 from typing import Final, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clarad.frames import CONTROL_INTERVAL, FEW_FRAGMENTS, FRAGMENT_SIZE, MAX_CONTROL, Frames
@@ -60,6 +60,7 @@ def test_what_comes_at_once_is_cut_where_frames_end(sent: list[Frame], most: int
     assert counted.count == len(sent)
 
 
+@settings(deadline=None)
 @given(st.lists(frames, max_size=10), st.lists(st.integers(1, 400), min_size=1))
 def test_however_the_bytes_are_split_the_count_is_the_same(
     sent: list[Frame], sizes: list[int]
