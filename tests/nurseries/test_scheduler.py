@@ -63,7 +63,7 @@ async def test_a_list_of_many_tasks_lets_others_go_on_between_two(machine: Machi
         rows = await machine.scheduler.overview()
         nursery.cancel_scope.cancel("the list is made")
     assert [row["name"] for row in rows] == names
-    assert turns > len(names) // 2
+    assert turns >= len(names) - 2  # its task may begin a step late, and end a step early
 
 
 # --- intervals -----------------------------------------------------------------------------------
