@@ -22,10 +22,10 @@ BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_sear
 
 
 @contextmanager
-def no_room(process: Process) -> Iterator[None]:
-    """Let the daemon's files not grow within the block."""
+def no_room(process: Process, above: int = 4096) -> Iterator[None]:
+    """Let the daemon's files not grow above so many bytes within the block."""
     before = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (4096, before[1]))
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (above, before[1]))
     yield
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, before)
 
@@ -76,6 +76,24 @@ def test_a_full_disk_that_nobody_has_met_yet_is_found_by_who_asks(tmp_path: Path
         said = clarad("status", env=process.environment)
         assert said.returncode == 1
         assert "the database fails since " in said.stderr
+
+
+async def test_room_for_less_than_what_has_failed_is_not_taken_for_enough(
+    tmp_path: Path, nursery: trio.Nursery
+) -> None:
+    with daemon(tmp_path) as process:
+        peer = await connect(nursery, process.url)
+        await peer.register()
+        log = tmp_path / "clarad.db-wal"
+        with no_room(process, above=log.stat().st_size + 100_000):
+            await peer.ask("m1", "x" * 200_000)
+            assert (await peer.outcome_of("m1"))["code"] == "processing_error"
+            for _ in range(2):
+                said = clarad("status", env=process.environment)
+                assert (said.returncode, said.stdout) == (1, "")
+                assert "the database fails since " in said.stderr
+        assert clarad("status", env=process.environment).returncode == 0
+        await peer.drop()
 
 
 async def test_an_answer_that_finds_the_disk_full_waits_for_room(

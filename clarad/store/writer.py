@@ -248,13 +248,15 @@ class Writer:
     async def complaint(self) -> str | None:
         """Have the database write something, and return what is wrong with it, if anything is."""
         answered = trio.Event()
+        characters = self.health.wanted  # more may have failed by the time it is answered
 
         def then(error: Exception | None) -> None:
             if error is None:
-                self.health.works()
+                self.health.works(characters)
             answered.set()
 
-        self._hand_in(Job(function=partial(write_something, owner=self.owner), then=then))
+        look = partial(write_something, owner=self.owner, characters=characters)
+        self._hand_in(Job(function=look, then=then))
         with trio.move_on_after(ANSWER_WITHIN):
             await answered.wait()
         if self.health.failing is not None:
@@ -356,7 +358,7 @@ class Writer:
     def _answer(self, batch: Sequence[Job]) -> None:
         for job in batch:
             if job.error is not None:
-                self.health.note(job.error)
+                self.health.note(job.error, job.characters)
             job.finish()
 
     async def _run_thread(self, connection: Connection) -> None:
