@@ -7,11 +7,14 @@ CLARA_DRAIN_TIMEOUT, and only ends a daemon that hangs.
 from typing import Final
 
 from clarad.config import Settings
-from clarad.nurseries.gateway import LINGER
+from clarad.nurseries.gateway import LAST_HANDSHAKES, LINGER
 from clarad.sender import CLOSE_TIMEOUT
 
 CANCEL_BUDGET: Final = 10.0
 """Seconds from the end of the drain until every cancelled message has ended and is stored."""
+
+CLOSE_BUDGET: Final = LAST_HANDSHAKES + CLOSE_TIMEOUT + LINGER
+"""Seconds in which every connection ends, those among them that are still shaking hands."""
 
 HOOKS_BUDGET: Final = 10.0
 """Seconds that the last hooks have, those of `gateway:shutdown` among them."""
@@ -25,5 +28,4 @@ Nothing here cuts that short, since each ends by itself; but systemd is asked fo
 
 def stop_budget(settings: Settings) -> float:
     """Return the seconds that a stop takes at most, from the signal to the end of the process."""
-    closing = CLOSE_TIMEOUT + LINGER
-    return settings.drain_timeout + CANCEL_BUDGET + closing + HOOKS_BUDGET + END_BUDGET
+    return settings.drain_timeout + CANCEL_BUDGET + CLOSE_BUDGET + HOOKS_BUDGET + END_BUDGET

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from clarad import __version__, address, instance, log, outbox, websocket
 from clarad.automation.definitions import NOTHING, Definitions
-from clarad.budgets import CANCEL_BUDGET, HOOKS_BUDGET, stop_budget
+from clarad.budgets import CANCEL_BUDGET, CLOSE_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
 from clarad.envfile import Overlay
 from clarad.events import Bus, EventType
@@ -21,7 +21,6 @@ from clarad.gateways import Gateways
 from clarad.listeners import TcpEndpoint
 from clarad.nodes import Nodes
 from clarad.nurseries.connection import Connection
-from clarad.nurseries.gateway import LINGER
 from clarad.nurseries.hooks import Hooks
 from clarad.nurseries.lease import Lease
 from clarad.nurseries.notices import Notices
@@ -35,7 +34,6 @@ from clarad.operations import Operations
 from clarad.rates import Rates
 from clarad.redelivery import Redelivery
 from clarad.responders import Responder
-from clarad.sender import CLOSE_TIMEOUT
 from clarad.slots import Slots
 from clarad.store import (
     Causes,
@@ -358,7 +356,7 @@ class Daemon:
             self._give_up()
         await supervisor.stop("turns")
         self._gateways.close_all()
-        with trio.move_on_after(CLOSE_TIMEOUT + LINGER):
+        with trio.move_on_after(CLOSE_BUDGET):
             await self._gateways.ended(supervisor)
         if self._is_announced:
             self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})

@@ -30,9 +30,12 @@ class RawPeer:
     async def connected(cls, host: str, port: int) -> AsyncIterator["RawPeer"]:
         async with await trio.open_tcp_stream(host, port) as stream:
             peer = cls(stream)
-            await peer.stream.send_all(peer._websocket.send(Request(host="x", target="/")))
-            await peer._next(AcceptConnection)
+            await peer.shake_hands()
             yield peer
+
+    async def shake_hands(self) -> None:
+        await self.stream.send_all(self._websocket.send(Request(host="x", target="/")))
+        await self._next(AcceptConnection)
 
     async def send_text(self, *texts: str) -> None:
         """Send frames, all in one write."""

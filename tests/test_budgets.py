@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from clarad.budgets import CANCEL_BUDGET, END_BUDGET, HOOKS_BUDGET, stop_budget
+from clarad.budgets import CANCEL_BUDGET, CLOSE_BUDGET, END_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
-from clarad.nurseries.gateway import LINGER
+from clarad.nurseries.gateway import LAST_HANDSHAKES, LINGER
 from clarad.sender import CLOSE_TIMEOUT
 from clarad.shell import GRACE
 
@@ -12,8 +12,9 @@ SETTINGS = Settings(state_dir=Path("/nowhere"), database_url="sqlite:////nowhere
 
 
 def test_it_is_the_sum_of_the_steps() -> None:
-    steps = (SETTINGS.drain_timeout, CANCEL_BUDGET, CLOSE_TIMEOUT, LINGER, HOOKS_BUDGET, END_BUDGET)
-    assert stop_budget(SETTINGS) == sum(steps) == 72
+    assert CLOSE_BUDGET == LAST_HANDSHAKES + CLOSE_TIMEOUT + LINGER
+    steps = (SETTINGS.drain_timeout, CANCEL_BUDGET, CLOSE_BUDGET, HOOKS_BUDGET, END_BUDGET)
+    assert stop_budget(SETTINGS) == sum(steps) == 73
 
 
 def test_commands_that_are_told_to_end_have_the_time_to() -> None:

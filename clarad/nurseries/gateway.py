@@ -1,6 +1,7 @@
 """Listens: takes connections in, checks their handshakes, and contains whatever they break."""
 
 import logging
+import math
 import re
 import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -24,6 +25,9 @@ log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds from the TCP connection to the end of the WebSocket handshake."""
+
+LAST_HANDSHAKES: Final = 1.0
+"""Seconds that a stop leaves to the handshakes that are under way."""
 
 MAX_HANDSHAKES: Final = 1024
 """Handshakes at once; of more, the one that takes longest is cut. Real ones take milliseconds."""
@@ -145,6 +149,7 @@ class Gateway(Generic[Address]):
         self._stopping = False
         self._connections: dict[Connection, None] = {}  # in the order in which they came, as
         self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
+        self._handshakes_until = math.inf
         self._lingering: dict[trio.CancelScope, None] = {}
         self._strangers = Strangers()
         self._spare_descriptors = spare_descriptors
@@ -210,9 +215,14 @@ class Gateway(Generic[Address]):
             self._taken.set()
 
     def close_all(self) -> None:
-        """Close every connection with 1001, after what is queued for it."""
+        """Close every connection with 1001, after what is queued for it.
+
+        A handshake has `LAST_HANDSHAKES` to end, also one whose task has not begun yet: the peer
+        was taken away from the listener, so only this daemon can answer it.
+        """
+        self._handshakes_until = trio.current_time() + LAST_HANDSHAKES
         for scope in self._handshakes:
-            scope.cancel("stopping")
+            scope.deadline = min(scope.deadline, self._handshakes_until)
         for connection in self._connections:
             connection.end(CloseCode.STOPPING, "the daemon is stopping")
 
@@ -250,7 +260,7 @@ class Gateway(Generic[Address]):
     ) -> None:
         patience = LINGER
         try:
-            if await self._serve(stream, connected):
+            if not await self._serve(stream, connected):
                 patience = 0
         except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
             log.debug("the connection from %s broke: %r", stream.address, group.exceptions)
@@ -276,10 +286,11 @@ class Gateway(Generic[Address]):
                 self._lingering.pop(scope, None)
 
     async def _serve(self, stream: ClientStream, connected: trio.socket.SocketType) -> bool:
-        """Serve one connection; return whether both sides have said good-bye."""
+        """Serve one connection; return whether the peer may still have to read why it is closed."""
         # trio-websocket's own task, which reads, lives here: what it raises ends this connection.
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(HANDSHAKE_TIMEOUT) as limit:
+            timeout = trio.current_time() + HANDSHAKE_TIMEOUT
+            with trio.CancelScope(deadline=min(timeout, self._handshakes_until)) as limit:
                 if len(self._handshakes) >= MAX_HANDSHAKES:
                     # Not only cancelled: it takes some steps to end, and others come meanwhile.
                     longest = next(iter(self._handshakes))
@@ -293,7 +304,9 @@ class Gateway(Generic[Address]):
             if not limit.cancelled_caught and connection is not None:
                 await self._talk(connection)
             nursery.cancel_scope.cancel("the connection is closed")
-        return not limit.cancelled_caught and connection is not None and connection.said_goodbye
+        if limit.cancelled_caught:
+            return False  # it was told nothing
+        return connection is None or not connection.said_goodbye
 
     async def _introduce(self, stream: ClientStream, connected: trio.socket.SocketType) -> Proxies:
         """Have a trusted proxy's PROXY header say the address; return whose headers to believe.

@@ -2,7 +2,8 @@
 
 import logging
 import socket
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from clarad.listeners import CannotListen
 from clarad.nurseries import gateway
 from clarad.websocket import ClientStream
 from tests.conftest import Running, Start
+from tests.raw import RawPeer
 
 SECRET = "a long random word"
 
@@ -280,6 +282,71 @@ async def test_a_listener_that_fails_is_started_again_on_the_same_port(
     peer = await running.node()
     await peer.ask("m1")
     assert (await peer.outcome_of("m1"))["type"] == "response_end"
+
+
+# --- a stop --------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def accepted_at_a_stop(
+    running: Running, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> AsyncIterator[trio.SocketStream]:
+    """Connect, and stop the gateway when it has begun the handshake, or has only accepted."""
+    accept, port = trio.SocketListener.accept, running.daemon._gateways.port
+
+    def stop() -> None:
+        port.stop_listening()
+        port.close_all()
+
+    async def accept_and_stop(listener: trio.SocketListener) -> trio.SocketStream:
+        stream = await accept(listener)
+        stop()
+        return stream
+
+    if moment == "accepted":
+        monkeypatch.setattr(trio.SocketListener, "accept", accept_and_stop)
+        (await trio.open_tcp_stream(running.host, running.port)).socket.close()  # for the old one
+    async with await trio.open_tcp_stream(running.host, running.port) as stream:
+        with trio.fail_after(10):
+            while not port._handshakes:
+                await trio.testing.wait_all_tasks_blocked()
+        if moment == "begun":
+            stop()
+        yield stream
+
+
+async def has_ended(running: Running) -> None:
+    """Wait until the gateway has no connection any more."""
+    supervisor = running.daemon._supervisor
+    assert supervisor is not None
+    with trio.fail_after(30):
+        await supervisor.ended("gateway")
+
+
+@pytest.mark.parametrize("moment", ["begun", "accepted"])
+async def test_who_was_accepted_before_a_stop_finishes_the_handshake_and_is_told(
+    start: Start, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    monkeypatch.setattr(gateway, "LAST_HANDSHAKES", 3600)
+    running = await start()
+    async with accepted_at_a_stop(running, monkeypatch, moment) as stream:
+        await trio.testing.wait_all_tasks_blocked()
+        raw = RawPeer(stream)
+        await raw.shake_hands()
+        assert await raw.close_code() == 1001
+    await has_ended(running)
+
+
+@pytest.mark.parametrize("moment", ["begun", "accepted"])
+async def test_a_stop_waits_no_longer_for_who_does_not_finish_the_handshake(
+    start: Start, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    for bound in ("HANDSHAKE_TIMEOUT", "LINGER"):
+        monkeypatch.setattr(gateway, bound, 3600)
+    running = await start()
+    async with accepted_at_a_stop(running, monkeypatch, moment) as stream:
+        await has_ended(running)
+        assert await stream.receive_some() == b""
 
 
 # --- whether it gets on --------------------------------------------------------------------------
