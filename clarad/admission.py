@@ -100,7 +100,7 @@ class Admission:
             about = catalogue.STORE_FAILED.about()
             log.error("a token cannot be looked up: %s", error, extra=about)
             return 503, "The database fails; try again."
-        return (429, _TOO_OFTEN) if self._fails(address) else (401, _WRONG)
+        return (429, _TOO_OFTEN) if self.fails(address) else (401, _WRONG)
 
     async def register(self, frame: Register, address: str, shown: str | None) -> str | None:
         """Let a node in, or refuse it; `shown` is what the handshake has shown.
@@ -113,7 +113,7 @@ class Admission:
         """
         secret = shown or frame.secret
         claim, name = await self._claim(frame, secret)
-        if claim is Claim.UNKNOWN and self._fails(address):
+        if claim is Claim.UNKNOWN and self.fails(address):
             raise Refused(ErrorCode.RATE_LIMITED, _TOO_OFTEN)
         if claim is Claim.UNKNOWN and not secret:
             raise Refused(ErrorCode.AUTH_FAILED, _MISSING)
@@ -126,14 +126,14 @@ class Admission:
             return await self._known.has(shown)
         return self._door.admits(shown)
 
-    def _fails(self, address: str) -> bool:
-        """Count something wrong that was shown; return whether there was too much of it before."""
+    def fails(self, address: str) -> bool:
+        """Count something wrong from an address; return whether there was too much of it before."""
         now = trio.current_time()
         if self._door.is_locked(address, now):
             return True
         if self._door.note_failure(address, now):
             about = catalogue.ADAPTER_REFUSED.about(address=address)
-            text = "too many wrong secrets from %s: for a minute, more of them are not logged"
+            text = "refused %s too often: for a minute, what else is wrong from there is not logged"
             log.warning(text, address, extra=about)
         return False
 

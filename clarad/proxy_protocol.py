@@ -1,7 +1,8 @@
 """The PROXY protocol, versions 1 and 2: how a proxy says whose connection it passes on.
 
-The header comes before everything else, TLS included. Only connections from a trusted proxy are
-looked at for one (`clarad.proxies`). The specification is HAProxy's doc/proxy-protocol.txt.
+The header comes before everything else, TLS included. Only that of a trusted proxy is read
+(`clarad.proxies`); anybody else who sends one is refused, and told why. The specification is
+HAProxy's doc/proxy-protocol.txt.
 """
 
 import ipaddress
@@ -58,6 +59,21 @@ def parse(data: bytes) -> Header | None:
     if _begins(data, _SIGNATURE_2):
         return _parse_binary(data)
     return Header(0, None)
+
+
+async def begins_with_header(connected: trio.socket.SocketType) -> bool:
+    """Whether a connection begins with the signature of a header, all in one piece; reads nothing.
+
+    Waits for the first byte.
+
+    Raises:
+        trio.BrokenResourceError: the connection is lost.
+    """
+    try:
+        seen = await connected.recv(len(_SIGNATURE_2), trio.socket.MSG_PEEK)
+    except OSError as error:
+        raise trio.BrokenResourceError(f"{error}") from error
+    return seen.startswith((_SIGNATURE_1, _SIGNATURE_2))
 
 
 async def read_header(connected: trio.socket.SocketType) -> Header:

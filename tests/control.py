@@ -112,6 +112,10 @@ class Trusting:
     async def refusal(self, headers: Mapping[str, str], address: str) -> None:
         """Refuse nobody."""
 
+    def fails(self, address: str) -> bool:
+        """Remember nothing."""
+        return False
+
 
 class Control:
     """A control socket that is served, and the clients that a test has opened."""

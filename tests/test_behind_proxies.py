@@ -3,6 +3,7 @@
 Clients have addresses of their own in 127.0.0.0/8; the proxy's is 127.0.0.1, and it is trusted.
 """
 
+import logging
 import socket
 import ssl
 from collections.abc import AsyncIterator
@@ -13,6 +14,7 @@ from typing import Any, Final
 
 import pytest
 import trio
+import trio.testing
 from trio_websocket import wrap_client_stream
 
 from clarad.access import MAX_FAILURES
@@ -156,6 +158,7 @@ async def test_an_address_that_a_client_makes_up_is_not_believed(
 # --- without a proxy -----------------------------------------------------------------------------
 
 TCP4 = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 443\r\n"
+LOCAL = b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0"
 GUESS = handshake("Authorization: Bearer wrong", "X-Forwarded-For: 198.51.100.1")
 
 
@@ -173,7 +176,7 @@ def refused(caplog: pytest.LogCaptureFixture) -> list[str]:
         (b"PROXY TCP6 ::ffff:192.0.2.7 ::1 4711 443\r\n" + GUESS, "192.0.2.7"),
         (b"PROXY TCP4 127.0.0.1 192.0.2.1 4711 443\r\n" + GUESS, "198.51.100.1"),
         (b"PROXY UNKNOWN\r\n" + GUESS, "127.0.0.1"),
-        (b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0" + GUESS, "127.0.0.1"),
+        (LOCAL + GUESS, "127.0.0.1"),
     ],
     ids=["none", "v1", "mapped", "another proxy", "unknown", "local"],
 )
@@ -191,7 +194,44 @@ async def test_who_is_not_trusted_is_not_listened_to(
     running = await start(gateway_secret=SECRET, trusted_proxies=parse("192.0.2.1, unix"))
     assert b" 401 " in await exchange(running, GUESS)
     assert refused(caplog) == ["127.0.0.1"]
-    assert b" 101 " not in await exchange(running, TCP4 + handshake(), then_eof=True)
+
+
+UNTRUSTED = "refused a connection from 127.0.0.1: it sends a PROXY header and is not in "
+
+
+@pytest.mark.parametrize("sent", [TCP4, LOCAL], ids=["v1", "v2"])
+async def test_a_proxy_that_is_not_trusted_is_refused_and_both_sides_are_told(
+    running: Running, caplog: pytest.LogCaptureFixture, sent: bytes
+) -> None:
+    head, _, body = (await exchange(running, sent + handshake())).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert b"CLARA_TRUSTED_PROXIES" in body
+    assert f"{UNTRUSTED}CLARA_TRUSTED_PROXIES" in caplog.messages
+
+
+async def test_a_proxy_that_is_not_trusted_is_named_also_where_the_port_speaks_tls(
+    start: Start, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    made = certificates.make(tmp_path)
+    running = await start(gateway_tls_cert=made.certificate, gateway_tls_key=made.key)
+    async with await trio.open_tcp_stream(running.host, running.port) as stream:
+        await stream.send_all(TCP4)
+        with trio.fail_after(10):
+            while f"{UNTRUSTED}CLARA_TRUSTED_PROXIES" not in caplog.messages:
+                await trio.testing.wait_all_tasks_blocked()
+
+
+async def test_a_proxy_that_is_refused_again_and_again_does_not_fill_the_log(
+    start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
+    running = await start()
+    for _ in range(MAX_FAILURES + 5):
+        await exchange(running, TCP4 + handshake())
+    said = [one for one in caplog.records if one.levelno == logging.WARNING]
+    assert len(said) == MAX_FAILURES + 1
+    assert said[-2].getMessage() == (
+        "refused 127.0.0.1 too often: for a minute, what else is wrong from there is not logged"
+    )
 
 
 @pytest.mark.parametrize("sent", [b"PROXY rubbish\r\n", b"\r\n\r\n\0\r\nQUIT\n\xff" * 2])
@@ -200,7 +240,8 @@ async def test_rubbish_instead_of_a_header_ends_the_connection_and_is_logged(
 ) -> None:
     running = await start(trusted_proxies=parse("127.0.0.1"))
     good = await running.node()
-    assert await exchange(running, sent + handshake(), then_eof=True) == b""
+    answer = await exchange(running, sent + handshake())
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     [said] = [text for text in caplog.messages if text.startswith("refused a connection from")]
     assert said.startswith("refused a connection from 127.0.0.1: ")
     assert await good.is_silent()

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import ssl
 from collections.abc import Callable, Collection, Iterable, Mapping
 from http import HTTPStatus
@@ -14,9 +13,10 @@ from wsproto.utilities import ProtocolError
 
 from clarad.access import bearer
 from clarad.listeners import is_among_last, peer
+from clarad.plain_http import bad_request, is_plain, upgrade_required
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
-from clarad.proxy_protocol import ProxyHeaderError, read_header
+from clarad.proxy_protocol import ProxyHeaderError, begins_with_header, read_header
 from clarad.strangers import Strangers, has_gone
 from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
@@ -40,24 +40,6 @@ LINGER: Final = 2.0
 
 MAX_LINGERING: Final = 64
 """Strangers that have this time at once; with one more, the oldest of them is cut."""
-
-_WEBSOCKET: Final = re.compile(rb"^upgrade:[ \t]*websocket[ \t]*\r?$", re.IGNORECASE | re.MULTILINE)
-_HTTP: Final = re.compile(rb"[A-Z]+ [^ \r\n]+ HTTP/1\.[01]\r?\n")
-_WRONG_HERE: Final = (
-    b"This port speaks WebSocket: connect an adapter to it, as docs/protocol.md says. A proxy in "
-    b"between has to pass on the headers Upgrade and Connection.\n"
-)
-_UPGRADE_REQUIRED: Final = b"\r\n".join(
-    [
-        b"HTTP/1.1 426 Upgrade Required",
-        b"Upgrade: websocket",
-        b"Connection: Upgrade, close",
-        b"Content-Type: text/plain; charset=utf-8",
-        b"Content-Length: %d" % len(_WRONG_HERE),
-        b"",
-        _WRONG_HERE,
-    ]
-)
 
 
 class Connection(Protocol):
@@ -94,6 +76,9 @@ class Admission(Protocol):
 
     async def refusal(self, headers: Mapping[str, str], address: str) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if a handshake may not be."""
+
+    def fails(self, address: str) -> bool:
+        """Count something wrong from an address; return whether there was too much of it before."""
 
 
 Address = TypeVar("Address")
@@ -312,9 +297,13 @@ class Gateway(Generic[Address]):
         """Have a trusted proxy's PROXY header say the address; return whose headers to believe.
 
         Raises:
-            ProxyHeaderError: what it has sent is none.
+            ProxyHeaderError: what it has sent is none, or it is not trusted and has sent one.
         """
         if not self.proxies.trusts(stream.address):
+            if await begins_with_header(connected):
+                raise ProxyHeaderError(
+                    "it sends a PROXY header and is not in CLARA_TRUSTED_PROXIES"
+                )
             return NO_PROXIES
         header = await read_header(connected)
         if header.source is not None:
@@ -335,14 +324,18 @@ class Gateway(Generic[Address]):
             proxies = await self._introduce(stream, connected)
         except ProxyHeaderError as error:
             about = catalogue.ADAPTER_REFUSED.about(address=stream.address)
-            log.warning("refused a connection from %s: %s", stream.address, error, extra=about)
+            # Of an address that is locked out it was said once.
+            level = logging.DEBUG if self._admission.fails(stream.address) else logging.WARNING
+            line = "refused a connection from %s: %s"
+            log.log(level, line, stream.address, error, extra=about)
+            await stream.send_all(bad_request(f"Refused {stream.address}: {error}."))
             return None
         # What is no request costs no more than reading it.
         head = await stream.receive_head()
         if stream.ended.is_set():
             return None
-        if _HTTP.match(head) and not _WEBSOCKET.search(head):
-            await stream.send_all(_UPGRADE_REQUIRED)
+        if is_plain(head):
+            await stream.send_all(upgrade_required())
             return None
         async with trio.open_nursery() as watch:
             watch.start_soon(_cancel_at_end, stream, limit)

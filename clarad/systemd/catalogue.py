@@ -247,9 +247,10 @@ ADAPTER_DISCONNECTED: Final = Entry(
 ADAPTER_REFUSED: Final = Entry(
     "2aed1ae1a7714e1b8a39d36398d39d0c",
     "An adapter is refused",
-    "Its secret is wrong, its origin is not allowed, or too many are connected: the record "
-    "says which. Give the adapter the gateway's CLARA_GATEWAY_SECRET, or add the origin to "
-    "CLARA_GATEWAY_ALLOWED_ORIGINS. If you do not know the address, somebody is guessing: "
+    "Its secret is wrong, its origin is not allowed, too many are connected, or a proxy that is "
+    "not trusted sends a PROXY header: the record says which. Give the adapter the gateway's "
+    "CLARA_GATEWAY_SECRET, or add the origin to CLARA_GATEWAY_ALLOWED_ORIGINS, or the proxy to "
+    "CLARA_TRUSTED_PROXIES. If you do not know the address, somebody is guessing: "
     "after ten wrong secrets within a minute, what else is wrong from there is not logged "
     "for a minute. Have a secret that is long.",
 )
