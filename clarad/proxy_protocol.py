@@ -14,7 +14,8 @@ import trio
 
 # No byte behind the header may be read: a TLS handshake or a request begins there. So whatever is
 # there is looked at with MSG_PEEK, and what belongs to the header is then taken.
-_PEEK: Final = 4096
+MAX_HEADER: Final = 4096
+"""Bytes of a header; one that comes in pieces is parsed again with each. nginx allows as many."""
 
 _SIGNATURE_2: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _SIGNATURE_1: Final = b"PROXY "
@@ -87,7 +88,7 @@ async def read_header(connected: trio.socket.SocketType) -> Header:
     """
     taken = b""
     try:
-        while seen := await connected.recv(_PEEK, trio.socket.MSG_PEEK):
+        while seen := await connected.recv(MAX_HEADER, trio.socket.MSG_PEEK):
             header = parse(taken + seen)
             if header is not None and header.size < len(taken):
                 # Its first bytes came alone, looked like a signature's, and cannot be put back.
@@ -139,6 +140,8 @@ def _parse_binary(data: bytes) -> Header | None:
     if said not in _SIZES or length < _SIZES[said]:
         raise ProxyHeaderError(f"the PROXY header has {length} bytes for a kind {kind:#04x}")
     size = _FIXED.size + length
+    if size > MAX_HEADER:
+        raise ProxyHeaderError(f"the PROXY header has {size} bytes, more than {MAX_HEADER}")
     if len(data) < size:
         return None
     addresses = data[_FIXED.size :]

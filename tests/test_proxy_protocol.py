@@ -35,7 +35,7 @@ HEADERS = {
     "v1, unknown, and more": (b"PROXY UNKNOWN ffff:f::1 ffff::1 65535 65535\r\n", None),
     "v2, IPv4": (binary(0x11, HERE_4 + THERE_4 + PORTS), "192.0.2.1"),
     "v2, IPv6": (binary(0x21, HERE_6 + THERE_6 + PORTS), "2001:db8::1"),
-    "v2, with more": (binary(0x11, HERE_4 + THERE_4 + PORTS, more=b"\x20" * 9000), "192.0.2.1"),
+    "v2, with more": (binary(0x11, HERE_4 + THERE_4 + PORTS, more=b"\x20" * 4068), "192.0.2.1"),
     "v2, unix": (binary(0x31, b"/run/client".ljust(108, b"\0") * 2), None),
     "v2, unspecified": (binary(0x00, b""), None),
     "v2, unspecified, and more": (binary(0x00, b"\xff" * 50), None),
@@ -57,6 +57,7 @@ RUBBISH = {
     "an unknown command": binary(0x11, HERE_4 + THERE_4 + PORTS, command=0x22),
     "datagrams": binary(0x12, HERE_4 + THERE_4 + PORTS),
     "an unknown family": binary(0x41, HERE_4 + THERE_4 + PORTS),
+    "more bytes than a header may have": binary(0x00, b"", more=b"\x20" * 4081),
     "addresses that are too short": binary(0x21, HERE_4 + THERE_4 + PORTS),
 }
 
