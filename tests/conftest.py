@@ -6,7 +6,6 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,11 +23,11 @@ from clarad.nurseries.sandboxes import Sandboxes
 from clarad.responders import Responder
 from clarad.responders.tools import ToolUser
 from clarad.store import open_engine
-from clarad.store.migrate import require_head, upgrade
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
 from clarad.systemd.handover import Handover
 from tests import peer, process
 from tests.installation import Console, Installation
+from tests.migrated import migrate
 from tests.peer import Peer
 from tests.postgres import BACKENDS, database
 from tests.process import Marker
@@ -159,7 +158,7 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
             chosen.state_dir.mkdir(exist_ok=True)
             engine = open_engine(chosen.database_url)
             stack.callback(engine.dispose)
-            await trio.to_thread.run_sync(partial(require_head, engine, migrate=True))
+            await trio.to_thread.run_sync(migrate, engine)
             scripted = Scripted()
             sandboxes, responder = None, cast(Responder, scripted)
             if chosen.sandbox.mode != "off":
@@ -224,7 +223,7 @@ async def share(
     url: str, connect: Callable[[str], Engine], nursery: trio.Nursery
 ) -> AsyncIterator[Share]:
     """Have daemons share the test's database; they end with the test."""
-    upgrade(connect(url))
+    migrate(connect(url))
     with ExitStack() as stack:
 
         async def share(count: int) -> list[Sharer]:

@@ -12,8 +12,8 @@ import trio
 
 from clarad.store import open_engine
 from clarad.store.known import remember
-from clarad.store.migrate import upgrade
 from tests.installation import Console, Installation
+from tests.migrated import migrate
 from tests.peer import connect
 from tests.postgres import SHARED, database
 from tests.process import Process
@@ -38,7 +38,7 @@ def used(here: Installation) -> Path:
     path = here.state_dir / "clarad.db"
     here.state_dir.mkdir()
     engine = open_engine(f"sqlite:///{path}")
-    upgrade(engine)
+    migrate(engine)
     remember(engine, here.state_dir)
     with engine.begin() as connection:
         connection.exec_driver_sql(

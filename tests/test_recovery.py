@@ -14,8 +14,8 @@ import trio.testing
 
 from clarad import recovery
 from clarad.store import messages, open_engine
-from clarad.store.migrate import require_head
 from tests.conftest import Running, Start
+from tests.migrated import migrate
 from tests.peer import Frame, Peer, message
 
 INSERT = """\
@@ -30,7 +30,7 @@ Leave = Callable[..., None]
 def leave(tmp_path: Path) -> Leave:
     """Leave unfinished messages in the database for the next start."""
     engine = open_engine(f"sqlite:///{tmp_path}/clarad.db")
-    require_head(engine, migrate=True)
+    migrate(engine)
     engine.dispose()
 
     def leave(

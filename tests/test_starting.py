@@ -15,7 +15,8 @@ from sqlalchemy import Engine, NullPool, create_engine
 
 from clarad.store import StoreError, interruptible
 from clarad.store.engine import errors_in_one_line
-from clarad.store.migrate import _MIGRATING, upgrade
+from clarad.store.migrate import _MIGRATING
+from tests.migrated import migrate
 from tests.postgres import SHARED, database
 from tests.process import PATIENCE, Process, environment
 from tests.store.conftest import Outside
@@ -73,7 +74,7 @@ def test_a_signal_is_obeyed_while_a_table_cannot_be_read(
 ) -> None:
     with database(backend, tmp_path, pytestconfig) as url:
         engine = create_engine(url, poolclass=NullPool)
-        upgrade(engine)
+        migrate(engine)
         lock = f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE"
         with holding(url, lock), starting(tmp_path / "state", url) as process:
             process.signal(signal.SIGTERM)

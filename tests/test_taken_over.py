@@ -11,8 +11,8 @@ from sqlalchemy import Connection, Engine, text
 from clarad import recovery
 from clarad.events import EventType
 from clarad.store import messages, open_engine
-from clarad.store.migrate import require_head
 from tests.conftest import Start
+from tests.migrated import migrate
 from tests.peer import message
 from tests.postgres import SHARED, database
 
@@ -43,7 +43,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def engine(url: str) -> Iterator[Engine]:
     """The same database, migrated, for the test."""
     engine = open_engine(url)
-    require_head(engine, migrate=True)
+    migrate(engine)
     yield engine
     engine.dispose()
 

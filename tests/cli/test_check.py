@@ -17,9 +17,9 @@ from sqlalchemy import inspect
 
 from clarad.cli import main
 from clarad.store import open_engine
-from clarad.store.migrate import upgrade
 from tests import certificates
 from tests.installation import Installation
+from tests.migrated import migrate
 from tests.postgres import BACKENDS, database
 from tests.process import daemon
 from tests.sandbox import engines
@@ -92,7 +92,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def do(url: str, *statements: str) -> None:
     """Migrate the database, then run statements in it."""
     engine = open_engine(url)
-    upgrade(engine)
+    migrate(engine)
     with engine.begin() as connection:
         for statement in statements:
             connection.exec_driver_sql(statement)

@@ -19,10 +19,10 @@ from clarad.events import Bus, Event, EventType
 from clarad.nurseries import hooks as runner
 from clarad.nurseries.hooks import Hooks
 from clarad.store import HookRuns, StoreError
-from clarad.store.migrate import upgrade
 from clarad.store.models import HookRunRow, TaskRunRow
 from tests.conftest import Start
 from tests.machine import NOON, task
+from tests.migrated import migrate
 from tests.runs import PATIENCE, WAIT
 
 COUNT = 10_000
@@ -49,7 +49,7 @@ def unfinished(number: int, prefix: str) -> dict[str, Any]:
 def engine(tmp_path: Path, connect: Callable[[str], Engine]) -> Engine:
     """The database of the daemon that `start` will start."""
     engine = connect(f"sqlite:///{tmp_path}/clarad.db")
-    upgrade(engine)
+    migrate(engine)
     return engine
 
 

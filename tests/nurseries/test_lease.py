@@ -13,7 +13,7 @@ from clarad.nurseries import lease
 from clarad.nurseries.lease import Lease
 from clarad.store import Life, Look, Notice, StoreError, TasksChanged
 from clarad.store.members import Members
-from clarad.store.migrate import upgrade
+from tests.migrated import migrate
 from tests.postgres import SHARED
 from tests.process import PATIENCE
 from tests.store.conftest import Outside
@@ -124,7 +124,7 @@ Hold = Callable[..., Awaitable[Holder]]
 @pytest.fixture
 def hold(url: str, connect: Callable[[str], Engine], nursery: trio.Nursery) -> Hold:
     """Have a lease kept, of so many seconds; it ends with the test."""
-    upgrade(connect(url))
+    migrate(connect(url))
 
     async def hold(seconds: float = LONG) -> Holder:
         holder = Holder(connect(url), seconds)

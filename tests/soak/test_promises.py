@@ -10,8 +10,8 @@ from sqlalchemy import Engine, insert
 
 from clarad.protocol import Error, ErrorCode, ResponseEnd
 from clarad.store import open_engine
-from clarad.store.migrate import require_head
 from clarad.store.models import HookRunRow, MessageRow, TaskRunRow
+from tests.migrated import migrate
 from tests.soak.ledger import Asked, Ledger
 from tests.soak.promises import Acts, broken, broken_so_far, gaps
 
@@ -101,7 +101,7 @@ class Told:
 @pytest.fixture
 def told(tmp_path: Path) -> Iterator[Told]:
     engine = open_engine(f"sqlite:///{tmp_path}/clarad.db")
-    require_head(engine, migrate=True)
+    migrate(engine)
     made = Told(tmp_path, engine)
     made.message("m1")
     for number in range(3):

@@ -11,8 +11,8 @@ import trio
 from sqlalchemy import Connection, Engine
 
 from clarad.store import MessageKey, Messages, Unfinished, Writer
-from clarad.store.migrate import upgrade
 from tests.answer import answer
+from tests.migrated import migrate
 
 PRIVATE = "a private word"
 """Stands in every message; no error may show it."""
@@ -80,7 +80,7 @@ def key(number: object) -> MessageKey:
 
 
 async def open_desk(engine: Engine, nursery: trio.Nursery) -> Desk:
-    upgrade(engine)
+    migrate(engine)
     writer = Writer(engine)
     await nursery.start(writer.run)
     return Desk(Messages(writer), writer)

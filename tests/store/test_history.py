@@ -26,10 +26,11 @@ from clarad.store import (
     open_engine,
 )
 from clarad.store.history import open_history, open_writable
-from clarad.store.migrate import HEAD, rollback, upgrade
+from clarad.store.migrate import HEAD, rollback
 from clarad.store.models import HookRunRow
 from clarad.store.tasks import write_pause
 from tests.answer import answer
+from tests.migrated import migrate
 from tests.store.conftest import Outside
 
 NOON: Final = datetime(2027, 3, 1, 12, 0, 0, 654321, UTC)
@@ -85,7 +86,7 @@ class Daemon:
 @pytest.fixture
 async def daemon(engine: Engine, url: str, nursery: Any) -> Daemon:
     """A store that serves; it ends with the test."""
-    upgrade(engine)
+    migrate(engine)
     writer = Writer(engine)
     await nursery.start(writer.run)
     return Daemon(url, HookRuns(writer), TaskRuns(writer), Tasks(writer))
@@ -319,7 +320,7 @@ def test_a_database_that_was_never_migrated_reads_as_nothing(url: str) -> None:
 def test_a_database_of_an_older_version_reads_as_nothing_and_stays_so(
     url: str, engine: Engine
 ) -> None:
-    upgrade(engine)
+    migrate(engine)
     rollback(engine)
     before = Outside(url).tables()
     assert_is_nothing(url)
@@ -327,7 +328,7 @@ def test_a_database_of_an_older_version_reads_as_nothing_and_stays_so(
 
 
 def test_a_database_of_a_newer_version_is_refused(url: str, engine: Engine) -> None:
-    upgrade(engine)
+    migrate(engine)
     Outside(url).do("UPDATE clarad_alembic_version SET version_num = '9999'")
     with pytest.raises(StoreError, match="newer"), open_history(url):
         pass
@@ -398,7 +399,7 @@ def hear(process: "subprocess.Popen[str]") -> str:
 
 def one_run(engine: Engine) -> None:
     """Have a migrated database with one run, which nobody has open."""
-    upgrade(engine)
+    migrate(engine)
     about = {"hook": "greet", "event_id": "e", "event_type": "t", "event": EVENT}
     common = {"run_id": "hook-1", "caused_by": "", "due_at": NOON, "attempts": 0}
     with engine.begin() as connection:
@@ -463,7 +464,7 @@ def test_what_a_killed_daemon_has_committed_is_read_and_its_files_stay(
 
 
 def test_what_is_written_without_a_daemon_is_committed_at_the_end(url: str, engine: Engine) -> None:
-    upgrade(engine)
+    migrate(engine)
     outside = Outside(url)
     outside.do(
         "INSERT INTO clarad_tasks (name, schedule, anchor_at, accounted_until)"

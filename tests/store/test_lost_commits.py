@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from clarad.store import InDoubt, Life, Writer
 from clarad.store.engine import StoreError
 from clarad.store.members import Members
-from clarad.store.migrate import upgrade
+from tests.migrated import migrate
 from tests.network import Network
 from tests.postgres import SHARED
 from tests.process import PATIENCE
@@ -69,7 +69,7 @@ async def account(
     nursery: trio.Nursery,
 ) -> Account:
     """A writer behind the network, whose life is one of those that share the database."""
-    upgrade(engine)
+    migrate(engine)
     outside.do("CREATE TABLE account (total INTEGER NOT NULL)", "INSERT INTO account VALUES (0)")
     life = Life()
     members = Members(engine, life, instance="here", holder="here", lease=60)

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from clarad.store import LeaseLost, Life, Look, MembersChanged, StoreError, Writer
 from clarad.store.members import ALONE, Members
-from clarad.store.migrate import upgrade
+from tests.migrated import migrate
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
 
@@ -41,7 +41,7 @@ Join = Callable[..., Member]
 @pytest.fixture
 def join(engine: Engine, connect: Callable[[str], Engine], url: str) -> Iterator[Join]:
     """Have daemons join, each with a state directory of its own."""
-    upgrade(engine)
+    migrate(engine)
     names = (f"instance-{n}" for n in count(1))
     with ExitStack() as stack:
 

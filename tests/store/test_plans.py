@@ -23,9 +23,9 @@ from clarad.store import (
 )
 from clarad.store.causes import Causes
 from clarad.store.history import History
-from clarad.store.migrate import upgrade
 from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
 from tests.answer import answer
+from tests.migrated import migrate
 from tests.postgres import BACKENDS, SHARED, database
 
 NOW: Final = datetime(2026, 6, 1, tzinfo=UTC)
@@ -74,7 +74,7 @@ def full(
     backend: str = request.param
     with database(backend, tmp_path_factory.mktemp("full"), request.config) as url:
         engine = open_engine(url)
-        upgrade(engine)
+        migrate(engine)
         with engine.begin() as connection:
             for statement in FILL:
                 connection.execute(text(statement.format(moment=MOMENT[backend])))

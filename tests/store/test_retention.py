@@ -15,9 +15,9 @@ from sqlalchemy import Connection, Engine, event, func, insert, select, text
 
 from clarad.store import KEPT_FOR, Retention, StoreError, Writer
 from clarad.store import retention as module
-from clarad.store.migrate import upgrade
 from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
 from clarad.store.retention import ATTACHMENTS, HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
+from tests.migrated import migrate
 from tests.postgres import SHARED
 from tests.process import PATIENCE
 from tests.store.daemons import Share, SharedDesk
@@ -96,7 +96,7 @@ def left(engine: Engine, kind: Kind) -> list[int]:
 @pytest.fixture
 async def retention(engine: Engine, nursery: trio.Nursery) -> Retention:
     """A store that serves; it ends with the test."""
-    upgrade(engine)
+    migrate(engine)
     writer = Writer(engine)
     await nursery.start(writer.run)
     return Retention(writer)
