@@ -9,6 +9,9 @@ DATABASE ?= sqlite
 # A worker for each processor, four at most; of the tests of one file, one runs at a time.
 WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
 
+# Each worker of pytest, and each clarad that a test starts, would compile all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help install run quick test test-systemd deb lint format bench bench-sandbox catalogue engines \
     engines-stop soak lock clean
