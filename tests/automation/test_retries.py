@@ -5,7 +5,7 @@ from functools import partial
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from clarad.automation.retries import RetryQueue, Then
 from clarad.automation.run import PAGE, STORE_RETRY
@@ -26,15 +26,19 @@ class Store:
         self.given_up = trio.Event()
         self.most_at_once = 0
         self._queue: list[tuple[int, Then]] = []
+        self._is_asked = trio.Event()
         nursery.start_soon(self._run)
 
     def write(self, number: int, *, then: Then) -> None:
         self.asked.append(number)
         self._queue.append((number, then))
+        self._is_asked.set()
 
     async def _run(self) -> None:
         while True:
-            await trio.sleep(0.001)
+            await self._is_asked.wait()
+            await wait_all_tasks_blocked()
+            self._is_asked = trio.Event()
             self.most_at_once = max(self.most_at_once, len(self._queue))
             queue, self._queue = self._queue, []
             for number, then in queue:
@@ -51,7 +55,7 @@ class Store:
 
 
 @pytest.fixture
-async def store(autojump_clock: MockClock, nursery: trio.Nursery) -> AsyncIterator[Store]:
+async def store(nursery: trio.Nursery) -> AsyncIterator[Store]:
     yield Store(nursery)
     nursery.cancel_scope.cancel("the test has ended")
 
@@ -65,7 +69,7 @@ def queue(store: Store, nursery: trio.Nursery) -> RetryQueue:
 
 
 async def test_a_store_that_fails_is_asked_once_a_second_however_many_rows_wait(
-    store: Store, queue: RetryQueue
+    autojump_clock: MockClock, store: Store, queue: RetryQueue
 ) -> None:
     store.put(queue, *range(1000))
     await trio.sleep(10.5 * STORE_RETRY)
@@ -74,7 +78,7 @@ async def test_a_store_that_fails_is_asked_once_a_second_however_many_rows_wait(
 
 
 async def test_once_it_works_again_it_is_handed_all_in_their_order_page_by_page(
-    store: Store, queue: RetryQueue
+    autojump_clock: MockClock, store: Store, queue: RetryQueue
 ) -> None:
     store.put(queue, *range(3 * PAGE))
     await trio.sleep(STORE_RETRY / 2)
@@ -86,7 +90,7 @@ async def test_once_it_works_again_it_is_handed_all_in_their_order_page_by_page(
 
 
 async def test_a_row_that_cannot_be_written_keeps_no_other_from_it(
-    store: Store, queue: RetryQueue
+    autojump_clock: MockClock, store: Store, queue: RetryQueue
 ) -> None:
     store.is_full, store.wrong = False, {0}
     store.put(queue, 0, 1, 2)
@@ -98,10 +102,10 @@ async def test_a_row_that_cannot_be_written_keeps_no_other_from_it(
 
 
 async def test_when_the_daemon_gives_up_each_is_told_why_it_was_refused(
-    store: Store, queue: RetryQueue
+    autojump_clock: MockClock, store: Store, queue: RetryQueue
 ) -> None:
     store.put(queue, 0, 1)
     await trio.sleep(1.5 * STORE_RETRY)
     store.given_up.set()
-    await trio.sleep(0.001)
+    await wait_all_tasks_blocked()
     assert store.told == [FULL, FULL]

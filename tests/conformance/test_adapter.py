@@ -202,9 +202,28 @@ FAULTS = {
 }
 
 
+@pytest.fixture(scope="module")
+def judged() -> dict[str, list[Verdict]]:
+    """What is said of each fault. They play at once: most of a play is the kit's patience."""
+    judged = {}
+
+    async def one(fault: str) -> None:
+        judged[fault] = list((await judge(Naive(fault).run, patience=2)).values())
+
+    async def every_one() -> None:
+        async with trio.open_nursery() as nursery:
+            for fault in FAULTS:
+                nursery.start_soon(one, fault)
+
+    trio.run(every_one)
+    return judged
+
+
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_fault_is_found_and_what_comes_after_it_is_unseen(fault: str) -> None:
-    verdicts = list((await judge(Naive(fault).run, patience=2)).values())
+def test_a_fault_is_found_and_what_comes_after_it_is_unseen(
+    fault: str, judged: dict[str, list[Verdict]]
+) -> None:
+    verdicts = judged[fault]
     (broken,) = (n for n, verdict in enumerate(verdicts) if verdict.broken is not None)
     assert verdicts[broken].promise.startswith(FAULTS[fault])
     assert [verdict.unseen for verdict in verdicts] == [n > broken for n in range(len(verdicts))]
