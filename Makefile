@@ -6,8 +6,9 @@ INSTALLED := .venv/installed
 NODE := $(if $(shell command -v npm),tests/node/node_modules)
 MINUTES ?= 30
 DATABASE ?= sqlite
-# A worker for each processor, four at most; of the tests of one file, one runs at a time.
-WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile
+# A worker for each processor, four at most; of the tests of one file, one runs at a time, and the
+# files are in the order of tests/conftest.py.
+WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Each worker of pytest, and each clarad that a test starts, would compile all modules anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -3,11 +3,12 @@
 import logging
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import hypothesis
 import pytest
@@ -44,6 +45,9 @@ EMPTY = "got empty parameter set"
 PROCESSES = (process.Process, process.clarad, process.daemon, Installation, Console)
 """What tests start clarad as a process with."""
 
+WEIGHTS: Final = {"soak": 500, "engine": 30, "process": 30, "postgres": 5}
+"""About how many tenths of a second a test with this marker takes; others take one."""
+
 hypothesis.settings.register_profile("quick", max_examples=20)
 
 
@@ -55,7 +59,8 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark the tests of modules that start processes; drop what pytest would skip.
 
-    That is a test for each engine that answers, and none does.
+    That is a test for each engine that answers, and none does. The files that take longest come
+    first, so that no worker is left with one of them when the others have ended.
     """
     items[:] = [
         item
@@ -70,6 +75,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         known = vars(item.module).values()
         if any(thing is tool for thing in known for tool in PROCESSES):
             item.add_marker("process")
+    weights = Counter[Path]()
+    for item in items:
+        markers = {mark.name for mark in item.iter_markers()}
+        weights[item.path] += max((WEIGHTS[name] for name in WEIGHTS.keys() & markers), default=1)
+    items.sort(key=lambda item: -weights[item.path])
 
 
 @pytest.fixture(autouse=True)
