@@ -303,9 +303,9 @@ class Daemon:
         self._drain.cancel("stopping at once")
 
     async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
-        await supervisor.start("store", self.writer.run)
-        if self._lease is not None:
+        if self._lease is not None:  # first: it leaves when all that the store has is written
             await supervisor.start("lease", self._lease.run)
+        await supervisor.start("store", self.writer.run)
         await supervisor.start("hooks", self._hooks.run)
         if self._sandboxes is not None:
             await supervisor.start("sandboxes", self._sandboxes.run)

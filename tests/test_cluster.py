@@ -2,7 +2,7 @@
 
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from functools import partial
 from itertools import count, pairwise
@@ -66,17 +66,34 @@ async def until(outside: Outside, query: str, wanted: list[tuple[Any, ...]]) -> 
     assert outside.rows(query) == wanted
 
 
-async def node(nursery: trio.Nursery, process: Process, node_id: str = "node-1") -> Peer:
-    peer = await reach(nursery, process)
-    await peer.register(node_id, ("streaming", "accepted"))
-    return peer
+class Adapters:
+    """Those of a test, with any of its daemons; their connections end with it, however it ends."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self.peers: list[Peer] = []
+
+    async def reach(self, process: Process) -> Peer:
+        """Connect, with patience for a machine that does other things meanwhile."""
+        peer = await connect(self._nursery, process.url)
+        peer.patience = PATIENCE
+        self.peers.append(peer)
+        return peer
+
+    async def node(self, process: Process, node_id: str = "node-1") -> Peer:
+        peer = await self.reach(process)
+        await peer.register(node_id, ("streaming", "accepted"))
+        return peer
 
 
-async def reach(nursery: trio.Nursery, process: Process) -> Peer:
-    """Connect, with patience for a machine that does other things meanwhile."""
-    peer = await connect(nursery, process.url)
-    peer.patience = PATIENCE
-    return peer
+@pytest.fixture
+async def adapters(nursery: trio.Nursery) -> AsyncIterator[Adapters]:
+    """Connect to daemons."""
+    made = Adapters(nursery)
+    yield made
+    with trio.CancelScope(shield=True):  # a test that fails is cancelled
+        for peer in made.peers:
+            await peer.drop()
 
 
 async def start_message(peer: Peer, request_id: str) -> None:
@@ -89,7 +106,7 @@ OUTCOMES = "SELECT request_id, outcome FROM clarad_messages ORDER BY id"
 
 
 async def test_what_a_killed_daemon_has_left_is_gone_on_with_by_another(
-    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+    start: Start, outside: Outside, tmp_path: Path, adapters: Adapters
 ) -> None:
     gate = tmp_path / "gate"
     responder = {
@@ -97,7 +114,7 @@ async def test_what_a_killed_daemon_has_left_is_gone_on_with_by_another(
         "CLARA_RESPONDER_COMMAND": UNTIL_GATE.format(gate),
     }
     killed, _ = start(**responder), start(**responder)
-    peer = await node(nursery, killed)
+    peer = await adapters.node(killed)
     await start_message(peer, "begun")
     await peer.ask("waiting")
     while (await peer.receive())["type"] != "status":
@@ -105,29 +122,27 @@ async def test_what_a_killed_daemon_has_left_is_gone_on_with_by_another(
     killed.kill()
     gate.touch()
     await until(outside, OUTCOMES, [("begun", "interrupted"), ("waiting", "completed")])
-    await peer.drop()
 
 
 async def test_a_daemon_that_is_started_again_does_not_wait_for_its_own_lease(
-    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+    start: Start, outside: Outside, tmp_path: Path, adapters: Adapters
 ) -> None:
     responder = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": "echo; sleep 1000"}
     killed = start(CLARA_LEASE="100000", **responder)
-    peer = await node(nursery, killed)
+    peer = await adapters.node(killed)
     await start_message(peer, "begun")
     killed.kill()
     with daemon(killed.state_dir, **_settings(killed)):
         await until(outside, OUTCOMES, [("begun", "interrupted")])
-    await peer.drop()
 
 
 async def test_a_daemon_that_stood_still_for_too_long_ends_its_work_and_begins_anew(
-    start: Start, outside: Outside, marker: Marker, nursery: trio.Nursery
+    start: Start, outside: Outside, marker: Marker, adapters: Adapters
 ) -> None:
     stopped = start(
         CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND=f"echo started; sleep {marker.text}"
     )
-    peer = await node(nursery, stopped)
+    peer = await adapters.node(stopped)
     await start_message(peer, "m1")
     other = start()
     stopped.signal(signal.SIGSTOP)
@@ -142,7 +157,7 @@ async def test_a_daemon_that_stood_still_for_too_long_ends_its_work_and_begins_a
     with trio.fail_after(PATIENCE):
         while stopped.log.count("listening on") < 2:
             await trio.sleep(0.02)
-    peer = await node(nursery, stopped, "node-2")
+    peer = await adapters.node(stopped, "node-2")
     await start_message(peer, "m2")
     await peer.drop()
     assert "Traceback" not in stopped.log
@@ -165,16 +180,16 @@ async def test_a_daemon_that_is_told_to_stop_hands_over_what_waits(
 
 
 async def test_a_message_that_waits_when_its_daemon_stops_is_answered_by_another(
-    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+    start: Start, outside: Outside, tmp_path: Path, adapters: Adapters
 ) -> None:
     gate = tmp_path / "gate"
     settings = {
-        "CLARA_LEASE": "30",
+        "CLARA_LEASE": "100000",
         "CLARA_RESPONDER": "command",
         "CLARA_RESPONDER_COMMAND": UNTIL_GATE.format(gate),
     }
     stopping, other = start(**settings), start(**settings)
-    peer = await node(nursery, stopping)
+    peer = await adapters.node(stopping)
     await start_message(peer, "runs")
     await peer.ask("waits")
     while (await peer.receive())["type"] != "status":
@@ -184,20 +199,33 @@ async def test_a_message_that_waits_when_its_daemon_stops_is_answered_by_another
     gate.touch()
     assert (await peer.outcome_of("runs"))["type"] == "response_end"
     assert await peer.close_code() == 1001
-    again = await node(nursery, other)
+    again = await adapters.node(other)
     assert (await again.outcome_of("waits"))["type"] == "response_end"
     assert await trio.to_thread.run_sync(stopping.wait) == 0
     await until(outside, OUTCOMES, [("runs", "completed"), ("waits", "completed")])
-    for connection in (peer, again):
-        await connection.drop()
+
+
+async def test_a_daemon_that_stops_leaves_when_all_that_it_has_is_written(
+    start: Start, outside: Outside, adapters: Adapters
+) -> None:
+    stopping = start()
+    peer = await adapters.node(stopping)
+    await peer.ask("m1")
+    await peer.outcome_of("m1")  # that it has arrived is noted last
+    stopping.signal(signal.SIGTERM)
+    assert await trio.to_thread.run_sync(stopping.wait) == 0
+    is_last = "SELECT age(daemon.xmin) < age(message.xmin)"
+    assert outside.rows(f"{is_last} FROM clarad_daemons daemon, clarad_messages message") == [
+        (True,)
+    ]
 
 
 async def test_one_daemon_has_no_need_to_end_its_work_while_the_database_is_away(
-    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+    start: Start, outside: Outside, tmp_path: Path, adapters: Adapters
 ) -> None:
     gate = tmp_path / "gate"
     alone = start(CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND=UNTIL_GATE.format(gate))
-    peer = await node(nursery, alone)
+    peer = await adapters.node(alone)
     await start_message(peer, "m1")
     cut = (
         "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
@@ -208,7 +236,6 @@ async def test_one_daemon_has_no_need_to_end_its_work_while_the_database_is_away
         await trio.lowlevel.checkpoint()
     gate.touch()
     assert (await peer.outcome_of("m1"))["full_text"] == "started\ndone\n"
-    await peer.drop()
 
 
 # --- messages ------------------------------------------------------------------------------------
@@ -233,9 +260,9 @@ def two(start: Start, gate: Path) -> tuple[Process, Process]:
 
 
 async def test_messages_of_a_channel_run_one_at_a_time_with_whichever_daemon(
-    two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
+    two: tuple[Process, Process], gate: Path, outside: Outside, adapters: Adapters
 ) -> None:
-    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    here, there = [await adapters.node(daemon, f"node-{n}") for n, daemon in enumerate(two)]
     await start_message(here, "m1")
     await there.ask("m2")
     await there.expect("accepted")
@@ -247,29 +274,25 @@ async def test_messages_of_a_channel_run_one_at_a_time_with_whichever_daemon(
         assert (await peer.outcome_of(request_id))["full_text"] == "started\ndone\n"
     rows = outside.rows("SELECT begun_at, ended_at FROM clarad_messages ORDER BY id")
     assert all(begun >= ended for (_, ended), (begun, _) in pairwise(rows))
-    for peer in (here, there):
-        await peer.drop()
 
 
 async def test_different_channels_run_side_by_side_with_whichever_daemon(
-    two: tuple[Process, Process], gate: Path, nursery: trio.Nursery
+    two: tuple[Process, Process], gate: Path, adapters: Adapters
 ) -> None:
-    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    here, there = [await adapters.node(daemon, f"node-{n}") for n, daemon in enumerate(two)]
     await start_message(here, "m1")
     await there.ask("m2", channel="another")
     while (await there.receive())["type"] != "response_chunk":
         pass
-    for peer in (here, there):
-        await peer.drop()
 
 
 async def test_a_message_that_waits_for_another_daemon_s_keeps_no_other_from_running(
-    start: Start, gate: Path, nursery: trio.Nursery
+    start: Start, gate: Path, adapters: Adapters
 ) -> None:
     settings = {"CLARA_RESPONDER": "command", "CLARA_MAX_RUNNING": "1"}
     held = start(CLARA_RESPONDER_COMMAND=UNTIL_GATE.format(gate), **settings)
     quick = start(CLARA_RESPONDER_COMMAND="echo done", **settings)
-    here, there = await node(nursery, held, "node-1"), await node(nursery, quick, "node-2")
+    here, there = await adapters.node(held, "node-1"), await adapters.node(quick, "node-2")
     await start_message(here, "m1")
     await there.ask("m2")
     await there.expect("accepted")
@@ -278,14 +301,12 @@ async def test_a_message_that_waits_for_another_daemon_s_keeps_no_other_from_run
         assert (await there.outcome_of(f"another-{n}"))["full_text"] == "done\n"
     await trio.Path(gate).touch()
     assert (await there.outcome_of("m2"))["full_text"] == "done\n"
-    for peer in (here, there):
-        await peer.drop()
 
 
 async def test_a_message_that_is_sent_to_another_daemon_again_is_not_run_again(
-    two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
+    two: tuple[Process, Process], gate: Path, outside: Outside, adapters: Adapters
 ) -> None:
-    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    here, there = [await adapters.node(daemon, f"node-{n}") for n, daemon in enumerate(two)]
     await start_message(here, "m1")
     await there.ask("m1")
     assert (await there.expect("accepted"))["duplicate"] is True
@@ -293,47 +314,39 @@ async def test_a_message_that_is_sent_to_another_daemon_again_is_not_run_again(
     await here.outcome_of("m1")
     assert await there.is_silent()
     assert outside.rows(OUTCOMES) == [("m1", "completed")]
-    for peer in (here, there):
-        await peer.drop()
 
 
 async def test_a_message_is_cancelled_from_whichever_daemon(
-    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
+    two: tuple[Process, Process], outside: Outside, adapters: Adapters
 ) -> None:
-    here = await node(nursery, two[0])
+    here = await adapters.node(two[0])
     await start_message(here, "m1")
-    there = await node(nursery, two[1])
+    there = await adapters.node(two[1])
     await there.send("cancel", request_id="never")
     assert (await there.expect("error"))["code"] == "not_found"
     await there.send("cancel", request_id="m1")
     await until(outside, OUTCOMES, [("m1", "cancelled")])
-    for peer in (here, there):
-        await peer.drop()
 
 
 async def test_a_node_that_unregisters_leaves_nothing_with_other_daemons(
-    two: tuple[Process, Process], outside: Outside, nursery: trio.Nursery
+    two: tuple[Process, Process], outside: Outside, adapters: Adapters
 ) -> None:
-    here = await node(nursery, two[0])
+    here = await adapters.node(two[0])
     await start_message(here, "m1")
-    there = await node(nursery, two[1])
+    there = await adapters.node(two[1])
     await there.send("unregister")
     await until(outside, OUTCOMES, [("m1", "cancelled")])
-    for peer in (here, there):
-        await peer.drop()
 
 
 async def test_a_node_that_registers_with_another_daemon_leaves_the_first(
-    two: tuple[Process, Process], nursery: trio.Nursery
+    two: tuple[Process, Process], adapters: Adapters
 ) -> None:
-    here = await node(nursery, two[0])
-    there = await node(nursery, two[1])
+    here = await adapters.node(two[0])
+    there = await adapters.node(two[1])
     assert await here.close_code() == 4000
     assert await there.is_silent()
-    back = await node(nursery, two[0])
+    await adapters.node(two[0])
     assert await there.close_code() == 4000
-    for peer in (here, there, back):
-        await peer.drop()
 
 
 @pytest.mark.parametrize("capability", ["accepted", "resume"])
@@ -342,11 +355,11 @@ async def test_an_answer_finds_its_node_with_whichever_daemon(
     two: tuple[Process, Process],
     gate: Path,
     outside: Outside,
-    nursery: trio.Nursery,
+    adapters: Adapters,
     capability: str,
     when: str,
 ) -> None:
-    here, there = [await reach(nursery, daemon) for daemon in two]
+    here, there = [await adapters.reach(daemon) for daemon in two]
     session = (await here.register("node-1", ("streaming", capability)))["session_id"]
     await start_message(here, "m1")
     await here.drop()
@@ -357,16 +370,15 @@ async def test_an_answer_finds_its_node_with_whichever_daemon(
     await trio.Path(gate).touch()
     assert (await there.outcome_of("m1"))["full_text"] == "started\ndone\n"
     assert await there.is_silent()
-    await there.drop()
 
 
 async def test_a_node_resumes_with_another_daemon_and_its_numbers_go_up(
-    two: tuple[Process, Process], gate: Path, outside: Outside, nursery: trio.Nursery
+    two: tuple[Process, Process], gate: Path, outside: Outside, adapters: Adapters
 ) -> None:
     await trio.Path(gate).touch()
     last, session, owed = 0, "", ""
     for n, process in enumerate((*two, *two)):
-        peer = await reach(nursery, process)
+        peer = await adapters.reach(process)
         about = {"session_id": session, "last_seq": last}
         registered = await peer.register("node-1", ("resume",), **about)
         assert registered["resumed"] is (n > 0)
@@ -388,9 +400,9 @@ async def test_a_node_resumes_with_another_daemon_and_its_numbers_go_up(
 
 
 async def test_a_channel_is_full_when_all_daemons_together_have_filled_it(
-    two: tuple[Process, Process], nursery: trio.Nursery
+    two: tuple[Process, Process], adapters: Adapters
 ) -> None:
-    here, there = [await node(nursery, daemon, f"node-{n}") for n, daemon in enumerate(two)]
+    here, there = [await adapters.node(daemon, f"node-{n}") for n, daemon in enumerate(two)]
     await start_message(here, "m0")
     for n in range(1, 101):
         await here.ask(f"m{n}")
@@ -398,8 +410,6 @@ async def test_a_channel_is_full_when_all_daemons_together_have_filled_it(
         await here.expect("status")
     await there.ask("one too many")
     assert (await there.expect("error"))["code"] == "queue_full"
-    for peer in (here, there):
-        await peer.drop()
 
 
 # --- what is said while somebody does not listen -------------------------------------------------
@@ -421,27 +431,26 @@ def cut_off(start: Start, url: str, gate: Path) -> Iterator[tuple[Process, Proce
 
 
 async def test_a_token_that_is_revoked_is_good_for_nothing_with_any_daemon(
-    two: tuple[Process, Process], nursery: trio.Nursery
+    two: tuple[Process, Process], adapters: Adapters
 ) -> None:
     here, there = two
     token = clarad("tokens", "create", "t", "--yes", env=here.environment).stdout.strip()
     clarad("tokens", "create", "another", env=here.environment)
-    peer = await reach(nursery, there)
+    peer = await adapters.reach(there)
     await peer.register(secret=token)
     assert clarad("tokens", "revoke", "t", env=here.environment).returncode == 0
     assert await peer.close_code() == 1008
-    await peer.drop()
 
 
 async def test_who_does_not_hear_that_a_token_is_revoked_finds_it_in_the_table(
-    cut_off: tuple[Process, Process, Network], nursery: trio.Nursery
+    cut_off: tuple[Process, Process, Network], adapters: Adapters
 ) -> None:
     here, there, network = cut_off
     shown = [
         clarad("tokens", "create", name, "--yes", env=there.environment).stdout.strip()
         for name in "ab"
     ]
-    revoked, other = [await reach(nursery, here) for _ in shown]
+    revoked, other = [await adapters.reach(here) for _ in shown]
     for n, peer in enumerate((revoked, other)):
         await peer.register(f"node-{n}", secret=shown[n])
     network.cut()
@@ -451,61 +460,53 @@ async def test_who_does_not_hear_that_a_token_is_revoked_finds_it_in_the_table(
     network.mend()
     assert await revoked.close_code() == 1008
     assert await other.is_silent()
-    for peer in (revoked, other):
-        await peer.drop()
 
 
 async def test_who_does_not_hear_of_a_cancel_finds_it_in_the_table(
-    cut_off: tuple[Process, Process, Network], outside: Outside, nursery: trio.Nursery
+    cut_off: tuple[Process, Process, Network], outside: Outside, adapters: Adapters
 ) -> None:
     here, there, network = cut_off
-    peer = await node(nursery, here)
+    peer = await adapters.node(here)
     await start_message(peer, "m1")
     network.cut()
-    elsewhere = await node(nursery, there)
+    elsewhere = await adapters.node(there)
     await elsewhere.send("cancel", request_id="m1", reason="enough")
     await until(outside, "SELECT cancel_reason FROM clarad_messages", [("enough",)])
     network.mend()
     assert (await elsewhere.outcome_of("m1"))["reason"] == "enough"
-    for one in (peer, elsewhere):
-        await one.drop()
 
 
 async def test_who_does_not_hear_that_a_node_is_with_another_daemon_finds_it_in_the_table(
-    cut_off: tuple[Process, Process, Network], gate: Path, nursery: trio.Nursery
+    cut_off: tuple[Process, Process, Network], gate: Path, adapters: Adapters
 ) -> None:
     here, there, network = cut_off
-    peer = await node(nursery, here)
+    peer = await adapters.node(here)
     await start_message(peer, "m1")
     network.cut()
-    elsewhere = await node(nursery, there)
+    elsewhere = await adapters.node(there)
     await trio.Path(gate).touch()
     network.mend()
     assert (await elsewhere.outcome_of("m1"))["full_text"] == "started\ndone\n"
     assert await peer.close_code() == 4000
-    for one in (peer, elsewhere):
-        await one.drop()
 
 
 @pytest.mark.parametrize(("frame", "about"), [("cancel", {"request_id": "m2"}), ("unregister", {})])
 async def test_a_message_whose_daemon_is_dead_is_cancelled_by_its_heir(
     two: tuple[Process, Process],
     outside: Outside,
-    nursery: trio.Nursery,
+    adapters: Adapters,
     frame: str,
     about: dict[str, str],
 ) -> None:
     killed, other = two
-    peer = await node(nursery, killed)
+    peer = await adapters.node(killed)
     await start_message(peer, "m1")
     await peer.ask("m2")
     await peer.expect("accepted")
     killed.kill()
-    elsewhere = await node(nursery, other)
+    elsewhere = await adapters.node(other)
     await elsewhere.send(frame, **about)
     await until(outside, OUTCOMES, [("m1", "interrupted"), ("m2", "cancelled")])
-    for one in (peer, elsewhere):
-        await one.drop()
 
 
 # --- tasks ---------------------------------------------------------------------------------------
@@ -560,17 +561,16 @@ async def test_what_is_remembered_of_a_task_outlives_daemons_that_do_not_know_it
 
 
 async def test_a_copy_of_a_daemon_s_state_directory_is_another_daemon(
-    start: Start, outside: Outside, tmp_path: Path, nursery: trio.Nursery
+    start: Start, outside: Outside, tmp_path: Path, adapters: Adapters
 ) -> None:
     first = start(CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND="echo started; sleep 1000")
-    peer = await node(nursery, first)
+    peer = await adapters.node(first)
     await start_message(peer, "m1")
     (tmp_path / "state-2").mkdir()
     shutil.copy(first.state_dir / "instance", tmp_path / "state-2")
     start()
     assert await peer.is_silent()
     assert outside.rows(OUTCOMES) == [("m1", None)]
-    await peer.drop()
 
 
 async def test_a_task_is_paused_from_whichever_daemon(

@@ -30,7 +30,8 @@ SURE: Final = 2 / 3
 the ending, so that nothing of it is left when another daemon begins."""
 
 RETRY: Final = 1.0
-"""Seconds between attempts to reach the database, and to read what has been taken over."""
+"""Seconds between attempts to reach the database, to take over from a life that is in the middle of
+a transaction, and to read what has been taken over."""
 
 Inherit = Callable[[Collection[int]], Awaitable[None]]
 
@@ -108,8 +109,8 @@ class Lease:
                 if not self._members.is_connected:
                     await self._ask(self._members.connect)
                     self._heard(None)
-                await self._renew()
-                await self._listen()
+                look = await self._renew()
+                await self._listen(min(RETRY, self._pace) if look.is_held_up else self._pace)
             except LeaseLost as error:
                 self._lose(str(error))
             except StoreError as error:
@@ -148,9 +149,9 @@ class Lease:
     def _look(self, seen_to: Collection[int]) -> Look:
         return self._members.look(address=self._address, tasks=self._tasks(), seen_to=seen_to)
 
-    async def _listen(self) -> None:
+    async def _listen(self, seconds: float) -> None:
         """Pass on what is said until it is time for a renewal, or somebody has come or gone."""
-        with trio.move_on_after(self._pace):
+        with trio.move_on_after(seconds):
             while True:
                 notices = self._members.heard()
                 for notice in notices:

@@ -51,6 +51,8 @@ class Look(NamedTuple):
     """How many of them know the same tasks."""
     lasts: float
     """How long the lease lasts from the renewal on, in seconds."""
+    is_held_up: bool
+    """Whether a life has ended that nobody could take over: one of its transactions is open."""
 
 
 class Life:

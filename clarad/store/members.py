@@ -52,18 +52,18 @@ SET expires_at = clock_timestamp() + CASE WHEN EXISTS (
 WHERE id = %(me)s AND heir IS NULL
 RETURNING clock_timestamp(), extract(epoch FROM expires_at - clock_timestamp())::float
 """
-# One that is in the middle of a transaction is left for the next look. Earlier lives with the same
-# state directory are over, however long their leases last: one daemon at a time can hold it.
-_TAKE_OVER: Final = """
+# Earlier lives with the same state directory are over, however long their leases last: one daemon
+# at a time can hold it.
+_IS_DEAD: Final = "(expires_at <= clock_timestamp() OR holder = %(holder)s AND id < %(me)s)"
+# One that is in the middle of a transaction is left for the next look.
+_TAKE_OVER: Final = f"""
 WITH dead AS (
-    SELECT id FROM clarad_daemons
-    WHERE heir IS NULL AND id <> %(me)s
-    AND (expires_at <= clock_timestamp() OR holder = %(holder)s AND id < %(me)s)
+    SELECT id FROM clarad_daemons WHERE heir IS NULL AND id <> %(me)s AND {_IS_DEAD}
     FOR UPDATE SKIP LOCKED
 )
 UPDATE clarad_daemons AS daemon SET heir = %(me)s FROM dead
 WHERE daemon.id = dead.id OR daemon.heir = dead.id
-"""
+"""  # noqa: S608
 _SEEN_TO: Final = """
 DELETE FROM clarad_daemons WHERE heir = %(me)s AND id = ANY(%(seen_to)s) AND id NOT IN (
     SELECT owner FROM clarad_messages WHERE ended_at IS NULL AND owner IS NOT NULL
@@ -74,10 +74,12 @@ DELETE FROM clarad_daemons WHERE heir = %(me)s AND id = ANY(%(seen_to)s) AND id 
 RETURNING id
 """
 _INHERITED: Final = "SELECT id FROM clarad_daemons WHERE heir = %(me)s ORDER BY id"
-_OTHERS: Final = """
-SELECT count(*), count(*) FILTER (WHERE tasks = %(tasks)s) FROM clarad_daemons
-WHERE heir IS NULL AND id <> %(me)s AND expires_at > clock_timestamp()
-"""
+_OTHERS: Final = f"""
+SELECT count(*) FILTER (WHERE NOT {_IS_DEAD}),
+count(*) FILTER (WHERE NOT {_IS_DEAD} AND tasks = %(tasks)s),
+count(*) FILTER (WHERE {_IS_DEAD}) > 0
+FROM clarad_daemons WHERE heir IS NULL AND id <> %(me)s
+"""  # noqa: S608
 _LEAVE: Final = "UPDATE clarad_daemons SET expires_at = clock_timestamp() WHERE id = %(me)s"
 
 
@@ -165,10 +167,10 @@ class Members:
                 raise LeaseLost("another daemon has taken over from this one")
             self._execute(_TAKE_OVER)
             inherited = frozenset(row[0] for row in self._execute(_INHERITED))
-            ((others, alike),) = self._execute(_OTHERS, **given)
+            ((others, alike, is_held_up),) = self._execute(_OTHERS, **given)
         ((now, lasts),) = renewed
         self.life.tell_time(now, asked_at, answered_at)
-        return Look(inherited - self._forget(seen_to), others, alike, lasts)
+        return Look(inherited - self._forget(seen_to), others, alike, lasts, is_held_up)
 
     def _forget(self, seen_to: Collection[int]) -> frozenset[int]:
         """Forget those of these lives that have no work left, and return which they were.

@@ -118,6 +118,16 @@ def renewals_held_up(outside: Outside) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def in_transaction(outside: Outside, daemon: Daemon) -> Iterator[None]:
+    """Have a daemon be in the middle of a transaction, as `Life.fence` has it."""
+    engine = create_engine(outside.url, poolclass=NullPool)
+    fence = f"SELECT id FROM clarad_daemons WHERE id = {daemon.number} FOR KEY SHARE"
+    with engine.begin() as connection:
+        connection.exec_driver_sql(fence)
+        yield
+
+
 Hold = Callable[..., Awaitable[Holder]]
 
 
@@ -267,6 +277,19 @@ async def test_each_life_is_taken_over_once(share: Share, hold: Hold, outside: O
     await holder.until(lambda: len(holder.looks) > looks)
     lives = [lives for name, lives in holder.inherited if name == "first"]
     assert lives == [{first.number}, {second.number}]
+
+
+async def test_who_dies_in_the_middle_of_a_transaction_is_taken_over_from_once_that_has_ended(
+    other: Daemon, hold: Hold, outside: Outside
+) -> None:
+    holder = await hold()
+    holder.lease.go_on("here:1")
+    with in_transaction(outside, other):
+        expire = "UPDATE clarad_daemons SET expires_at = clock_timestamp()"
+        outside.do(f"{expire} WHERE id = {other.number}", LOOK)
+        await holder.until(lambda: holder.looks[-1].is_held_up)
+    await holder.until(lambda: holder.inherited)
+    assert holder.inherited[0] == ("first", frozenset({other.number}))
 
 
 async def test_what_was_left_before_the_start_is_the_start_s_to_recover(
