@@ -71,7 +71,7 @@ bench: $(INSTALLED) ## Measure, beside a bare server
 bench-sandbox: $(INSTALLED) ## Measure the sandboxes, on each engine that answers
 	$(BIN)/python -m bench.sandbox
 
-soak: $(INSTALLED) ## Run a daemon for MINUTES=30, with all that can go wrong (DATABASE=postgresql)
+soak: $(INSTALLED) ## Run a daemon for MINUTES=30, with all that can go wrong (DATABASE=postgresql: two)
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE)
 
 catalogue: $(INSTALLED) ## Write systemd/clarad.catalog anew

@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from tests.postgres import Cluster, lock_table
-from tests.soak.installation import Installation
+from tests.soak.installation import LEASE, Installation
 from tests.soak.line import Line
 from tests.strangers import PLAIN
 from tests.villains import TURNED_AWAY, VILLAINS, Villain
@@ -51,7 +51,7 @@ class Faults:
 
     def __init__(
         self,
-        installation: Installation,
+        installations: Sequence[Installation],
         lines: Sequence[Line],
         cluster: Cluster | None,
         chance: random.Random,
@@ -62,9 +62,13 @@ class Faults:
     ) -> None:
         """`kinds` are those that there are to be; without, it is all that the database can have.
 
-        `look` is called after each restart; `seconds` is the length of the soak.
+        `look` is called after each restart; `seconds` is the length of the soak. A fault of a
+        daemon is one of any of them.
         """
-        self._installation = installation
+        self._installations = installations
+        self._installation = installations[0]
+        # Others take over from one that is not back soon.
+        self._longest_away = 1 if len(installations) == 1 else 2 * LEASE
         self._lines = lines
         self._cluster = cluster
         self._chance = chance
@@ -109,6 +113,7 @@ class Faults:
                 if len(self.happened) == most:
                     return
                 await trio.sleep(self._chance.uniform(0, pause))
+                self._installation = self._chance.choice(self._installations)
                 began = trio.current_time()
                 with trio.CancelScope(shield=True):
                     await self._kinds[kind]()
@@ -123,7 +128,7 @@ class Faults:
     async def _kill(self) -> None:
         await self._installation.end(signal.SIGKILL)
         if self._chance.random() < 0.3:  # who commands belong to is known after a while, too
-            await trio.sleep(self._chance.uniform(0, 1))
+            await trio.sleep(self._chance.uniform(0, self._longest_away))
         await self._restart()
 
     async def _stop(self) -> None:

@@ -1,4 +1,4 @@
-"""The installation that is soaked, and the daemon in it, which has many lives."""
+"""An installation that is soaked, and the daemon in it, which has many lives."""
 
 import os
 import random
@@ -26,6 +26,9 @@ PATIENCE: Final = 120.0
 REFUSED: Final = 74
 """EX_IOERR of sysexits(3): how a daemon ends that cannot write."""
 
+LEASE: Final = 5.0
+"""Seconds of `CLARA_LEASE`: another daemon on the database takes over after them."""
+
 BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")
 """Has root bound by the modes of files, as everybody else is."""
 
@@ -34,11 +37,15 @@ _REFUSED: Final = re.compile(r"message '([^']+)' is not accepted")
 
 
 class Installation:
-    """A directory, and the daemon of the moment in it; `log_path` has what all of them wrote."""
+    """A machine with the daemon of the moment on it; `log_path` has what all of them wrote.
+
+    Those that share a database share the directory, with the hooks and tasks, too.
+    """
 
     def __init__(
         self,
         directory: Path,
+        name: str,
         port: int,
         chance: random.Random,
         sandboxes: str | None,
@@ -46,13 +53,13 @@ class Installation:
     ) -> None:
         """`sandboxes` is the engine for them, if any; without a URL the database is SQLite."""
         self.acts = directory / "acts"
-        self.log_path = directory / "clarad.log"
+        self.log_path = directory / f"{name}.log"
         self.port = port
         self.broken: list[str] = []
         self.lives = self.lives_with_tools = 0
-        self.clock = Clock(directory / "clock")
+        self.clock = Clock(directory / f"{name}.clock")
         self._database = directory / "database"
-        self._database.mkdir()
+        self._database.mkdir(exist_ok=True)
         self.database_url = database_url or f"sqlite:///{self._database}/clarad.db"
         self._chance = chance
         self._directory = directory
@@ -60,13 +67,14 @@ class Installation:
         self._process: trio.Process | None = None
         self._versions = 0
         self._webhook = ""
-        self._sandboxes = Sandboxes(sandboxes, directory / "state") if sandboxes else None
+        self._sandboxes = Sandboxes(sandboxes, directory / name) if sandboxes else None
         self._environment = environment(
-            directory / "state",
+            directory / name,
             DATABASE_URL=self.database_url,
             CLARA_HOOKS_DIR=f"{directory}",
             CLARA_SCHEDULER_DIR=f"{directory}",
             CLARA_GATEWAY_PORT=f"{port}",
+            CLARA_LEASE=f"{LEASE}",
             CLARA_RESPONDER_COMMAND=COMMAND,
             CLARA_MESSAGE_TIMEOUT="3",
             CLARA_SESSION_TIMEOUT="4",
@@ -75,7 +83,7 @@ class Installation:
             NO_PROXY="127.0.0.1",
             **(self._sandboxes.settings if self._sandboxes else {}),
         )
-        self.acts.mkdir(parents=True)
+        self.acts.mkdir(parents=True, exist_ok=True)
 
     @property
     def pid(self) -> int:

@@ -1,5 +1,7 @@
-"""The way from one node to the daemon, which can be cut, and be slow."""
+"""The way from one node to a daemon, which can be cut, and be slow."""
 
+import random
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -12,10 +14,14 @@ TRICKLE: Final = 512
 
 
 class Line:
-    """Forwards connections to a port of this machine; `port` is its own, once it serves."""
+    """Forwards each connection to any of some ports of this machine.
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    `port` is its own, once it serves.
+    """
+
+    def __init__(self, targets: Sequence[int], chance: random.Random) -> None:
+        self._targets = targets
+        self._chance = chance
         self._connections: set[trio.CancelScope] = set()
         self.port = 0
         self.pause = 0.0
@@ -39,7 +45,7 @@ class Line:
         with suppress(*GONE), trio.CancelScope() as scope:
             self._connections.add(scope)
             try:
-                daemon = await trio.open_tcp_stream("127.0.0.1", self._target)
+                daemon = await trio.open_tcp_stream("127.0.0.1", self._chance.choice(self._targets))
                 async with daemon, trio.open_nursery() as nursery:
                     nursery.start_soon(self._pump, client, daemon, nursery, False)
                     nursery.start_soon(self._pump, daemon, client, nursery, True)

@@ -1,5 +1,6 @@
 """Answers and memory over time."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -11,7 +12,8 @@ from tests.soak.users import HANGS
 
 @dataclass
 class Span:
-    """A stretch of the soak: how long answers took, in seconds, and the daemon's memory, in KiB."""
+    """A stretch of the soak: how long answers took, in seconds, and the memory of all daemons
+    together, in KiB."""
 
     began: float
     seconds: float
@@ -35,7 +37,7 @@ class Meter:
         self.seconds = 0.0
         """How long it has been measuring."""
 
-    async def run(self, installation: Installation, ledger: Ledger) -> None:
+    async def run(self, installations: Sequence[Installation], ledger: Ledger) -> None:
         """Measure until cancelled."""
         self.began = trio.current_time()
         try:
@@ -43,8 +45,9 @@ class Meter:
                 self.seconds = now = trio.current_time() - self.began
                 if now >= len(self.spans) * self._seconds:
                     self.spans.append(Span(len(self.spans) * self._seconds, self._seconds))
-                if (rss := installation.rss()) is not None:
-                    self.spans[-1].rss.append(rss)
+                found = [rss for one in installations if (rss := one.rss()) is not None]
+                if found:
+                    self.spans[-1].rss.append(sum(found))
                 await trio.sleep(0.25)
         finally:
             for message in ledger.asked.values():

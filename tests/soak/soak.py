@@ -1,4 +1,4 @@
-"""The whole: nodes with users, a daemon, and what goes wrong; then the promises are looked at."""
+"""The whole: nodes with users, daemons, and what goes wrong; then the promises are looked at."""
 
 import itertools
 import math
@@ -6,7 +6,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -69,26 +69,35 @@ class Plan:
 def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
     """Run it, with PostgreSQL if there is a cluster; its files stay in the directory."""
     with _database(cluster) as url, _eager_adapters():
-        with create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        chance = random.Random(f"{plan.seed}-installation")
-        installation = Installation(directory, port, chance, plan.sandboxes, url)
+        names = ["daemon-1"] if cluster is None else ["daemon-1", "daemon-2"]
+        with ExitStack() as stack:
+            free = [stack.enter_context(create_server(("127.0.0.1", 0))) for _ in names]
+            ports = [one.getsockname()[1] for one in free]
+        installations = [
+            Installation(
+                directory, name, port, random.Random(f"{plan.seed}-{name}"), plan.sandboxes, url
+            )
+            for name, port in zip(names, ports, strict=True)
+        ]
+        first = installations[0]
         try:
-            run = Soak(plan, installation, cluster)
+            run = Soak(plan, installations, cluster)
             _run(run)
-            for name in installation.refused() & run.ledger.asked.keys():
+            refused = set[str]().union(*(one.refused() for one in installations))
+            for name in refused & run.ledger.asked.keys():
                 run.ledger.asked[name].refusals = max(run.ledger.asked[name].refusals, 1)
-            with _engine(installation) as engine:
-                kept = Acts(installation.acts)
-                problems = [*installation.broken, *broken(engine, run.ledger, kept, run.once)]
+            with _engine(first) as engine:
+                kept = Acts(first.acts)
+                problems = [*run.broken, *broken(engine, run.ledger, kept, run.once)]
                 ran = run.ran(engine)
         finally:
-            installation.clean_up()
-    database = "SQLite" if cluster is None else "PostgreSQL"
+            for one in installations:
+                one.clean_up()
+    database = "SQLite" if cluster is None else f"{len(names)} daemons on PostgreSQL"
     tools = f"tools in sandboxes of {plan.sandboxes}" if plan.sandboxes else NO_TOOLS
     return Report(
         title=f"Soaked with {database} and {tools}; seed {plan.seed}",
-        log_path=installation.log_path,
+        log_path=first.log_path,
         ledger=run.ledger,
         meter=run.meter,
         happened=run.happened,
@@ -143,17 +152,23 @@ def _database(cluster: Cluster | None) -> Iterator[str | None]:
 class Soak:
     """What is under way in it, and what there is to say after it."""
 
-    def __init__(self, plan: Plan, installation: Installation, cluster: Cluster | None) -> None:
+    def __init__(
+        self, plan: Plan, installations: Sequence[Installation], cluster: Cluster | None
+    ) -> None:
         self._plan = plan
-        self._installation = installation
-        self._lines = [Line(installation.port) for _ in plan.nodes]
+        self._installations = installations
+        ports = [installation.port for installation in installations]
+        self._lines = [
+            Line(ports, random.Random(f"{plan.seed}-line-{n}")) for n in range(len(plan.nodes))
+        ]
         self.ledger = Ledger()
+        self._told_otherwise: list[str] = []
         self._looks = 0
         self._seen: set[str] = set()
         self.meter = Meter(max(1.0, plan.seconds / 15))
         self.once = moments(datetime.now(UTC), plan.seconds)
         self._faults = Faults(
-            installation,
+            installations,
             self._lines,
             cluster,
             random.Random(plan.seed),
@@ -167,9 +182,14 @@ class Soak:
         """What went wrong."""
         return self._faults.happened
 
+    @property
+    def broken(self) -> list[str]:
+        """The promises that are known to be broken, besides those that the nodes have noticed."""
+        of_daemons = [problem for one in self._installations for problem in one.broken]
+        return of_daemons + self._told_otherwise
+
     def ran(self, engine: Engine) -> dict[str, int]:
         """Return what there was besides messages, and how often."""
-        installation = self._installation
         with engine.connect() as connection:
 
             def count(table: str, where: str = "1 = 1") -> int:
@@ -182,18 +202,21 @@ class Soak:
                 "  of tools": count("clarad_hook_runs", "hook = 'used'"),
                 "occurrences of tasks": count("clarad_task_runs"),
                 "looks at the promises after a restart": self._looks,
-                "lives of the daemon": installation.lives,
-                "  with tools in sandboxes": installation.lives_with_tools,
+                "lives of daemons": sum(one.lives for one in self._installations),
+                "  with tools in sandboxes": sum(
+                    one.lives_with_tools for one in self._installations
+                ),
             }
 
     async def run(self) -> None:
         """Soak, and let all come to its end."""
         async with receiver(answers(200)) as webhooks:
-            self._installation.define(webhooks.url, tasks(self.once))
-            await self._installation.start()
+            for installation in self._installations:
+                installation.define(webhooks.url, tasks(self.once))
+                await installation.start()
             await self._live()
             await self._settle()
-        _note(webhooks, self._installation.acts)
+        _note(webhooks, self._installations[0].acts)
 
     async def _live(self) -> None:
         plan = self._plan
@@ -204,7 +227,7 @@ class Soak:
         async with trio.open_nursery() as nursery:
             for line in self._lines:
                 await nursery.start(line.serve)
-            nursery.start_soon(self.meter.run, self._installation, self.ledger)
+            nursery.start_soon(self.meter.run, self._installations, self.ledger)
             nursery.start_soon(self._say_how_it_goes)
             async with trio.open_nursery() as nodes:
                 for kind, user, line in zip(plan.nodes, users, self._lines, strict=True):
@@ -225,15 +248,15 @@ class Soak:
         ]
         self._seen |= {message.id for message in told}
         self._looks += 1
-        with _engine(self._installation) as engine:
-            self._installation.broken += await trio.to_thread.run_sync(broken_so_far, engine, told)
+        with _engine(self._installations[0]) as engine:
+            self._told_otherwise += await trio.to_thread.run_sync(broken_so_far, engine, told)
 
     async def _say_how_it_goes(self) -> None:
         minutes = self._plan.seconds / 60
         for minute in itertools.count(1):
             await trio.sleep(60)
             ended = sum(message.ended_at is not None for message in self.ledger.asked.values())
-            known = len(self._installation.broken) + len(self.ledger.broken)
+            known = len(self.broken) + len(self.ledger.broken)
             print(
                 f"{minute} of {minutes:g} minutes: {len(self.happened)} faults, {ended} answers, "
                 f"{known} promises known to be broken",
@@ -247,17 +270,21 @@ class Soak:
         Rows need not be written in order: were the tasks removed first, nobody would ask for those
         that a kill has left out.
         """
-        with _engine(self._installation) as engine:
+        with _engine(self._installations[0]) as engine:
             with trio.move_on_after(SETTLING):
                 while gaps(engine, self.once):
                     await trio.sleep(0.1)
-            await self._installation.end(signal.SIGTERM)
-            self._installation.write_tasks(NO_TASKS)
-            await self._installation.start()
+            # All of them first: who starts while others have forgotten a task takes it for new.
+            for installation in self._installations:
+                await installation.end(signal.SIGTERM)
+            for installation in self._installations:
+                installation.write_tasks(NO_TASKS)
+                await installation.start()
             with trio.move_on_after(SETTLING):
                 while _unfinished(engine):
                     await trio.sleep(0.1)
-        await self._installation.stop_for_good()
+        for installation in self._installations:
+            await installation.stop_for_good()
 
 
 def _note(webhooks: Receiver, acts: Path) -> None:

@@ -80,6 +80,15 @@ if postgres.BINARIES is not None:
         own.stop()
 
     @pytest.mark.postgres
+    def test_two_daemons_of_which_one_is_killed_again_and_again_keep_every_promise(
+        tmp_path: Path, cluster: Cluster
+    ) -> None:
+        kills = KILLS // 2
+        report = soak(short(kills, KILL, faults=kills), tmp_path, cluster)
+        assert report.broken == []
+        assert report.faults[KILL] == kills
+
+    @pytest.mark.postgres
     def test_a_postgresql_that_is_stopped_for_a_while_costs_nothing_that_was_accepted(
         tmp_path: Path, cluster: Cluster
     ) -> None:
