@@ -262,7 +262,11 @@ class ResponseEnd(Struct, frozen=True, tag="response_end"):
 
 
 class Stopped(Struct):
-    """What a cancellation stopped. Filled in by whatever does the stopping."""
+    """What a cancellation stopped. Filled in by whatever does the stopping.
+
+    A run in a sandbox counts if it had begun and its result was lost, also when it ended by itself
+    at that moment; `processes` are those that were killed at its end.
+    """
 
     tools: int = 0
     processes: int = 0

@@ -84,24 +84,17 @@ class Interpreter:
     ) -> Executed:
         begun = trio.current_time()
         ended: Ended | None = None
-        timed_out = False
         token = secrets.token_bytes(8)
-        try:
+        async with self._sandbox.ending(running, on_killed):
             with trio.move_on_after(float("inf") if timeout is None else timeout) as scope:
                 call = _HEADER.pack(token, len(code)) + code
                 ended = await running.call(token, call, on_output)
-            timed_out = scope.cancelled_caught
-            if timed_out:
+            if scope.cancelled_caught:
                 await self._sandbox.end(running)
-        finally:
-            if ended is None and not running.over.is_set():
-                await self._sandbox.end(running)
-                if on_killed is not None:
-                    on_killed(running.killed)
-        if running.failure is not None:
-            raise running.failure
         if running.is_refused:
             await self._sandbox.make_room(running)  # raises if the sandbox is of no use
         wall = trio.current_time() - begun
-        result = result_of(running, ended or running.end, timed_out=timed_out, wall=wall)
+        result = result_of(
+            running, ended or running.end, timed_out=scope.cancelled_caught, wall=wall
+        )
         return Executed(result, forgot=running.over.is_set())

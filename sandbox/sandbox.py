@@ -91,7 +91,7 @@ class Sandbox:
             timeout: Seconds after which it is killed; the result says so.
             cap: Bytes kept of each output.
             on_output: Is given each piece of output as it comes, up to the cap.
-            on_killed: Is told how many processes a cancellation killed.
+            on_killed: Is told, if a cancellation takes the result, how many processes were killed.
 
         Raises:
             GoneError: the sandbox has ended.
@@ -242,11 +242,13 @@ class Sandbox:
         """End a run that a cancellation or a failure leaves running, and raise what ended it."""
         try:
             yield
-        finally:
+        except BaseException:
             if not running.over.is_set():
                 await self.end(running)
-                if on_killed is not None:
-                    on_killed(running.killed)
+            # Told also of a run that ended at the same moment: its result reaches nobody any more.
+            if on_killed is not None and not running.is_refused:
+                on_killed(running.killed)
+            raise
         if running.failure is not None:
             raise running.failure
 

@@ -376,7 +376,8 @@ RUNAWAYS: Final = {
     "what called setsid": "/sh (setsid sh -c 'echo ready; exec sleep {marker}' &); sleep {marker}",
     "what ignores signals": "/sh exec python3 -c {deaf} {marker}",
     "a fork bomb": "/sh exec python3 -c {bomb} {marker}",
-    "what forks and exits without end": "/sh exec python3 -c {comets} {marker}",
+    # In the background: a run whose command ends by itself may be over before the cancel comes.
+    "what forks and exits without end": "/sh python3 -c {comets} {marker} & exec sleep {marker}",
     "what floods": "/sh echo ready; exec yes {marker}",
     "Python and its children": (
         "/python import os, subprocess; print('ready'); subprocess.run(['sleep', '{marker}'])"
@@ -403,9 +404,7 @@ async def test_a_cancel_leaves_nothing_of_it(running: Running, marker: Marker, k
     cancelled = await peer.outcome_of("m")
     assert marker.alive == []
     assert cancelled["type"] == "cancelled"
-    assert cancelled["stopped"]["tools"] == 1
-    if kind != "what forks and exits without end":  # it may have ended by itself just before
-        assert_stopped(cancelled["stopped"])
+    assert_stopped(cancelled["stopped"])
     event = await running.event(EventType.MESSAGE_CANCELLED)
     assert event.data["stopped"] == cancelled["stopped"]
     if kind.startswith("Python"):

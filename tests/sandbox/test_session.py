@@ -1,6 +1,7 @@
 """The keeper's end of the protocol, against an agent that does what the test says."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import trio.lowlevel
 from sandbox import GoneError, Sandbox
 from sandbox import sandbox as sandbox_module
 from sandbox.inside import frames
+from sandbox.python import Interpreter
 from sandbox.session import WINDOW, Session
 from tests.sandbox.scripted import Agent, Engine
 
@@ -188,6 +190,43 @@ async def test_an_agent_that_does_not_end_a_run_is_given_up(
     assert scope.cancelled_caught
     assert told == [0]
     assert sandbox.is_lost
+
+
+async def execute(sandbox: Sandbox, code: str, **listeners: Any) -> None:
+    await Interpreter(sandbox).execute(code, **listeners)
+
+
+@pytest.mark.parametrize(
+    ("end", "expected"),
+    [({"status": 0, "killed": 2}, [2]), ({"status": 0}, [0]), ({"error": "none left"}, [])],
+    ids=["with what it left", "with nothing left", "not started"],
+)
+@pytest.mark.parametrize("use", [Sandbox.run, execute], ids=["a command", "Python"])
+async def test_a_run_that_ends_as_it_is_cancelled_is_told_if_it_had_begun(
+    sandbox: Sandbox,
+    agent: Agent,
+    nursery: trio.Nursery,
+    use: Callable[..., Any],
+    end: dict[str, Any],
+    expected: list[int],
+) -> None:
+    async def talk() -> None:
+        number = await agent.start()
+        said = json.dumps(end).encode()
+        output = frames.encode(frames.STDOUT, number, b"ready")
+        await agent.say_all(output + frames.encode(frames.EXIT, number, said))
+
+    nursery.start_soon(talk)
+    told: list[int] = []
+    with trio.fail_after(10), trio.CancelScope() as scope:
+        await use(
+            sandbox,
+            "true",
+            on_output=lambda *_: scope.cancel("the test wants it"),
+            on_killed=told.append,
+        )
+    assert scope.cancelled_caught
+    assert told == expected
 
 
 async def test_a_sandbox_is_busy_as_long_as_something_runs(
