@@ -40,6 +40,22 @@ def refusal(directory: Path, **request: Any) -> str:
     return done.stderr.decode()
 
 
+def said(directory: Path, **request: Any) -> str:
+    """Run the program in this process, which takes a hundredth of the time.
+
+    Returns:
+        What it refuses that with, and nothing if it does it.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(directory)
+        patch.setattr(sys, "argv", ["files", json.dumps(request)])
+        try:
+            files.main()
+        except SystemExit as left:
+            return str(left.code)
+    return ""
+
+
 def tar(path: Path, *members: tarfile.TarInfo) -> None:
     with tarfile.open(path, "w:gz") as archive:
         for member in members:
@@ -200,7 +216,7 @@ def test_a_bomb_of_many_files_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
 @given(st.binary(max_size=500), st.sampled_from([b"", b"PK\x03\x04", b"\x1f\x8b", b"BZh9"]))
 def test_nonsense_is_refused_in_one_line(tmp_path: Path, content: bytes, magic: bytes) -> None:
     (tmp_path / "a").write_bytes(magic + content)
-    refusal(tmp_path, do="unpack", path="a", target="t")
+    [_line] = said(tmp_path, do="unpack", path="a", target="t").splitlines()
 
 
 @pytest.mark.parametrize("at", range(0, 200, 7))
@@ -211,8 +227,7 @@ def test_a_broken_zip_archive_is_refused_in_one_line(tmp_path: Path, at: int) ->
     content = bytearray(path.read_bytes())
     content[at % len(content)] ^= 0xFF
     path.write_bytes(content)
-    done = do(tmp_path, do="unpack", path="a", target="t")
-    assert done.returncode == 0 or done.stderr.count(b"\n") == 1
+    assert len(said(tmp_path, do="unpack", path="a", target="t").splitlines()) <= 1
 
 
 @relaxed
