@@ -13,7 +13,7 @@ from clarad.automation import environment
 from clarad.events import Event, EventType
 
 relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-a_few = settings(relaxed, max_examples=25)
+a_few = settings(relaxed, max_examples=settings().max_examples // 4)
 """Each example starts a process."""
 
 PATIENCE: Final = 10.0

@@ -865,7 +865,7 @@ async def live_through(world: World, course: list[tuple[Any, ...]], clock: MockC
     return in_time
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=4 * settings().max_examples, deadline=None)
 @given(
     tries=st.lists(trials, min_size=3, max_size=3),
     about=runs,

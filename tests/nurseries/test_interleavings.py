@@ -400,7 +400,7 @@ async def live_through(
     return world
 
 
-@settings(max_examples=700, deadline=None)
+@settings(max_examples=7 * settings().max_examples, deadline=None)
 @given(SLOTS, LIVES)
 def test_each_accepted_message_ends_once_and_says_nothing_after(
     slots: int, lives: list[list[tuple[Any, ...]]]
@@ -424,7 +424,7 @@ def test_each_accepted_message_ends_once_and_says_nothing_after(
             assert_one_end([f for f in wire.frames if f.get("request_id") == f"{number}"])
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * settings().max_examples, deadline=None)
 @given(SLOTS, LIVES)
 def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
     slots: int, lives: list[list[tuple[Any, ...]]]
@@ -440,7 +440,7 @@ def test_over_all_its_connections_a_node_that_resumes_is_given_each_end_once(
         assert world.has_ended(number) is (_key(number) in world.store.frames)
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=5 * settings().max_examples, deadline=None)
 @given(SLOTS, st.lists(STEPS, max_size=40))
 def test_whatever_happens_to_the_others_a_message_that_waits_has_its_turn(
     slots: int, steps: list[tuple[Any, ...]]

@@ -334,7 +334,7 @@ def _coarse() -> Iterator[None]:
         ("restart", "kill", 0.0, 0),
     ],
 )
-@settings(max_examples=100, deadline=None)
+@settings(deadline=None)
 @given(TASKS, st.lists(STEPS, max_size=12))
 def test_each_occurrence_has_one_row_and_runs_once_at_most(
     config: dict[str, Task], steps: list[tuple[Any, ...]]

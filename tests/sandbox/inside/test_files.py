@@ -18,7 +18,9 @@ from hypothesis import strategies as st
 from sandbox.inside import files, program
 
 relaxed = settings(
-    deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    deadline=None,
+    max_examples=settings().max_examples // 2,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 
 
