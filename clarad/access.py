@@ -54,7 +54,7 @@ class Door:
 
     def is_locked(self, address: str, now: float) -> bool:
         """Whether `address` has failed too often lately."""
-        return self._locked_until.get(_household(address), now) > now
+        return self._locked_until.get(household(address), now) > now
 
     def note_failure(self, address: str, now: float) -> bool:
         """Count something wrong that was shown, unless `address` is locked out already.
@@ -64,7 +64,7 @@ class Door:
         """
         if self.is_locked(address, now):
             return False
-        address = _household(address)
+        address = household(address)
         failures = self._failures.setdefault(address, deque(maxlen=MAX_FAILURES))
         self._failures.move_to_end(address)
         failures.append(now)
@@ -79,7 +79,7 @@ class Door:
         return locks
 
 
-def _household(address: str) -> str:
+def household(address: str) -> str:
     """Return what of an address is one party's: everybody with IPv6 has 2^64 of them to guess from.
 
     That is the network's 64 bits (RFC 7421); of a unix socket, and in IPv4, it is all of it.

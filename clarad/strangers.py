@@ -3,8 +3,11 @@
 import select
 from contextlib import suppress
 from typing import Final
+from weakref import WeakValueDictionary
 
 import trio
+
+from clarad.access import household
 
 _READ_SIZE: Final = 16 * 1024
 """Bytes of a stranger that are read in one turn: as much as a TLS record holds."""
@@ -14,23 +17,29 @@ _LONGEST_PAUSE: Final = 0.005
 
 
 class Strangers:
-    """Lets all of them take turns, one in each step of the event loop.
+    """Lets all of them take turns, one in each step of the event loop, and address by address.
 
     A turn is at most a TLS handshake, an HTTP request or a frame, some 2 ms. So however many they
     are and whatever they send, everybody else's task waits for one turn in each step, and not for
     all of them. Between two turns that others wait for, the loop has as much time without them: the
     store's thread needs the interpreter, too.
 
+    Of those with one address one at a time waits in the common queue, so an address has every
+    second turn at the most while others want some, however many connections it has.
+
     (Rejected: a rate of connections. One that protects a busy daemon on a slow machine has a
     thousand adapters wait for minutes after a restart of an idle one.)
     """
 
     def __init__(self) -> None:
-        self._turn = trio.Lock()  # first come, first served
+        self._turn = trio.Lock()  # first come, first served: those who have their address's own
+        self._of_address = WeakValueDictionary[str, trio.Lock]()  # for as long as somebody waits
         self._given_at = 0.0
 
-    async def turn(self, connected: trio.socket.SocketType) -> bool:
+    async def turn(self, connected: trio.socket.SocketType, address: str) -> bool:
         """Wait for a turn; it lasts until the task next waits for anything.
+
+        Networks of IPv6 count as one address, as `clarad.access` has them.
 
         Returns:
             Whether there is one: a peer that has gone gets none, and takes no time from the others.
@@ -38,9 +47,10 @@ class Strangers:
         if has_gone(connected):
             await trio.lowlevel.checkpoint()
             return False
-        had_to_wait = self._turn.locked()
+        others = self._of_address.setdefault(household(address), trio.Lock())
+        had_to_wait = others.locked() or self._turn.locked()
         # Trio hands a lock on in the step after its release, so one task gets through in each.
-        async with self._turn:
+        async with others, self._turn:
             if has_gone(connected):
                 return False
             if had_to_wait:
@@ -62,7 +72,9 @@ class Socket(trio.abc.HalfCloseableStream):
     It is the lowest stream, so that each step of a TLS handshake has to wait for its turn as well.
     """
 
-    def __init__(self, stream: trio.SocketStream, strangers: Strangers) -> None:
+    def __init__(self, stream: trio.SocketStream, address: str, strangers: Strangers) -> None:
+        """`address` is whose turns it takes; replace it freely."""
+        self.address = address
         self._stream = stream
         self._strangers: Strangers | None = strangers
 
@@ -84,7 +96,7 @@ class Socket(trio.abc.HalfCloseableStream):
         if self._strangers is None:
             await trio.lowlevel.checkpoint()
             return True
-        return await self._strangers.turn(self._stream.socket)
+        return await self._strangers.turn(self._stream.socket, self.address)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Read what has come, at most `max_bytes`; a stranger that has gone has sent nothing."""

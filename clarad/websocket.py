@@ -52,8 +52,9 @@ Refuse = Callable[[CloseCode, str], None]
 class ClientStream(trio.abc.Stream):
     """One client's byte stream; several tasks may write, a write is never torn apart by another.
 
-    `address` is the peer's, for the log and for the door. `ended` is set when nothing more can
-    come: trio-websocket alone would let a handshake wait for ever on a connection that is gone.
+    `address` is the peer's, for the log, for the door and for its turns. `ended` is set when
+    nothing more can come: trio-websocket alone would let a handshake wait for ever on a connection
+    that is gone.
 
     trio-websocket is passed the head of the HTTP request first, then, once there is somebody to
     `watch`, a few frames at a time: it handles all that it is given in one step of the event loop.
@@ -67,8 +68,7 @@ class ClientStream(trio.abc.Stream):
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """The peer is one of `strangers` until `admit`. The TLS handshake is made with a read."""
-        self.address = address
-        self._socket = Socket(stream, strangers)
+        self._socket = Socket(stream, address, strangers)
         self._stream: Socket | trio.SSLStream[Socket] = self._socket
         if tls is not None:
             self._stream = trio.SSLStream(
@@ -87,6 +87,15 @@ class ClientStream(trio.abc.Stream):
         self._refused = False
         self._watched = trio.Event()
         self.ended = trio.Event()
+
+    @property
+    def address(self) -> str:
+        """Where the peer is; a proxy may say so later."""
+        return self._socket.address
+
+    @address.setter
+    def address(self, address: str) -> None:
+        self._socket.address = address
 
     @property
     def is_admitted(self) -> bool:

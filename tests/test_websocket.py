@@ -87,7 +87,7 @@ async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
 
     async def stranger() -> None:
         for _ in range(10):
-            assert await strangers.turn(ours)
+            assert await strangers.turn(ours, "here")
             turns[steps.count] += 1
 
     with ours, theirs:
@@ -98,13 +98,42 @@ async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
     assert set(turns.values()) == {1}
 
 
+@pytest.mark.parametrize(
+    ("crowd", "other", "is_one"),
+    [
+        (["192.0.2.1"], "192.0.2.2", False),
+        (["2001:db8::1", "2001:db8::2", "2001:db8::3"], "2001:db8:0:1::1", False),
+        (["2001:db8::1", "2001:db8::2", "2001:db8::3"], "2001:db8::4", True),
+    ],
+)
+async def test_a_crowd_with_one_address_leaves_every_second_turn_to_another_address(
+    crowd: list[str], other: str, is_one: bool
+) -> None:
+    strangers, given = Strangers(), list[str]()
+    ours, theirs = trio.socket.socketpair()
+
+    async def wait(address: str) -> None:
+        assert await strangers.turn(ours, address)
+        given.append(address)
+
+    with ours, theirs:
+        async with trio.open_nursery() as nursery, strangers._turn:
+            for _ in range(30):
+                for address in crowd:
+                    nursery.start_soon(wait, address)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.start_soon(wait, other)
+            await trio.testing.wait_all_tasks_blocked()
+    assert given.index(other) == (len(given) - 1 if is_one else 1)
+
+
 async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
     strangers, given = Strangers(), dict[str, bool]()
     ours, theirs = trio.socket.socketpair()
     other, at_other = trio.socket.socketpair()
 
     async def wait(name: str, connected: trio.socket.SocketType) -> None:
-        given[name] = await strangers.turn(connected)
+        given[name] = await strangers.turn(connected, "here")
 
     with ours, theirs, other, at_other:
         async with trio.open_nursery() as nursery, strangers._turn:
@@ -116,7 +145,7 @@ async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
             theirs.close()
         assert given == {"goes": False, "stays": True}
         async with strangers._turn:
-            assert not await strangers.turn(ours)  # nor does it wait for one
+            assert not await strangers.turn(ours, "here")  # nor does it wait for one
 
 
 async def test_who_is_hung_up_on_waits_for_no_turn() -> None:
