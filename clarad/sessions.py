@@ -5,6 +5,7 @@ A session is a record, not a task: no message ends with its session, so there wo
 it, and ending thousands of tasks would hold up a stop.
 """
 
+import math
 from collections import OrderedDict
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ class Sessions:
         self._timeout = timeout
         self._sessions: dict[SessionKey, Session] = {}
         self._idle: OrderedDict[SessionKey, Session] = OrderedDict()  # the longest first
+        self._look_at = math.inf
+        """When `run` looks next for sessions to end, if nothing has changed by then."""
         self._changed = trio.Event()
 
     def __len__(self) -> int:
@@ -56,7 +59,8 @@ class Sessions:
             return
         session.idle_since = trio.current_time()
         self._idle[session.key] = session
-        self._changed.set()
+        if session.idle_since + self._timeout < self._look_at:
+            self._changed.set()
         if len(self._idle) > MAX_IDLE:
             self._end(next(iter(self._idle.values())), "crowded_out")
 
@@ -65,10 +69,9 @@ class Sessions:
         while True:
             self._changed = trio.Event()
             oldest = next(iter(self._idle.values()), None)
-            if oldest is None:
-                await self._changed.wait()
-            elif trio.current_time() < (until := oldest.idle_since + self._timeout):
-                with trio.move_on_at(until):
+            self._look_at = math.inf if oldest is None else oldest.idle_since + self._timeout
+            if oldest is None or trio.current_time() < self._look_at:
+                with trio.move_on_at(self._look_at):
                     await self._changed.wait()
             else:
                 self._publish(EventType.SESSION_TIMEOUT, oldest, {"timeout": self._timeout})

@@ -150,3 +150,23 @@ async def test_a_session_that_ends_by_time_while_all_are_ended_ends_once(
     once = (["start", "timeout", "timeout"], ["start", "shutdown"])
     assert all(told in once for told in ends.values())
     assert len(ends) == sessions.AT_ONE_GO * 2
+
+
+class Woken(trio.abc.Instrument):
+    """Counts the steps of the task that ends sessions."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.times += task.name.endswith("Sessions.run")
+
+
+async def test_messages_that_come_and_end_do_not_wake_the_task_that_ends_sessions(
+    house: House,
+) -> None:
+    await house.visit("a")
+    woken = Woken()
+    trio.lowlevel.add_instrument(woken)
+    await house.visit("a", "b", "a")
+    assert woken.times == 0
