@@ -63,18 +63,22 @@ class Answering:
             _fail(turn, group)
 
     async def _answer(self, turn: Turn) -> None:
-        with turn.waiting:
-            while not turn.begun:
-                await trio.lowlevel.checkpoint_if_cancelled()  # what follows need not be one
-                if not turn.has_slot:
-                    await self.slots.enter(turn.node)
-                    turn.has_slot = True
-                await self._begin(turn)
+        if not turn.begun:
+            with turn.waiting:
+                await self._wait_to_begin(turn)
         if turn.begun and turn.begin(self.timeout):
             message, session = turn.message, turn.session
             request = Request(message, turn.node.id, turn.key.platform, session.id)
             await self._responder.respond(request, turn)
             turn.decide(Signal.COMPLETED)
+
+    async def _wait_to_begin(self, turn: Turn) -> None:
+        while not turn.begun:
+            await trio.lowlevel.checkpoint_if_cancelled()  # what follows need not be one
+            if not turn.has_slot:
+                await self.slots.enter(turn.node)
+                turn.has_slot = True
+            await self._begin(turn)
 
     async def _begin(self, turn: Turn) -> None:
         """Have it written down that the message begins; or find that it has to wait still."""
