@@ -22,6 +22,8 @@ class Pool:
 
     def fits(self, before: int, after: int) -> bool:
         """Whether somebody who has `before` may have `after` instead."""
+        if after <= self.own:
+            return True
         more = self._shared(after) - self._shared(before)
         return more <= 0 or self.used + more + self._shared(after) <= self.size
 
@@ -35,7 +37,8 @@ class Pool:
 
     def change(self, before: int, after: int) -> None:
         """Note that somebody who had `before` has `after` instead."""
-        self.used += self._shared(after) - self._shared(before)
+        if before > self.own or after > self.own:  # most hold no more than their own
+            self.used += self._shared(after) - self._shared(before)
 
     def _shared(self, held: int) -> int:
         return max(held - self.own, 0)
