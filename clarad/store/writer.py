@@ -26,6 +26,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import trio
@@ -483,8 +484,8 @@ def _run_grouped(connection: Connection, batch: Sequence[Job], *, one_by_one: bo
         alone = job.statement is None or (one_by_one and job.asks_if_new)
         groups.setdefault(id(job if alone else job.statement), []).append(job)
     for jobs in groups.values():
-        for is_alike, some in groupby(jobs, lambda job: job.function is None):
-            if is_alike:
+        for function, some in groupby(jobs, attrgetter("function")):
+            if function is None:
                 _run_alike(connection, list(some))
             else:
                 for job in some:
