@@ -24,9 +24,7 @@ from tests.machine import NOON, Machine, task
 
 
 @pytest.fixture
-async def machine(
-    nursery: trio.Nursery, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> AsyncIterator[Machine]:
+async def machine(nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Machine]:
     """A machine that nothing runs on yet, at noon."""
     made = Machine(nursery)
     monkeypatch.setattr(shell, "run", made.shell.run)
