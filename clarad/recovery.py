@@ -76,7 +76,7 @@ class Recovery:
         self._enter = enter
         self._cancel = cancel
         self._unread: Counter[tuple[str, str]] = Counter()
-        self._inherited: deque[Backlog] = deque()
+        self._inherited: deque[frozenset[int]] = deque()
         self._being_read: set[Backlog] = set()
         self._has_inherited = trio.Event()
         self.has_read = False
@@ -100,13 +100,15 @@ class Recovery:
             nursery.start_soon(self._read_first, first)
             while True:
                 while self._inherited:
-                    nursery.start_soon(self._read, self._inherited.popleft())
+                    # What is read twice may have ended between the two, and would be run again.
+                    if lives := self._inherited.popleft().difference(first.lives or ()):
+                        nursery.start_soon(self._read, Backlog(lives))
                 self._has_inherited = trio.Event()
                 await self._has_inherited.wait()
 
     def inherit(self, lives: Collection[int]) -> None:
         """Read what these lives have left."""
-        self._inherited.append(Backlog(lives))
+        self._inherited.append(frozenset(lives))
         self._has_inherited.set()
 
     async def _read_first(self, backlog: Backlog) -> None:

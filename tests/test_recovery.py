@@ -2,18 +2,20 @@
 
 import json
 import sqlite3
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Collection
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 import trio.testing
 
 from clarad import recovery
-from clarad.store import messages, open_engine
+from clarad.recovery import Recovery
+from clarad.store import Messages, messages, open_engine
 from tests.conftest import Running, Start
 from tests.migrated import migrate
 from tests.peer import Frame, Peer, message
@@ -284,6 +286,36 @@ async def test_what_is_cancelled_while_the_turns_are_started_again_is_cancelled(
     outcome = await peer.outcome_of("old-2")
     assert (outcome["type"], outcome["reason"]) == ("cancelled", "changed my mind")
     assert running.responder.ran == ["old-1"]
+
+
+class Heir:
+    """The store of a daemon that has two lives to see to; nothing is left of any."""
+
+    owners = frozenset({1, 2})
+
+    def __init__(self) -> None:
+        self.read: list[Collection[int]] = []
+
+    async def backlog(self) -> tuple[int, Counter[tuple[str, str]]]:
+        return 0, Counter()
+
+    async def unfinished(self, _after: int, of: Collection[int], _last: int | None) -> list[Any]:
+        self.read.append(of)
+        return []
+
+
+async def test_a_life_that_is_read_at_the_start_is_not_read_again_when_it_is_inherited(
+    nursery: trio.Nursery,
+) -> None:
+    heir = Heir()
+    recovery = Recovery(cast(Messages, heir), lambda *_: None, lambda _: None)
+    first = await recovery.look()
+    for lives in ({2}, {2, 3}):
+        recovery.inherit(lives)
+    nursery.start_soon(recovery.run, first)
+    await trio.testing.wait_all_tasks_blocked()
+    assert set(heir.read) == {heir.owners, frozenset({3})}
+    nursery.cancel_scope.cancel("the test has ended")
 
 
 # --- rows that today's rules refuse --------------------------------------------------------------

@@ -146,7 +146,7 @@ class SharedMessages(Messages):
 
         job = self._writer.hand_in(accept, answer)
 
-    async def begin(self, key: MessageKey) -> bool:
+    async def begin_if_first(self, key: MessageKey) -> bool:
         """Note that work on the message begins now, if it is its turn; say whether it is."""
         given = this_message(key) | {"lock": channel_lock(key)}
 
@@ -160,10 +160,6 @@ class SharedMessages(Messages):
             while (has_begun := await self._writer.call(begin)) is None:
                 await trio.sleep(LOCK_RETRY)
         return has_begun
-
-    async def begin_if_first(self, key: MessageKey) -> bool:
-        """Do as `begin`."""
-        return await self.begin(key)
 
     def has(self, owner: int | None) -> bool:
         """Whether messages of this life of a daemon are seen to by this daemon."""

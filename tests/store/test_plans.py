@@ -233,7 +233,7 @@ OF_SEVERAL_DAEMONS: Final[dict[str, tuple[Ask, str]]] = {
         lambda w: answer(partial(shared(w).accept, KEY, begun=True, **ABOUT)),
         IN_CHANNEL,
     ),
-    "a message begins, if it is its turn": (lambda w: shared(w).begin(KEY), IN_CHANNEL),
+    "a message begins, if it is its turn": (lambda w: shared(w).begin_if_first(KEY), IN_CHANNEL),
     "a message ends, and the next is told": (
         lambda w: answer(partial(shared(w).end, KEY, **ENDING, wanted=True)),
         IN_CHANNEL,

@@ -198,10 +198,10 @@ async def test_a_message_begins_when_all_before_it_have_ended(
     await here.admit(1)
     await there.admit(2)
     await here.accept(3)
-    assert not await there.messages.begin(key(2))
+    assert not await there.messages.begin_if_first(key(2))
     await here.end(1)
-    assert not await here.messages.begin(key(3))
-    assert await there.messages.begin(key(2))
+    assert not await here.messages.begin_if_first(key(3))
+    assert await there.messages.begin_if_first(key(2))
     assert outside.rows(STATES) == [("1", "ended"), ("2", "begun"), ("3", "waits")]
 
 
@@ -212,15 +212,15 @@ async def test_a_message_does_not_begin_beside_one_that_came_after_it(
     await here.accept(1)
     await there.accept(2)
     outside.do("UPDATE clarad_messages SET begun_at = now() WHERE request_id = '2'")
-    assert not await here.messages.begin(key(1))
+    assert not await here.messages.begin_if_first(key(1))
     await there.end(2)
-    assert await here.messages.begin(key(1))
+    assert await here.messages.begin_if_first(key(1))
 
 
 async def test_a_message_that_has_begun_may_be_told_so_again(two: list[SharedDesk]) -> None:
     await two[0].accept(1)
-    assert await two[0].messages.begin(key(1))
-    assert await two[0].messages.begin(key(1))
+    assert await two[0].messages.begin_if_first(key(1))
+    assert await two[0].messages.begin_if_first(key(1))
 
 
 async def test_of_all_that_ask_at_once_the_first_begins(
@@ -231,7 +231,7 @@ async def test_of_all_that_ask_at_once_the_first_begins(
     began: list[int] = []
 
     async def begin(number: int) -> None:
-        while not await two[number % 2].messages.begin(key(number)):
+        while not await two[number % 2].messages.begin_if_first(key(number)):
             if began:
                 return
         began.append(number)
@@ -251,7 +251,7 @@ async def test_who_is_first_does_not_wait_for_what_is_written_down_behind_it(
 
     async def begin() -> None:
         with trio.fail_after(FAIL_SAFE):
-            seen.append(await there.messages.begin(key(1)))
+            seen.append(await there.messages.begin_if_first(key(1)))
 
     async with queueing_up(here.writer):
         here.messages.accept(key(2), begun=True, then=lambda _: None, **ABOUT)
@@ -269,7 +269,7 @@ async def test_who_finds_its_channel_locked_has_its_turn_as_soon_as_that_is_give
     has_begun = trio.Event()
 
     async def begin() -> None:
-        assert await here.messages.begin(key(1))
+        assert await here.messages.begin_if_first(key(1))
         has_begun.set()
 
     with connect(url).begin() as somebody:
@@ -290,7 +290,7 @@ async def test_two_that_both_find_themselves_first_do_not_both_begin(
     answered = trio.Event()
 
     async def begin() -> None:
-        has_begun.append(await there.messages.begin(key(2)))
+        has_begun.append(await there.messages.begin_if_first(key(2)))
         answered.set()
 
     async def look() -> None:
