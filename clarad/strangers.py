@@ -1,6 +1,7 @@
 """Connections that nobody has admitted yet, and how they share the event loop with the others."""
 
 import select
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 from weakref import WeakValueDictionary
@@ -64,6 +65,33 @@ def has_gone(connected: trio.socket.SocketType) -> bool:
     events = select.poll()
     events.register(connected.fileno(), select.POLLRDHUP)
     return bool(events.poll(0))
+
+
+class Present(trio.abc.Listener[trio.SocketStream]):
+    """Takes connections of a listener, and drops those whose peers have gone already.
+
+    To drop them here and not in a task of their own costs a third, and keeps the kernel's queue
+    short that everybody waits in. One is taken in each step of the loop, whatever comes.
+    """
+
+    def __init__(self, listener: trio.SocketListener, taken: Callable[[], None]) -> None:
+        """`taken` is called for each one, gone or not."""
+        self._listener = listener
+        self._taken = taken
+        self.socket = listener.socket
+
+    async def accept(self) -> trio.SocketStream:
+        """Wait for a connection that has a peer. Cancelling loses none."""
+        while True:
+            stream = await self._listener.accept()
+            self._taken()
+            if not has_gone(stream.socket):
+                return stream
+            stream.socket.close()
+
+    async def aclose(self) -> None:
+        """Stop listening."""
+        await self._listener.aclose()
 
 
 class Socket(trio.abc.HalfCloseableStream):

@@ -17,7 +17,7 @@ from clarad.plain_http import bad_request, is_plain, upgrade_required
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
 from clarad.proxy_protocol import ProxyHeaderError, begins_with_header, read_header
-from clarad.strangers import Strangers, has_gone
+from clarad.strangers import Present, Strangers
 from clarad.systemd import catalogue
 from clarad.websocket import ClientStream
 
@@ -161,9 +161,8 @@ class Gateway(Generic[Address]):
             try:
                 with self._listening:
                     task_status.started(self._endpoint.address)
-                    await trio.serve_listeners(
-                        self._contain, self._listeners, handler_nursery=handlers
-                    )
+                    taking = [Present(one, self._note_taken) for one in self._listeners]
+                    await trio.serve_listeners(self._contain, taking, handler_nursery=handlers)
             finally:
                 self._endpoint.close()
 
@@ -187,6 +186,9 @@ class Gateway(Generic[Address]):
                 nursery.start_soon(self._connect_to_ourselves)
                 await self._taken.wait()
                 nursery.cancel_scope.cancel("a connection was taken")
+
+    def _note_taken(self) -> None:
+        self._taken.set()
 
     async def _connect_to_ourselves(self) -> None:
         """Connect, and have the connection taken; what then ends a handshake is that we go."""
@@ -213,12 +215,9 @@ class Gateway(Generic[Address]):
 
     async def _contain(self, socket_stream: trio.SocketStream) -> None:
         """Serve one connection and let no exception out: it would take all the others along."""
-        self._taken.set()
         try:
             address = peer(socket_stream.socket)
-        except OSError:
-            address = None
-        if address is None or has_gone(socket_stream.socket):  # before we looked
+        except OSError:  # it has gone before we looked
             await trio.aclose_forcefully(socket_stream)
             return
         if is_among_last(socket_stream.socket, self._spare_descriptors):

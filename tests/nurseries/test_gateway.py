@@ -11,9 +11,8 @@ import trio
 import trio.testing
 
 from clarad.access import MAX_FAILURES
-from clarad.listeners import CannotListen
+from clarad.listeners import CannotListen, peer
 from clarad.nurseries import gateway
-from clarad.websocket import ClientStream
 from tests.conftest import Running, Start
 from tests.raw import RawPeer
 
@@ -174,17 +173,17 @@ async def test_of_too_many_handshakes_at_once_those_are_cut_that_take_longest(
     assert set(ended) == set(range(17))
 
 
-async def test_who_connects_and_closes_costs_no_handshake(
+async def test_who_connects_and_closes_costs_no_task(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await start()
     begun = list[str]()
 
-    def begin(stream: trio.SocketStream, address: str, *rest: Any) -> ClientStream:
-        begun.append(address)
-        return ClientStream(stream, address, *rest)
+    def begin(connected: trio.socket.SocketType) -> str:
+        begun.append(peer(connected))
+        return begun[-1]
 
-    monkeypatch.setattr(gateway, "ClientStream", begin)
+    monkeypatch.setattr(gateway, "peer", begin)  # what a connection's task does first
     # All have come and gone before the gateway takes the first one.
     for _ in range(20):
         with socket.create_connection((running.host, running.port)) as one:
