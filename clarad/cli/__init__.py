@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Final
@@ -64,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.env_file_problems = error.problems
         os.environ.update(error.found)  # the state directory may be among them
     try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__.py
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # whoever started us may have closed it
             sys.stdout.flush()

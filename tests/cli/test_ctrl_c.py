@@ -1,0 +1,39 @@
+"""Ctrl-C while a command is still being loaded."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from tests.process import PATIENCE, environment
+
+IN_THE_WAY: Final = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+
+ENTRIES: Final = {
+    "module": [sys.executable, "-m", "clarad"],
+    "script": [f"{Path(sys.executable).with_name('clarad')}"],
+}
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("command", ["run", "send"])
+@pytest.mark.parametrize("at", ["argparse", "trio"])
+@pytest.mark.parametrize("entry", ENTRIES)
+def test_ctrl_c_while_a_module_is_imported_says_nothing(
+    tmp_path: Path, entry: str, at: str, command: str
+) -> None:
+    (tmp_path / f"{at}.py").write_text(IN_THE_WAY)
+    done = subprocess.run(
+        [*ENTRIES[entry], command],
+        env=environment(tmp_path / "state") | {"PYTHONPATH": f"{tmp_path}"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    # A shell says 130 of either.
+    assert (done.returncode in (130, -signal.SIGINT), done.stdout, done.stderr) == (True, "", "")
