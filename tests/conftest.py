@@ -16,9 +16,9 @@ import trio
 from sqlalchemy import Engine
 
 from clarad import log
+from clarad.app.daemon import Daemon
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings
-from clarad.daemon import Daemon
 from clarad.events import Event, EventType
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.responders import Responder
@@ -26,12 +26,12 @@ from clarad.responders.tools import ToolUser
 from clarad.store import open_engine
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
 from clarad.systemd.handover import Handover
-from tests import peer, process
+from tests import daemon_process, peer
+from tests.daemon_process import Marker
 from tests.installation import Console, Installation
 from tests.migrated import migrate
 from tests.peer import Peer
 from tests.postgres import BACKENDS, database
-from tests.process import Marker
 from tests.sandbox import engines
 from tests.scripted import Scripted
 from tests.stalls import watched
@@ -42,7 +42,13 @@ pytest_plugins = ["tests.deadline"]
 
 EMPTY = "got empty parameter set"
 
-PROCESSES = (process.Process, process.clarad, process.daemon, Installation, Console)
+PROCESSES = (
+    daemon_process.Process,
+    daemon_process.clarad,
+    daemon_process.daemon,
+    Installation,
+    Console,
+)
 """What tests start clarad as a process with."""
 
 WEIGHTS: Final = {"soak": 500, "engine": 30, "process": 30, "postgres": 5}

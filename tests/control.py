@@ -8,11 +8,11 @@ from pathlib import Path
 import trio
 from trio_websocket import wrap_client_stream
 
-from clarad import outbox
-from clarad.listeners import UnixEndpoint, socket_name
 from clarad.nurseries.control import OnStarted, OnText, OperatorConnection
 from clarad.nurseries.gateway import Gateway
-from clarad.operator import Refused, Report
+from clarad.protocol.control import Refused, Report
+from clarad.transport import outbox
+from clarad.transport.listeners import UnixEndpoint, socket_name
 from tests.peer import Peer
 
 

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from tests.process import PATIENCE
+from tests.daemon_process import PATIENCE
 
 
 class Fifo:

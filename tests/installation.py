@@ -14,8 +14,8 @@ from typing import IO, Any, NamedTuple
 import pytest
 
 from clarad.cli import main
-from tests import process
-from tests.process import Process
+from tests import daemon_process
+from tests.daemon_process import Process
 
 
 class Said(NamedTuple):
@@ -48,15 +48,15 @@ class Installation:
 
     def environment(self, **settings: str) -> dict[str, str]:
         """Return the whole environment that makes a process one of this installation."""
-        return process.environment(self.state_dir, **self._settings | settings)
+        return daemon_process.environment(self.state_dir, **self._settings | settings)
 
     def daemon(self, **settings: str) -> AbstractContextManager[Process]:
         """Run its daemon for the length of a block."""
-        return process.daemon(self.state_dir, **self._settings | settings)
+        return daemon_process.daemon(self.state_dir, **self._settings | settings)
 
     def clarad(self, *words: str, **settings: str) -> Said:
         """Run a command as a process of its own, to its end."""
-        done = process.clarad(*words, env=self.environment(**settings))
+        done = daemon_process.clarad(*words, env=self.environment(**settings))
         return Said(done.returncode, done.stdout, done.stderr)
 
     def print_to(self, file: IO[Any] | int, *words: str) -> tuple[int, str]:
@@ -69,7 +69,7 @@ class Installation:
             stdout=file,
             stderr=subprocess.PIPE,
             text=True,
-            timeout=process.PATIENCE,
+            timeout=daemon_process.PATIENCE,
             check=False,
         )
         return done.returncode, done.stderr
@@ -88,7 +88,7 @@ class Installation:
             env=self.environment(),
             stderr=subprocess.PIPE,
             text=True,
-            timeout=process.PATIENCE,
+            timeout=daemon_process.PATIENCE,
             check=False,
         )
         return done.returncode, done.stderr

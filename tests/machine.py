@@ -15,14 +15,14 @@ import trio
 from sqlalchemy import Connection, Executable, StaticPool, Table, create_engine, select
 from sqlalchemy.dialects import sqlite
 
-from clarad.automation.cron import Cron
-from clarad.automation.job import Job as TaskJob
-from clarad.automation.task import Task
+from clarad.automation.tasks.cron import Cron
+from clarad.automation.tasks.task import Task
+from clarad.automation.tasks.task_run import Job as TaskJob
 from clarad.events import EventType
 from clarad.nurseries.scheduler import Scheduler
 from clarad.nurseries.supervisor import open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
-from clarad.shell import Output, Result
+from clarad.process.shell import Output, Result
 from clarad.store import StoreError, TaskRuns, Tasks, Writer
 from clarad.store.models import Base, TaskRunRow
 from clarad.store.writer import Job, Then
@@ -92,7 +92,7 @@ class Shell:
     async def run(
         self, command: str, *, env: Mapping[str, str], output: Output, **_: Any
     ) -> Result:
-        """Stand in for `clarad.shell.run`."""
+        """Stand in for `clarad.process.shell.run`."""
         name = env["CLARA_TASK"]
         nominal_at = datetime.fromisoformat(env["CLARA_NOMINAL_TIME"])
         self.started.append(Start(name, nominal_at, self._wall.now()))

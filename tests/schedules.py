@@ -12,10 +12,10 @@ from zoneinfo import ZoneInfo
 
 from hypothesis import strategies as st
 
-from clarad.automation import schedule
-from clarad.automation.cron import Cron
-from clarad.automation.schedule import Occurrence
-from clarad.automation.task import Task
+from clarad.automation.tasks import schedule
+from clarad.automation.tasks.cron import Cron
+from clarad.automation.tasks.schedule import Occurrence
+from clarad.automation.tasks.task import Task
 
 INSTANT: Final = timedelta(microseconds=1)
 

@@ -15,8 +15,8 @@ import trio
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.daemon_process import PATIENCE, daemon
 from tests.examples.test_lines import RESPONDER, connect
-from tests.process import PATIENCE, daemon
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "lines.py"

@@ -26,7 +26,7 @@ from tests.nurseries.test_gateway import SECRET, exchange, handshake, refusal
 from tests.peer import message
 from tests.raw import RawPeer
 from tests.strangers import FLOODS
-from tests.test_admission import enter, knock, make_token, why
+from tests.transport.test_auth import enter, knock, make_token, why
 from tests.villains import TURNED_AWAY
 
 STEERING = {chr(c) for c in [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066]} - {"\n"}

@@ -20,7 +20,7 @@ from typing import Any, Final
 
 import pytest
 
-from tests.process import LIFE, PATIENCE, Process, lives_of
+from tests.daemon_process import LIFE, PATIENCE, Process, lives_of
 
 KILLS: Final = int(os.environ.get("CLARAD_KILLS", "24"))
 SEED: Final = os.environ.get("CLARAD_SEED")

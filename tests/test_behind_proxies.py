@@ -17,10 +17,10 @@ import trio
 import trio.testing
 from trio_websocket import wrap_client_stream
 
-from clarad.access import MAX_FAILURES
+from clarad.config.proxies import parse
 from clarad.events import EventType
-from clarad.proxies import parse
-from clarad.tls import client_context
+from clarad.transport.access import MAX_FAILURES
+from clarad.transport.tls import client_context
 from tests import certificates
 from tests.conftest import Running, Start
 from tests.installation import Installation

@@ -13,10 +13,10 @@ import pytest
 import trio
 import trio.lowlevel
 
+from tests.daemon_process import PATIENCE, Marker, Process, clarad, daemon
 from tests.network import BACK, THERE, Network
 from tests.peer import Peer, connect
 from tests.postgres import SHARED, database
-from tests.process import PATIENCE, Marker, Process, clarad, daemon
 from tests.store.conftest import Outside
 
 LEASE = "2"

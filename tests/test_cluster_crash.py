@@ -23,11 +23,11 @@ import pytest
 import trio
 from trio_websocket import ConnectionClosed, HandshakeError, wrap_client_stream
 
-from clarad import address
+from clarad.config import discovery
+from tests.daemon_process import PATIENCE, Process
 from tests.network import BACK, THERE, Network
 from tests.peer import TERMINAL, Frame, Peer
 from tests.postgres import SHARED, database, lock_table
-from tests.process import PATIENCE, Process
 from tests.store.conftest import Outside
 
 FAULTS: Final = int(os.environ.get("CLARAD_FAULTS", "4"))
@@ -184,7 +184,7 @@ class Load:
         asked: dict[str, str] = {}
         about: dict[str, Any] = {"session_id": "", "last_seq": 0}
         while asked or not self.is_over.is_set():
-            found = address.find(self._chance.choice(self._machines).state_dir)
+            found = discovery.find(self._chance.choice(self._machines).state_dir)
             if found is not None:
                 try:
                     async with trio.open_nursery() as nursery:
@@ -249,7 +249,7 @@ REFUSALS: Final = ("processing_error", "shutting_down", "queue_full")
 """Codes that say that a message was not taken, and is to be sent again."""
 
 
-async def reach(nursery: trio.Nursery, where: address.Address) -> Peer:
+async def reach(nursery: trio.Nursery, where: discovery.Address) -> Peer:
     """Connect to a daemon that may go away meanwhile, which trio-websocket would wait for."""
     stream = await trio.open_tcp_stream(where.host, where.port)
     try:

@@ -12,11 +12,11 @@ import trio
 
 from clarad.store import open_engine
 from clarad.store.known import remember
+from tests.daemon_process import Process
 from tests.installation import Console, Installation
 from tests.migrated import migrate
 from tests.peer import connect
 from tests.postgres import SHARED, database
-from tests.process import Process
 from tests.store.conftest import Outside
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import trio
 
+from tests.daemon_process import PATIENCE, Process, clarad, daemon
 from tests.peer import Peer, connect
 from tests.postgres import BINARIES, SHARED, Cluster
-from tests.process import PATIENCE, Process, clarad, daemon
 from tests.store.conftest import Outside
 
 INTERVAL = 0.5

@@ -13,8 +13,8 @@ from typing import Final
 import pytest
 import trio
 
+from tests.daemon_process import PATIENCE, Process, clarad, daemon, environment
 from tests.peer import connect
-from tests.process import PATIENCE, Process, clarad, daemon, environment
 from tests.systemd.manager import Manager
 
 BOUND_BY_MODES: Final = ("setpriv", "--bounding-set=-dac_override,-dac_read_search")

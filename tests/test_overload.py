@@ -9,17 +9,18 @@ from pathlib import Path
 import pytest
 import trio
 
-from clarad import outbox, sender, sessions, websocket
 from clarad.events import EventType
-from clarad.intake import OWN_BYTES, QUEUE_RETRY
+from clarad.limits.memory import Pool
+from clarad.limits.rate import Rate
+from clarad.messages import sessions
+from clarad.messages.admission import OWN_BYTES, QUEUE_RETRY
 from clarad.nurseries.connection import Connection
-from clarad.pool import Pool
-from clarad.rates import Rate
-from clarad.websocket import text_frame
+from clarad.transport import outbox, sender, stream
+from clarad.transport.stream import text_frame
 from tests import peer
 from tests.conftest import Running, Start
+from tests.daemon_process import clarad, daemon, environment
 from tests.peer import Frame, Peer, message
-from tests.process import clarad, daemon, environment
 from tests.raw import RawPeer
 
 ANSWER = "x" * 500_000
@@ -185,7 +186,7 @@ async def test_of_very_many_sessions_the_one_that_was_idle_longest_ends(
 async def test_of_frames_that_come_in_part_only_so_much_is_kept(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(websocket, "MAX_RECEIVED", 1_000_000)
+    monkeypatch.setattr(stream, "MAX_RECEIVED", 1_000_000)
     running = await start()
     register = json.dumps({"type": "register", "node_id": "slow", "platform": "test"})
     half = text_frame(b"x" * 900_000)[:-1]

@@ -16,9 +16,9 @@ from sqlalchemy import Engine, NullPool, create_engine
 from clarad.store import StoreError, interruptible
 from clarad.store.engine import errors_in_one_line
 from clarad.store.migrate import _MIGRATING
+from tests.daemon_process import PATIENCE, Process, environment
 from tests.migrated import migrate
 from tests.postgres import SHARED, database
-from tests.process import PATIENCE, Process, environment
 from tests.store.conftest import Outside
 
 ENDLESS = {
@@ -85,7 +85,7 @@ def test_a_signal_is_obeyed_while_a_table_cannot_be_read(
 
 BEFORE_THE_LOOP = """\
 import signal
-from clarad import service
+from clarad.app import service
 from clarad.cli import main
 service.run = lambda *_: signal.raise_signal(signal.{number})
 raise SystemExit(main(["run"]))

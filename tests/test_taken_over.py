@@ -8,8 +8,8 @@ import pytest
 import trio
 from sqlalchemy import Connection, Engine, text
 
-from clarad import recovery
 from clarad.events import EventType
+from clarad.messages import recovery
 from clarad.store import messages, open_engine
 from tests.conftest import Start
 from tests.migrated import migrate

@@ -26,8 +26,10 @@ from wsproto.events import (
 )
 from wsproto.utilities import ProtocolError
 
-from clarad import address, operator, protocol
-from clarad.listeners import socket_name
+from clarad import protocol
+from clarad.config import discovery
+from clarad.protocol import control
+from clarad.transport.listeners import socket_name
 
 CONNECT_TIMEOUT: Final = 10.0
 """Seconds until the daemon has answered the handshake."""
@@ -58,10 +60,10 @@ class OperatorClient:
 
     async def ask(
         self,
-        request: operator.Request,
+        request: control.Request,
         on_started: Callable[[str], None] = lambda _run: None,
-        on_output: Callable[[operator.Output], None] = lambda _output: None,
-    ) -> operator.Done:
+        on_output: Callable[[control.Output], None] = lambda _output: None,
+    ) -> control.Done:
         """Send a request and wait for the answer.
 
         `on_started` is told which run it led to, `on_output` is given what a command writes.
@@ -79,25 +81,25 @@ class OperatorClient:
         await self._send(TextMessage(text))
         while True:
             match await self._receive():
-                case operator.Started(run=run):
+                case control.Started(run=run):
                     on_started(run)
-                case operator.Output() as output:
+                case control.Output() as output:
                     on_output(output)
-                case operator.Done() as done:
+                case control.Done() as done:
                     return done
-                case operator.Refusal(problems=problems):
-                    raise operator.Refused(problems)
+                case control.Refusal(problems=problems):
+                    raise control.Refused(problems)
                 case protocol.Error(message=message):
                     raise OperatorError(f"the daemon at {self._path} refuses: {message}")
 
-    async def _receive(self) -> operator.Answer:
+    async def _receive(self) -> control.Answer:
         text = ""
         while True:
             part = await self._next(TextMessage)
             text += part.data
             if part.message_finished:
                 try:
-                    return operator.decode_answer(text)
+                    return control.decode_answer(text)
                 except msgspec.MsgspecError as error:
                     raise self._stranger(error) from None
 
@@ -179,7 +181,7 @@ async def open_operator(
 
 async def _connect(state_dir: Path, environ: Mapping[str, str]) -> tuple[trio.SocketStream, Path]:
     denied: list[Path] = []
-    for path in address.control_paths(state_dir, environ):
+    for path in discovery.control_paths(state_dir, environ):
         try:
             with socket_name(path) as name:
                 return await trio.open_unix_socket(name), path

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from clarad.automation.entries import Problem
-from clarad.automation.hook import Hook, load_hooks
-from clarad.automation.task import Task, load_tasks
+from clarad.automation.config.entries import Problem
+from clarad.automation.hooks.hook import Hook, load_hooks
+from clarad.automation.tasks.task import Task, load_tasks
 from clarad.config import Settings
 from clarad.log.redaction import secrets_in
 

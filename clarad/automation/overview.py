@@ -4,9 +4,9 @@ from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from clarad.automation import schedule
-from clarad.automation.hook import Hook
-from clarad.automation.task import Task
+from clarad.automation.hooks.hook import Hook
+from clarad.automation.tasks import schedule
+from clarad.automation.tasks.task import Task
 
 _INSTANT: Final = timedelta(microseconds=1)
 

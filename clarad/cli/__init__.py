@@ -10,7 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from clarad import __version__, envfile
+from clarad import __version__
+from clarad.config import envfile
 
 COMMANDS: Final = {
     "run": "run the daemon in the foreground",

@@ -12,7 +12,7 @@ from clarad.cli import fail
 from clarad.conformance import adapter, gateway
 from clarad.conformance.report import Verdict, show
 from clarad.conformance.wire import Kit
-from clarad.listeners import CannotListen
+from clarad.transport.listeners import CannotListen
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -46,7 +46,7 @@ def make_backup(settings: config.Settings, file: Path | None = None) -> Path:
     Raises:
         StoreError: it cannot be copied.
     """
-    from clarad import files
+    from clarad.config import files
     from clarad.store import StoreError, backup
 
     backup.require_file(settings.database_url)

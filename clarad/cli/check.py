@@ -3,8 +3,8 @@
 import argparse
 
 from clarad import config
-from clarad.automation.hook import Hook, load_hooks
-from clarad.automation.task import Task, load_tasks
+from clarad.automation.hooks.hook import Hook, load_hooks
+from clarad.automation.tasks.task import Task, load_tasks
 from clarad.cli import fail, probes
 
 

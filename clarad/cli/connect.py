@@ -11,9 +11,10 @@ from typing import Final
 
 import trio
 
-from clarad import address, config
+from clarad import config
 from clarad.adapters import Adapter, GatewayError, open_adapter
 from clarad.cli import fail, innermost
+from clarad.config import discovery
 
 PATIENCE: Final = 10.0
 """Seconds to wait for a daemon that has gone, such as one that is being restarted."""
@@ -58,14 +59,14 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
 def _ours(settings: config.Settings) -> tuple[str, ssl.SSLContext | None]:
     """Return where the daemon with these settings is, and how to trust its certificate."""
     certificate = settings.gateway_tls_cert
-    found = address.find(settings.state_dir) or address.Address(
+    found = discovery.find(settings.state_dir) or discovery.Address(
         settings.gateway_host, settings.gateway_port, tls=certificate is not None
     )
     if not found.tls or certificate is None:
-        return address.url(*found), None
-    from clarad.tls import client_context
+        return discovery.url(*found), None
+    from clarad.transport.tls import client_context
 
-    return address.url(*found), client_context(certificate)
+    return discovery.url(*found), client_context(certificate)
 
 
 async def _talk(

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import trio
 
-from clarad import config, operator
+from clarad import config
 from clarad.adapters.operator import OperatorError, open_operator
 from clarad.cli import fail
-from clarad.protocol import CAUSED_BY
+from clarad.protocol import CAUSED_BY, control
 
 
 def caused_by() -> list[str]:
@@ -18,10 +18,10 @@ def caused_by() -> list[str]:
 
 def ask(
     settings: config.Settings,
-    request: operator.Request,
+    request: control.Request,
     on_started: Callable[[str], None] = lambda _run: None,
-    on_output: Callable[[operator.Output], None] = lambda _output: None,
-) -> operator.Done | None:
+    on_output: Callable[[control.Output], None] = lambda _output: None,
+) -> control.Done | None:
     """Have the daemon do something and wait for it; `None`, with the reasons said, if it does not.
 
     Raises:
@@ -29,12 +29,12 @@ def ask(
     """
     try:
         return trio.run(_ask, settings, request, on_started, on_output)
-    except operator.Refused as refused:
+    except control.Refused as refused:
         fail(*refused.problems)
         return None
 
 
-def say(request: operator.Request, *, if_refused: str = "") -> int:
+def say(request: control.Request, *, if_refused: str = "") -> int:
     """Have the daemon do something and print its answer; every reason why it cannot is one line.
 
     `if_refused` is what a refusal comes down to. The result is the exit status.
@@ -56,9 +56,9 @@ def say(request: operator.Request, *, if_refused: str = "") -> int:
 
 async def _ask(
     settings: config.Settings,
-    request: operator.Request,
+    request: control.Request,
     on_started: Callable[[str], None],
-    on_output: Callable[[operator.Output], None],
-) -> operator.Done:
+    on_output: Callable[[control.Output], None],
+) -> control.Done:
     async with open_operator(settings.state_dir) as client:
         return await client.ask(request, on_started, on_output)

@@ -11,17 +11,19 @@ from typing import Any, Final
 import msgspec
 import trio
 
-from clarad import config, operator, shell
+from clarad import config
 from clarad.adapters.operator import NoDaemon
 from clarad.adapters.terminal import HARMLESS
-from clarad.automation import reaction
-from clarad.automation.hook import Hook, load_hooks
+from clarad.automation.hooks import attempt
+from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.hook import Hook, load_hooks
 from clarad.automation.overview import hook_row
-from clarad.automation.posting import Poster
-from clarad.automation.run import Tried
+from clarad.automation.runs.run import Tried
 from clarad.cli import control, fail, listing, runs
 from clarad.cli.runs import Unusable
 from clarad.events import Event
+from clarad.process import shell
+from clarad.protocol.control import ReplayRun
 from clarad.store import Outcome
 from clarad.store.history import open_history, open_writable
 from clarad.store.hook_runs import write_replay
@@ -101,7 +103,7 @@ async def _try(hook: Hook, event: Event, output: shell.Output) -> Tried:
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.deadline = trio.current_time() + hook.timeout
             nursery.start_soon(cancel_at_signal, signals)
-            tried = await reaction.attempt(
+            tried = await attempt.attempt(
                 hook, event, run_id="test", number=1, poster=Poster(), output=output
             )
             nursery.cancel_scope.cancel("it has ended")
@@ -109,7 +111,7 @@ async def _try(hook: Hook, event: Event, output: shell.Output) -> Tried:
 
 
 def _replay(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    request = operator.ReplayRun("replay", arguments.run_id, control.caused_by())
+    request = ReplayRun("replay", arguments.run_id, control.caused_by())
     try:
         done = control.ask(settings, request, lambda run: print(f"run {run} has begun", flush=True))
     except NoDaemon:

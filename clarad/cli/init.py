@@ -4,8 +4,9 @@ import argparse
 import os
 from pathlib import Path
 
-from clarad import config, files
+from clarad import config
 from clarad.cli import fail
+from clarad.config import files
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
-from clarad import config, files
+from clarad import config
 from clarad.cli import agreed, fail
+from clarad.config import files
 
 if TYPE_CHECKING:
     from sqlalchemy import Engine

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from clarad import config
-from clarad.automation import lint
-from clarad.automation.hook import Hook
-from clarad.automation.task import Task
+from clarad.automation.config import lint
+from clarad.automation.hooks.hook import Hook
+from clarad.automation.tasks.task import Task
 
 
 def state_dir(path: Path) -> Iterator[str]:
@@ -31,7 +31,7 @@ def state_dir(path: Path) -> Iterator[str]:
 
 def _name(state_dir: Path) -> Iterator[str]:
     """Say that the installation has lost its name."""
-    from clarad import instance
+    from clarad.config import instance
 
     try:
         if (state_dir / instance.FILE_NAME).exists():
@@ -79,7 +79,7 @@ def port(settings: config.Settings) -> Iterator[str]:
     """Say why the port could not be listened on."""
     import trio
 
-    from clarad.listeners import CannotListen
+    from clarad.transport.listeners import CannotListen
 
     try:
         trio.run(_listen_once, settings)
@@ -90,7 +90,7 @@ def port(settings: config.Settings) -> Iterator[str]:
 async def _listen_once(settings: config.Settings) -> None:
     """Listen for a moment, unless the daemon runs and does it already."""
     from clarad.adapters.operator import NoDaemon, OperatorError, open_operator
-    from clarad.listeners import TcpEndpoint
+    from clarad.transport.listeners import TcpEndpoint
 
     try:
         async with open_operator(settings.state_dir):
@@ -106,7 +106,7 @@ async def _listen_once(settings: config.Settings) -> None:
 
 def tls(settings: config.Settings) -> Iterator[str]:
     """Say why the certificate could not be shown."""
-    from clarad.tls import TlsError, server_context
+    from clarad.transport.tls import TlsError, server_context
 
     try:
         server_context(settings)

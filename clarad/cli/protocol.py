@@ -5,7 +5,7 @@ import sys
 
 import msgspec
 
-from clarad import asyncapi
+from clarad.protocol import asyncapi
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

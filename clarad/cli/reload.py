@@ -2,8 +2,8 @@
 
 import argparse
 
-from clarad import operator
 from clarad.cli import control
+from clarad.protocol.control import Reload
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -18,4 +18,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Reload, and say what came of it."""
-    return control.say(operator.Reload("reload"), if_refused="nothing has changed")
+    return control.say(Reload("reload"), if_refused="nothing has changed")

@@ -9,7 +9,7 @@ from enum import IntEnum
 
 from clarad import config, log
 from clarad.cli import fail, innermost
-from clarad.envfile import Overlay
+from clarad.config.envfile import Overlay
 from clarad.log.redaction import password_in, secrets_in
 from clarad.systemd import catalogue, handover
 from clarad.systemd.catalogue import Entry
@@ -76,13 +76,13 @@ def _run(overlay: Overlay, handed: handover.Handover) -> int:
         set_up_log(error.settings)
         return refuse(Exit.CONFIG, catalogue.CONFIG_REFUSED, *error.problems)
     set_up_log(settings)
-    from clarad import service
+    from clarad.app import service
     from clarad.automation import definitions
-    from clarad.files import Gone, Unwritable
-    from clarad.instance import AlreadyRunning, Nameless
-    from clarad.listeners import CannotListen
+    from clarad.config.files import Gone, Unwritable
+    from clarad.config.instance import AlreadyRunning, Nameless
     from clarad.store import LeaseLost, StoreError, Taken, Unfit
-    from clarad.tls import TlsError
+    from clarad.transport.listeners import CannotListen
+    from clarad.transport.tls import TlsError
     from sandbox import EngineError
 
     defined = definitions.load(settings)

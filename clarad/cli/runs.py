@@ -5,10 +5,11 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Literal
 
-from clarad import config, operator
+from clarad import config
 from clarad.adapters.operator import OperatorError
-from clarad.automation.values import MAX_NAME
+from clarad.automation.config.values import MAX_NAME
 from clarad.cli import control, fail, listing
+from clarad.protocol.control import Overview
 from clarad.store import StoreError
 from clarad.store.engine import sqlite_file
 from clarad.store.history import Found, open_history
@@ -77,7 +78,7 @@ def in_force(
     `None`, and it is said why, if no daemon can be asked.
     """
     try:
-        done = control.ask(settings, operator.Overview("overview", of))
+        done = control.ask(settings, Overview("overview", of))
     except OperatorError as error:
         fail(f"{error}; this is what the files say")
         return None

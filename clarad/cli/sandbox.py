@@ -9,11 +9,20 @@ from typing import Any, Final, TypeVar
 import trio
 
 import sandbox
-from clarad import config, instance, operator
+from clarad import config
 from clarad.adapters.operator import NoDaemon
 from clarad.adapters.terminal import HARMLESS
 from clarad.cli import control, fail, innermost, listing, runs
 from clarad.cli.runs import Unusable
+from clarad.config import instance
+from clarad.protocol.control import (
+    Output,
+    SandboxExec,
+    SandboxPrune,
+    SandboxReset,
+    SandboxStatus,
+    pruned,
+)
 from sandbox.doctor import examine
 
 T = TypeVar("T")
@@ -68,7 +77,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _status(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    done = control.ask(settings, operator.SandboxStatus("status"))
+    done = control.ask(settings, SandboxStatus("status"))
     if done is None:
         return 1
     listing.show(done.rows or [], _STATUS, as_json=arguments.json)
@@ -78,7 +87,7 @@ def _status(arguments: argparse.Namespace, settings: config.Settings) -> int:
 def _exec(arguments: argparse.Namespace, settings: config.Settings) -> int:
     streams = {"stdout": sys.stdout, "stderr": sys.stderr}
 
-    def show(output: operator.Output) -> None:
+    def show(output: Output) -> None:
         stream = streams[output.stream]
         stream.write(output.text.translate(HARMLESS) if stream.isatty() else output.text)
         stream.flush()
@@ -86,7 +95,7 @@ def _exec(arguments: argparse.Namespace, settings: config.Settings) -> int:
     argv = arguments.argv[arguments.argv[:1] == ["--"] :]
     if not argv:
         raise Unusable("write the command after --: clarad sandbox exec OWNER -- CMD")
-    request = operator.SandboxExec("exec", arguments.owner, argv)
+    request = SandboxExec("exec", arguments.owner, argv)
     done = control.ask(settings, request, on_output=show)
     if done is None:
         return 1
@@ -98,7 +107,7 @@ def _exec(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def _reset(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    done = control.ask(settings, operator.SandboxReset("reset", arguments.owner))
+    done = control.ask(settings, SandboxReset("reset", arguments.owner))
     if done is None:
         return 1
     print(done.text)
@@ -107,9 +116,9 @@ def _reset(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 def _prune(_arguments: argparse.Namespace, settings: config.Settings) -> int:
     try:
-        done = control.ask(settings, operator.SandboxPrune("prune"))
+        done = control.ask(settings, SandboxPrune("prune"))
     except NoDaemon:
-        print(operator.pruned(_prune_alone(settings)))
+        print(pruned(_prune_alone(settings)))
         return 0
     if done is None:
         return 1

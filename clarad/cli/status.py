@@ -2,8 +2,8 @@
 
 import argparse
 
-from clarad import operator
 from clarad.cli import control
+from clarad.protocol.control import Status
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -17,4 +17,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Ask, and print the answer."""
-    return control.say(operator.Status("status"))
+    return control.say(Status("status"))

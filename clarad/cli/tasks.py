@@ -5,14 +5,15 @@ from collections.abc import Mapping, Sequence
 from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
 from typing import Any, Final
 
-from clarad import config, operator
+from clarad import config
 from clarad.adapters.operator import NoDaemon
-from clarad.automation import schedule, timezone
 from clarad.automation.overview import task_row
-from clarad.automation.preview import preview
-from clarad.automation.task import Task, load_tasks
+from clarad.automation.tasks import schedule, timezone
+from clarad.automation.tasks.preview import preview
+from clarad.automation.tasks.task import Task, load_tasks
 from clarad.cli import control, fail, listing, runs
 from clarad.cli.runs import Unusable
+from clarad.protocol.control import PauseTask, ResumeTask, RunTask
 from clarad.store import Outcome, StoreError, TaskState
 from clarad.store.history import open_history, open_writable
 from clarad.store.tasks import write_pause
@@ -92,7 +93,7 @@ def _runs(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    request = operator.RunTask("run", arguments.name, control.caused_by())
+    request = RunTask("run", arguments.name, control.caused_by())
     done = control.ask(settings, request, lambda run: print(f"run {run} has begun", flush=True))
     if done is None:
         return 1
@@ -101,7 +102,7 @@ def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def _pause(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    kind = operator.PauseTask if arguments.part == "pause" else operator.ResumeTask
+    kind = PauseTask if arguments.part == "pause" else ResumeTask
     try:
         done = control.ask(settings, kind(arguments.part, arguments.name))
     except NoDaemon:

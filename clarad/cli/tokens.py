@@ -3,10 +3,11 @@
 import argparse
 from typing import Final
 
-from clarad import config, operator
+from clarad import config
 from clarad.adapters.operator import NoDaemon, OperatorError
 from clarad.cli import agreed, control, fail, listing, runs
 from clarad.cli.runs import Unusable
+from clarad.protocol.control import CloseToken
 from clarad.store.history import open_history, open_writable
 from clarad.store.tokens import create_token, free_node, read_tokens, revoke_token
 
@@ -92,7 +93,7 @@ def _revoke(arguments: argparse.Namespace, settings: config.Settings) -> int:
     if is_open:
         fail(_OPEN)
     try:
-        done = control.ask(settings, operator.CloseToken("revoke", arguments.name))
+        done = control.ask(settings, CloseToken("revoke", arguments.name))
     except NoDaemon:
         print("revoked")
         return 0

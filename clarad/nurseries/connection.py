@@ -11,16 +11,17 @@ from msgspec import Struct
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from clarad import protocol
-from clarad.admission import Admission
+from clarad.delivery.node import Node
+from clarad.delivery.redelivery import Redelivery
+from clarad.delivery.registry import Nodes
 from clarad.events import Bus, EventType
-from clarad.nodes import Node, Nodes
-from clarad.pool import Pool
+from clarad.limits.memory import Pool
 from clarad.protocol import MAX_FRAME_BYTES, Capability, CloseCode, ErrorCode
-from clarad.redelivery import Redelivery
-from clarad.sender import Sender
 from clarad.store import Causes, StoreError
 from clarad.systemd import catalogue
-from clarad.websocket import ClientStream
+from clarad.transport.auth import Admission
+from clarad.transport.sender import Sender
+from clarad.transport.stream import ClientStream
 
 log = logging.getLogger(__name__)
 

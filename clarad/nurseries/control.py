@@ -9,13 +9,13 @@ import msgspec
 import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
-from clarad import operator, protocol
-from clarad.operator import Report
-from clarad.pool import Pool
-from clarad.protocol import CloseCode, ErrorCode
-from clarad.sender import Sender
+from clarad import protocol
+from clarad.limits.memory import Pool
+from clarad.protocol import CloseCode, ErrorCode, control
+from clarad.protocol.control import Report
 from clarad.systemd import catalogue
-from clarad.websocket import ClientStream
+from clarad.transport.sender import Sender
+from clarad.transport.stream import ClientStream
 
 log = logging.getLogger(__name__)
 
@@ -177,20 +177,20 @@ class OperatorConnection:
             return
         if len(self._under_way) >= MAX_REQUESTS:
             problem = f"{MAX_REQUESTS} requests are under way; wait until one of them has ended"
-            self._send(protocol.encode(operator.Refusal(request.id, [problem])))
+            self._send(protocol.encode(control.Refusal(request.id, [problem])))
             return
         # A health check asks twice a minute, for ever.
-        level = logging.DEBUG if isinstance(request, operator.Status) else logging.INFO
+        level = logging.DEBUG if isinstance(request, control.Status) else logging.INFO
         log.log(level, "%s asks: %.1000r", self._address, request)
         self._under_way.add(request.id)
         requests.start_soon(self._answer, request, requests)
 
-    def _decode(self, text: str | bytes) -> operator.Request:
+    def _decode(self, text: str | bytes) -> control.Request:
         if isinstance(text, bytes):
             raise protocol.Refused(
                 ErrorCode.INVALID_MESSAGE, "Frames are text; this one was binary."
             )
-        request = operator.decode(text)
+        request = control.decode(text)
         if request.id in self._under_way:
             raise protocol.Refused(
                 ErrorCode.INVALID_MESSAGE,
@@ -199,7 +199,7 @@ class OperatorConnection:
             )
         return request
 
-    async def _answer(self, request: operator.Request, requests: trio.Nursery) -> None:
+    async def _answer(self, request: control.Request, requests: trio.Nursery) -> None:
         """Carry out a request and answer it, whatever happens."""
         try:
             frame = protocol.encode(await self._carry_out(request, requests))
@@ -208,49 +208,49 @@ class OperatorConnection:
             about = catalogue.INTERNAL_ERROR.about()
             log.exception(text, self._address, request, extra=about)
             problems = ["this failed inside the daemon; its log says why"]
-            frame = protocol.encode(operator.Refusal(request.id, problems))
+            frame = protocol.encode(control.Refusal(request.id, problems))
         finally:
             self._under_way.discard(request.id)
         self._send(frame)
 
     async def _carry_out(
-        self, request: operator.Request, requests: trio.Nursery
-    ) -> operator.Done | operator.Refusal:
+        self, request: control.Request, requests: trio.Nursery
+    ) -> control.Done | control.Refusal:
         try:
             outcome = await self._perform(request, requests)
-        except operator.Refused as refused:
-            return operator.Refusal(request.id, refused.problems)
-        return operator.Done(request.id, **msgspec.structs.asdict(outcome))
+        except control.Refused as refused:
+            return control.Refusal(request.id, refused.problems)
+        return control.Done(request.id, **msgspec.structs.asdict(outcome))
 
-    async def _perform(self, request: operator.Request, requests: trio.Nursery) -> Report:
+    async def _perform(self, request: control.Request, requests: trio.Nursery) -> Report:
         started = partial(self._started, request.id)
         match request:
-            case operator.Reload():
+            case control.Reload():
                 return await self._operations.reload()
-            case operator.Status():
+            case control.Status():
                 return await self._operations.status()
-            case operator.Overview():
+            case control.Overview():
                 return await self._operations.overview(request.of)
-            case operator.RunTask():
+            case control.RunTask():
                 return await self._operations.run_task(request.task, request.caused_by, started)
-            case operator.PauseTask():
+            case control.PauseTask():
                 return await self._operations.pause_task(request.task)
-            case operator.ResumeTask():
+            case control.ResumeTask():
                 return await self._operations.resume_task(request.task)
-            case operator.ReplayRun():
+            case control.ReplayRun():
                 return await self._operations.replay_run(request.run, request.caused_by, started)
-            case operator.SandboxStatus():
+            case control.SandboxStatus():
                 return self._operations.sandbox_status()
-            case operator.SandboxExec():
+            case control.SandboxExec():
                 return await self._execute(request, requests)
-            case operator.SandboxReset():
+            case control.SandboxReset():
                 return await self._operations.sandbox_reset(request.owner)
-            case operator.SandboxPrune():
+            case control.SandboxPrune():
                 return await self._operations.sandbox_prune()
-            case operator.CloseToken():
+            case control.CloseToken():
                 return await self._operations.close_token(request.token)
 
-    async def _execute(self, request: operator.SandboxExec, requests: trio.Nursery) -> Report:
+    async def _execute(self, request: control.SandboxExec, requests: trio.Nursery) -> Report:
         output = Gathered()
         requests.start_soon(self._pass_on, request.id, output)
         try:
@@ -267,10 +267,10 @@ class OperatorConnection:
 
     def _say(self, request_id: str, output: Gathered) -> None:
         for stream, text in output.take().items():
-            self._send(protocol.encode(operator.Output(request_id, stream, text)))
+            self._send(protocol.encode(control.Output(request_id, stream, text)))
 
     def _started(self, request_id: str, run: str) -> None:
-        self._send(protocol.encode(operator.Started(request_id, run)))
+        self._send(protocol.encode(control.Started(request_id, run)))
 
     def _send(self, frame: bytes) -> None:
         self._sender.send(frame)

@@ -11,15 +11,15 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 from wsproto.utilities import ProtocolError
 
-from clarad.access import bearer
-from clarad.listeners import is_among_last, peer
-from clarad.plain_http import bad_request, is_plain, upgrade_required
+from clarad.config.proxies import NO_PROXIES, ForwardedError, Proxies
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
-from clarad.proxies import NO_PROXIES, ForwardedError, Proxies
-from clarad.proxy_protocol import ProxyHeaderError, begins_with_header, read_header
-from clarad.strangers import Present, Strangers
 from clarad.systemd import catalogue
-from clarad.websocket import ClientStream
+from clarad.transport.access import bearer
+from clarad.transport.listeners import is_among_last, peer
+from clarad.transport.plain_http import bad_request, is_plain, upgrade_required
+from clarad.transport.proxy_protocol import ProxyHeaderError, begins_with_header, read_header
+from clarad.transport.stream import ClientStream
+from clarad.transport.unauthenticated import Present, Strangers
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ MakeConnection = Callable[[WebSocketConnection, ClientStream, str | None], Conne
 
 
 class Admission(Protocol):
-    """Who decides on handshakes; `clarad.admission.Admission`."""
+    """Who decides on handshakes; `clarad.transport.auth.Admission`."""
 
     async def refusal(self, headers: Mapping[str, str], address: str) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if a handshake may not be."""
@@ -86,7 +86,7 @@ Address_co = TypeVar("Address_co", covariant=True)
 
 
 class Endpoint(Protocol[Address_co]):
-    """Where to listen; see `clarad.listeners`. To be opened again once it is closed."""
+    """Where to listen; see `clarad.transport.listeners`. To be opened again once it is closed."""
 
     async def open(self) -> list[trio.SocketListener]:
         """Bind and listen; raises `CannotListen`."""

@@ -16,16 +16,16 @@ from typing import Final
 import msgspec
 import trio
 
-from clarad import shell
-from clarad.automation import reaction
-from clarad.automation.delivery import Delivery, into_tiers, opened_by
-from clarad.automation.hook import Hook
-from clarad.automation.lanes import Lane, Lanes
-from clarad.automation.matching import Index
-from clarad.automation.posting import Poster
-from clarad.automation.retries import RetryQueue, Write
-from clarad.automation.run import PAGE, Run, Tried
+from clarad.automation.hooks import attempt
+from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.hook import Hook
+from clarad.automation.hooks.hook_run import Delivery, into_tiers, opened_by
+from clarad.automation.hooks.matching import Index
+from clarad.automation.runs.concurrency import Lane, Lanes
+from clarad.automation.runs.retries import RetryQueue, Write
+from clarad.automation.runs.run import PAGE, Run, Tried
 from clarad.events import Event, EventType
+from clarad.process import shell
 from clarad.store import Ending, HookRuns, Outcome, StoredHookRun, StoreError
 from clarad.systemd import catalogue
 
@@ -333,7 +333,7 @@ class Hooks:
             event = delivery.event or _read(await self._store.event(run.id))
         except StoreError as error:
             return Tried(Outcome.FAILED, f"its event cannot be read: {error}")
-        return await reaction.attempt(
+        return await attempt.attempt(
             delivery.hook,
             event,
             run_id=run.id,

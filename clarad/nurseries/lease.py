@@ -16,7 +16,7 @@ from clarad.store import LeaseLost, Look, MembersChanged, Notice, StoreError
 from clarad.systemd import catalogue
 
 if TYPE_CHECKING:  # it needs psycopg, which is not everywhere
-    from clarad.store.members import Members
+    from clarad.store.cluster.membership import Members
 
 log = logging.getLogger(__name__)
 

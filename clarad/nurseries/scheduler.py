@@ -13,13 +13,13 @@ from typing import Any, Final
 
 import trio
 
-from clarad.assignment import Assignment, UnknownTask
-from clarad.automation.agenda import MAX_LISTED, Decision
-from clarad.automation.job import Job
 from clarad.automation.overview import task_row
-from clarad.automation.runner import Runner
-from clarad.automation.schedule import Occurrence
-from clarad.automation.task import Task
+from clarad.automation.tasks.agenda import MAX_LISTED, Decision
+from clarad.automation.tasks.assignment import Assignment, UnknownTask
+from clarad.automation.tasks.runner import Runner
+from clarad.automation.tasks.schedule import Occurrence
+from clarad.automation.tasks.task import Task
+from clarad.automation.tasks.task_run import Job
 from clarad.store import Look, StoreError, TaskRuns, Tasks
 from clarad.systemd import catalogue
 

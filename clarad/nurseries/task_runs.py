@@ -10,16 +10,17 @@ from typing import Final
 
 import trio
 
-from clarad import shell
-from clarad.automation import command, environment, schedule
-from clarad.automation.accounts import Accounts
-from clarad.automation.job import Job, Publish
-from clarad.automation.lanes import Lane, Lanes
-from clarad.automation.lines import Lines
-from clarad.automation.run import PAGE, Run, Tried, insist
-from clarad.automation.schedule import Occurrence
-from clarad.automation.task import Task
-from clarad.automation.what import What
+from clarad.automation.runs import command, environment
+from clarad.automation.runs.concurrency import Lane, Lanes
+from clarad.automation.runs.run import PAGE, Run, Tried, insist
+from clarad.automation.runs.subject import What
+from clarad.automation.tasks import schedule
+from clarad.automation.tasks.run_queue import Lines
+from clarad.automation.tasks.schedule import Occurrence
+from clarad.automation.tasks.task import Task
+from clarad.automation.tasks.task_run import Job, Publish
+from clarad.automation.tasks.watermark import Accounts
+from clarad.process import shell
 from clarad.store import MISSED, Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
 from clarad.systemd import catalogue
 

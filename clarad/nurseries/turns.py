@@ -1,9 +1,9 @@
 """The messages, each from when it comes to its terminal frame.
 
-A message is a task from its turn to its outcome (`clarad.answering`);
+A message is a task from its turn to its outcome (`clarad.messages.execution`);
 while others are before it, it is only an entry in its channel. Whatever ends it first decides its
-outcome (`clarad.lifecycle`). Its way from step to step is synchronous, so that nothing can come
-between: the store calls back.
+outcome (`clarad.messages.lifecycle`). Its way from step to step is synchronous, so that nothing can
+come between: the store calls back.
 """
 
 import itertools
@@ -16,33 +16,28 @@ from typing import Any
 
 import trio
 
-from clarad import intake, protocol, stored_frames
-from clarad.answering import Answering
-from clarad.elsewhere import Elsewhere
-from clarad.endings import Endings
+from clarad import protocol
+from clarad.delivery.node import Node
+from clarad.delivery.registry import Nodes
 from clarad.events import Bus, EventType
-from clarad.intake import Intake
-from clarad.lifecycle import Signal, State
-from clarad.nodes import Node, Nodes
+from clarad.limits.concurrency import Slots
+from clarad.limits.rate import Rates
+from clarad.messages import admission, stored_frames
+from clarad.messages.admission import Intake
+from clarad.messages.cluster import Elsewhere
+from clarad.messages.completion import Endings
+from clarad.messages.dedupe import Repeats, refuse_unstored, tell_duplicate
+from clarad.messages.execution import Answering
+from clarad.messages.inflight import MAX_WAITING, Roster
+from clarad.messages.lifecycle import Signal, State
+from clarad.messages.recovery import Backlog, Recovery
+from clarad.messages.sessions import Sessions
+from clarad.messages.turn import SessionKey, Turn, answers
 from clarad.protocol import Error, ErrorCode
-from clarad.rates import Rates
-from clarad.recovery import Backlog, Recovery
-from clarad.repeats import Repeats, refuse_unstored, tell_duplicate
 from clarad.responders import Responder
-from clarad.roster import MAX_WAITING, Roster
-from clarad.sessions import Sessions
-from clarad.slots import Slots
-from clarad.store import (
-    UNREGISTERED,
-    MessageKey,
-    Messages,
-    SharedMessages,
-    StoreError,
-    ToCancel,
-    Unfinished,
-)
+from clarad.store import UNREGISTERED, MessageKey, Messages, StoreError, ToCancel, Unfinished
+from clarad.store.cluster.messages import SharedMessages
 from clarad.systemd import catalogue
-from clarad.turn import SessionKey, Turn, answers
 
 log = logging.getLogger(__name__)
 
@@ -290,7 +285,7 @@ class Turns:
             node,
             platform,
             message,
-            size=intake.size(text, message),
+            size=admission.size(text, message),
             session=self.sessions.enter(key, node.caused_by),
             response_id=next(self._response_ids),
             state=state,

@@ -5,7 +5,7 @@ import logging
 
 import msgspec
 
-from clarad import shell
+from clarad.process import shell
 from clarad.responders import Answer, Request, ResponderError
 from clarad.systemd import catalogue
 

@@ -2,9 +2,9 @@
 
 from clarad.store.causes import Causes
 from clarad.store.engine import Damaged, StoreError, Unfit, open_engine, reach
+from clarad.store.epoch import InDoubt, LeaseLost, Life, Look
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.interrupting import interruptible
-from clarad.store.life import InDoubt, LeaseLost, Life, Look
 from clarad.store.lock import Taken, alone
 from clarad.store.messages import (
     KEPT_FOR,
@@ -17,7 +17,7 @@ from clarad.store.messages import (
 )
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
-from clarad.store.notices import (
+from clarad.store.notify import (
     CancelAsked,
     ChannelMoved,
     MembersChanged,
@@ -29,8 +29,6 @@ from clarad.store.notices import (
 )
 from clarad.store.retention import Retention
 from clarad.store.runs import MISSED, Ending, Outcome
-from clarad.store.shared_messages import ChannelFull, SharedMessages
-from clarad.store.shared_nodes import SharedNodeSessions
 from clarad.store.task_runs import StoredTaskRun, TaskRuns
 from clarad.store.tasks import Tasks, TaskState
 from clarad.store.tokens import Claim, Tokens
@@ -42,7 +40,6 @@ __all__ = [
     "UNREGISTERED",
     "CancelAsked",
     "Causes",
-    "ChannelFull",
     "ChannelMoved",
     "Claim",
     "Damaged",
@@ -64,8 +61,6 @@ __all__ = [
     "Notice",
     "Outcome",
     "Retention",
-    "SharedMessages",
-    "SharedNodeSessions",
     "StoreError",
     "Stored",
     "StoredHookRun",

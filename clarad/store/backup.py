@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from sqlalchemy import func, inspect, select
 
-from clarad import files
+from clarad.config import files
 from clarad.store.engine import (
     BUSY_TIMEOUT,
     StoreError,

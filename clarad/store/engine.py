@@ -22,7 +22,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 
-from clarad import files
+from clarad.config import files
 
 BUSY_TIMEOUT = 5.0
 """How long to wait for another process that holds SQLite's write lock, in seconds."""

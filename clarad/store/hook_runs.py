@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, case, func, insert, select
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.life import owned
+from clarad.store.epoch import owned
 from clarad.store.models import HookRunRow
 from clarad.store.runs import Ending, Runs, new_row
 from clarad.store.writer import Writer

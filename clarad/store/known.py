@@ -9,7 +9,7 @@ from typing import Final
 
 from sqlalchemy import URL, Engine
 
-from clarad import files
+from clarad.config import files
 from clarad.store.engine import WAY_OUT, StoreError, Unfit
 from clarad.store.migrate import current_revision
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from clarad import files, instance
+from clarad.config import files, instance
 from clarad.store.engine import WAY_OUT, StoreError, make_sqlite, require_writable, sqlite_file
 
 

@@ -11,7 +11,7 @@ from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import join, keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.life import owned
+from clarad.store.epoch import owned
 from clarad.store.models import AttachmentsRow, MessageRow
 from clarad.store.writer import Writer
 from clarad.systemd import catalogue

@@ -231,7 +231,8 @@ class TaskRow(Base):
 
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
     schedule: Mapped[str] = mapped_column(Text)
-    """The schedule as `clarad.automation.schedule.identity` says it: another one is a new start."""
+    """The schedule as `clarad.automation.tasks.schedule.identity` says it: another one is a new
+    start."""
     anchor_at: Mapped[datetime] = mapped_column(UtcDateTime)
     """An interval's phase is counted from here."""
     accounted_until: Mapped[datetime] = mapped_column(UtcDateTime)

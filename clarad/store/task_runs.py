@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, select
 
 from clarad.store.engine import errors_in_one_line
-from clarad.store.life import owned
+from clarad.store.epoch import owned
 from clarad.store.models import TaskRunRow
 from clarad.store.runs import MISSED, Ending, Outcome, Runs, new_row
 from clarad.store.writer import Writer

@@ -18,9 +18,9 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.life import owned
+from clarad.store.epoch import owned
 from clarad.store.models import DaemonRow, TaskRow
-from clarad.store.notices import TasksChanged, notify
+from clarad.store.notify import TasksChanged, notify
 from clarad.store.writer import Writer
 
 

@@ -28,7 +28,7 @@ from sqlalchemy import (
 from clarad.store.engine import StoreError, errors_in_one_line
 from clarad.store.messages import log_failure
 from clarad.store.models import NodeOwnerRow, TokenRow
-from clarad.store.notices import TokenRevoked, notify
+from clarad.store.notify import TokenRevoked, notify
 from clarad.store.writer import Writer
 
 PREFIX: Final = "clarad_"

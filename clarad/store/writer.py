@@ -35,8 +35,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store.engine import StoreError, cut, one_line
+from clarad.store.epoch import InDoubt, Life, fate
 from clarad.store.health import Health, write_something
-from clarad.store.life import InDoubt, Life, fate
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)

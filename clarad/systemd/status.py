@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 import trio
 
 from clarad.events import Event, EventType
-from clarad.operator import Refused
+from clarad.protocol.control import Refused
 from clarad.systemd import notify
 from clarad.systemd.extension import EXTENSION
 from clarad.systemd.notify import Notifier

@@ -21,7 +21,7 @@ from wsproto.events import AcceptConnection, Request, TextMessage
 
 from clarad import protocol
 from clarad.adapters import Adapter, GatewayError, Outcome, adapter, open_adapter
-from tests.process import Process, daemon
+from tests.daemon_process import Process, daemon
 from tests.proxy import cutting_proxy
 
 SCRIPT = r"""

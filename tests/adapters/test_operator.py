@@ -11,8 +11,9 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
-from clarad import address, operator
 from clarad.adapters.operator import CONNECT_TIMEOUT, NoDaemon, OperatorError, open_operator
+from clarad.config import discovery
+from clarad.protocol.control import PauseTask, Refused, Reload, RunTask
 from tests.control import Control
 from tests.unprivileged import unprivileged
 
@@ -31,7 +32,7 @@ async def reload(state_dir: Path, **environ: str) -> str:
     """Ask for the one thing that needs no more, and return what the daemon says."""
     with trio.fail_after(30):
         async with open_operator(state_dir, environ) as daemon:
-            return (await daemon.ask(operator.Reload("1"))).text
+            return (await daemon.ask(Reload("1"))).text
 
 
 async def failure(state_dir: Path, kind: type[OperatorError] = OperatorError) -> str:
@@ -62,7 +63,7 @@ async def test_what_is_asked_for_is_done(control: Control) -> None:
 async def test_one_request_after_the_other(control: Control) -> None:
     async with open_operator(control.path.parent, {}) as daemon:
         for task in ("one", "two"):
-            done = await daemon.ask(operator.PauseTask("1", task))
+            done = await daemon.ask(PauseTask("1", task))
             assert done.text == f"{task} is paused"
 
 
@@ -74,34 +75,34 @@ async def test_a_run_is_told_of_when_it_starts(control: Control) -> None:
             seen.append(run)
             control.operations.release["backup"].set()
 
-        done = await daemon.ask(operator.RunTask("1", "backup", ["run-7"]), release)
+        done = await daemon.ask(RunTask("1", "backup", ["run-7"]), release)
     assert seen == [done.run] == ["run-backup"]
     assert done.outcome == "completed"
 
 
 async def test_a_refusal_brings_every_problem(control: Control) -> None:
-    with pytest.raises(operator.Refused) as caught:
+    with pytest.raises(Refused) as caught:
         async with open_operator(control.path.parent, {}) as daemon:
-            await daemon.ask(operator.RunTask("1", "unknown"))
+            await daemon.ask(RunTask("1", "unknown"))
     assert len(caught.value.problems) == 2
 
 
 async def test_a_long_text_arrives_whole(control: Control) -> None:
     async with open_operator(control.path.parent, {}) as daemon:
-        done = await daemon.ask(operator.RunTask("1", "long"))
+        done = await daemon.ask(RunTask("1", "long"))
     assert done.text == control.operations.long_text
 
 
 async def test_what_the_daemon_does_not_understand_is_said(control: Control) -> None:
     with pytest.raises(OperatorError, match="task"):
         async with open_operator(control.path.parent, {}) as daemon:
-            await daemon.ask(operator.PauseTask("1", ""))
+            await daemon.ask(PauseTask("1", ""))
 
 
 async def test_what_is_no_text_is_not_sent(control: Control) -> None:
     with pytest.raises(OperatorError, match="UTF-8"):
         async with open_operator(control.path.parent, {}) as daemon:
-            await daemon.ask(operator.PauseTask("1", "\udcff"))
+            await daemon.ask(PauseTask("1", "\udcff"))
 
 
 async def test_who_stops_waiting_leaves_the_run_alone(control: Control) -> None:
@@ -109,9 +110,7 @@ async def test_who_stops_waiting_leaves_the_run_alone(control: Control) -> None:
 
         async def wait_for_the_run() -> None:
             async with open_operator(control.path.parent, {}) as daemon:
-                await daemon.ask(
-                    operator.RunTask("1", "backup"), lambda _run: nursery.cancel_scope.cancel()
-                )
+                await daemon.ask(RunTask("1", "backup"), lambda _run: nursery.cancel_scope.cancel())
 
         nursery.start_soon(wait_for_the_run)
     with trio.fail_after(10):
@@ -123,9 +122,7 @@ async def test_who_stops_waiting_leaves_the_run_alone(control: Control) -> None:
 async def test_a_stop_is_told_to_who_waits(control: Control) -> None:
     with pytest.raises(OperatorError, match="the daemon is stopping"):
         async with open_operator(control.path.parent, {}) as daemon:
-            await daemon.ask(
-                operator.RunTask("1", "backup"), lambda _run: control.gateway.close_all()
-            )
+            await daemon.ask(RunTask("1", "backup"), lambda _run: control.gateway.close_all())
 
 
 # --- finding the daemon --------------------------------------------------------------------------
@@ -140,7 +137,7 @@ async def test_it_is_found_in_the_runtime_directory(control: Control, tmp_path: 
 async def test_it_is_found_where_the_daemon_says(control: Control, tmp_path: Path) -> None:
     state_dir = tmp_path / "state"
     state_dir.mkdir()
-    address.announce(state_dir, address.Address("127.0.0.1", 1), 1, control=control.path)
+    discovery.announce(state_dir, discovery.Address("127.0.0.1", 1), 1, control=control.path)
     assert "reloaded" in await reload(state_dir)
     assert "reloaded" in await reload(state_dir, RUNTIME_DIRECTORY="/nowhere")
 

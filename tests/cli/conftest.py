@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.process import OURS
+from tests.daemon_process import OURS
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import pytest
 
 from clarad.store import backup
 from clarad.store.migrate import HEAD
+from tests.daemon_process import Process
 from tests.installation import Console, Installation
 from tests.postgres import SHARED, database
-from tests.process import Process
 from tests.unprivileged import unprivileged
 
 

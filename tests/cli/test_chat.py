@@ -9,7 +9,7 @@ from uuid import uuid4
 import pexpect
 import pytest
 
-from tests.process import PATIENCE, Process, daemon
+from tests.daemon_process import PATIENCE, Process, daemon
 
 SCRIPT = r"""
 case "$CLARA_CONTENT" in

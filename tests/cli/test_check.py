@@ -18,10 +18,10 @@ from sqlalchemy import inspect
 from clarad.cli import main
 from clarad.store import open_engine
 from tests import certificates
+from tests.daemon_process import daemon
 from tests.installation import Installation
 from tests.migrated import migrate
 from tests.postgres import BACKENDS, database
-from tests.process import daemon
 from tests.sandbox import engines
 from tests.unprivileged import NOBODY, unprivileged
 

@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from tests.process import PATIENCE, environment
+from tests.daemon_process import PATIENCE, environment
 
 IN_THE_WAY: Final = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
 

@@ -15,9 +15,9 @@ from typing import Final
 import pytest
 
 from clarad.store import engine
+from tests.daemon_process import PATIENCE, Marker
 from tests.installation import Console, Installation, Said
 from tests.postgres import BACKENDS, database
-from tests.process import PATIENCE, Marker
 from tests.unprivileged import unprivileged
 
 STEERING: Final = "\x1b\r\b\a\x7f\x85\x9b"

@@ -11,10 +11,11 @@ from typing import Final
 
 import pytest
 
-from clarad.automation import hook, task
-from clarad.automation.entries import Loaded
-from clarad.automation.hook import Hook, load_hooks
-from clarad.automation.task import Task, load_tasks
+from clarad.automation.config.entries import Loaded
+from clarad.automation.hooks import hook
+from clarad.automation.hooks.hook import Hook, load_hooks
+from clarad.automation.tasks import task
+from clarad.automation.tasks.task import Task, load_tasks
 from clarad.cli import main
 from clarad.events import EventType
 from tests.unprivileged import unprivileged

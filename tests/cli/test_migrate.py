@@ -18,10 +18,10 @@ from clarad.store import open_engine
 from clarad.store.migrate import HEAD, history
 from clarad.store.models import Base
 from clarad.systemd import catalogue
-from tests import process
+from tests import daemon_process
+from tests.daemon_process import daemon, environment
 from tests.installation import Terminal
 from tests.postgres import BACKENDS, SHARED, database
-from tests.process import daemon, environment
 
 pytestmark = pytest.mark.process
 
@@ -332,7 +332,7 @@ def test_before_a_run_what_fails_in_the_database_is_said_as_the_daemon_says_it(
 ) -> None:
     url = f"postgresql://me:a-password@/name?host={tmp_path}"
     env = environment(tmp_path, DATABASE_URL=url, CLARA_LOG_FORMAT="json")
-    said = process.clarad("migrate", "--before-run", env=env)
+    said = daemon_process.clarad("migrate", "--before-run", env=env)
     assert (said.returncode, said.stdout) == (74, "")
     [record] = [json.loads(line) for line in said.stderr.splitlines()]
     assert record["level"] == "critical"

@@ -8,9 +8,9 @@ from typing import Final, NamedTuple
 
 import pytest
 
+from tests.daemon_process import PATIENCE, Process
 from tests.fifo import Fifo
 from tests.installation import Console, Installation, Said
-from tests.process import PATIENCE, Process
 from tests.unprivileged import unprivileged
 
 HOOKS: Final = "- {name: greet, event: gateway:startup, command: echo hello}\n"

@@ -8,8 +8,8 @@ from typing import Final
 
 import pytest
 
+from tests.daemon_process import daemon
 from tests.installation import Console, Installation
-from tests.process import daemon
 
 BROKEN_HOOKS: Final = """\
 - {name: greet, event: gateway:startup, command: echo hello}

@@ -13,11 +13,11 @@ from typing import IO
 import pytest
 import trio
 
-from clarad import instance
-from clarad.instance import only_one
+from clarad.config import instance
+from clarad.config.instance import only_one
 from sandbox import choose_engine
+from tests.daemon_process import PATIENCE, Marker
 from tests.installation import Console, Installation, Said
-from tests.process import PATIENCE, Marker
 from tests.sandbox import engines
 
 

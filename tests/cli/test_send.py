@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import certificates
-from tests.process import PATIENCE, Process, clarad, daemon, environment
+from tests.daemon_process import PATIENCE, Process, clarad, daemon, environment
 
 SCRIPT = """
 case "$CLARA_CONTENT" in

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 import pytest
 
 from clarad.store import engine
+from tests.daemon_process import PATIENCE, Process
 from tests.fifo import Fifo
 from tests.installation import Console, Installation, Said
 from tests.postgres import BACKENDS, database
-from tests.process import PATIENCE, Process
 from tests.unprivileged import unprivileged
 
 STEERING: Final = "\x1b\r\b\a\x7f\x85\x9b"

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.daemon_process import Process
 from tests.hostile import HOSTILE
 from tests.installation import Console, Installation, Said, Terminal
 from tests.peer import connect
 from tests.postgres import BACKENDS, database
-from tests.process import Process
 
 TOKEN = re.compile(r"clarad_[\w-]{43}\n")
 

@@ -21,8 +21,8 @@ from clarad.conformance import adapter as kit
 from clarad.conformance.adapter import SCENES, Play
 from clarad.conformance.report import Verdict
 from clarad.protocol import CloseCode
+from tests.daemon_process import PATIENCE, environment
 from tests.peer import message
-from tests.process import PATIENCE, environment
 
 Script = Callable[[str, trio.MemoryReceiveChannel[None]], Awaitable[None]]
 

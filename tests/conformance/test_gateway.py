@@ -7,9 +7,9 @@ import trio
 
 from clarad.conformance import gateway
 from clarad.conformance.wire import Kit
-from clarad.nodes import Node
+from clarad.delivery.node import Node
 from tests.conftest import Running, Start
-from tests.process import clarad, environment
+from tests.daemon_process import clarad, environment
 
 
 def kit(running: Running, secret: str | None = None) -> Kit:

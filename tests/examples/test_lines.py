@@ -9,7 +9,7 @@ import anyio
 import pytest
 
 from examples import lines
-from tests.process import Process, daemon
+from tests.daemon_process import Process, daemon
 
 ROOT = Path(__file__).parents[2]
 RESPONDER = {

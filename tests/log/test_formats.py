@@ -12,7 +12,7 @@ import pytest
 
 from clarad.systemd import catalogue
 from clarad.systemd.catalogue import Entry
-from tests import process
+from tests import daemon_process
 from tests.installation import Installation
 from tests.journald import Journald, journald
 
@@ -57,7 +57,7 @@ class Journaled:
         self.popen.terminate()
         with self._stderr:
             said = self._stderr.read()
-        self.popen.wait(process.PATIENCE)
+        self.popen.wait(daemon_process.PATIENCE)
         return said
 
 
@@ -66,7 +66,7 @@ def of(records: list[dict[str, str]], entry: Entry) -> list[dict[str, str]]:
 
 
 def read_until(daemon: Journald, text: str) -> list[dict[str, str]]:
-    return daemon.read_until(text, process.PATIENCE)
+    return daemon.read_until(text, daemon_process.PATIENCE)
 
 
 def test_in_the_journal_records_have_their_fields(
@@ -98,7 +98,7 @@ def test_why_the_daemon_does_not_start_is_in_the_journal_with_what_to_do(
     with journald(tmp_path) as daemon:
         clarad = Journaled(installation, daemon.path, CLARA_GATEWAY_PORT="x")
         (refused,) = read_until(daemon, "CLARA_GATEWAY_PORT='x': write a number")
-        assert clarad.popen.wait(process.PATIENCE) == 78
+        assert clarad.popen.wait(daemon_process.PATIENCE) == 78
         assert clarad.stop() == ""
     assert refused["MESSAGE_ID"] == catalogue.CONFIG_REFUSED.message_id
 
@@ -118,7 +118,7 @@ def test_without_a_journal_the_log_is_text_and_says_why(
     installation: Installation, tmp_path: Path
 ) -> None:
     clarad = Journaled(installation, str(tmp_path / "nothing"), CLARA_GATEWAY_PORT="x")
-    assert clarad.popen.wait(process.PATIENCE) == 78
+    assert clarad.popen.wait(daemon_process.PATIENCE) == 78
     first, second = clarad.stop().splitlines()
     assert "WARNING the journal cannot be reached at " in first
     assert second.startswith("clarad: CLARA_GATEWAY_PORT='x': ")
@@ -183,7 +183,7 @@ def python(program: str, **variables: str) -> "subprocess.CompletedProcess[str]"
         capture_output=True,
         text=True,
         check=False,
-        timeout=process.PATIENCE,
+        timeout=daemon_process.PATIENCE,
     )
 
 
@@ -250,7 +250,7 @@ def test_a_daemon_without_standard_error_writes_its_log_into_no_other_file(tmp_p
         "log.set_up('INFO'); logging.info('hello'); log.close(); file.close()"
     )
     words = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh", sys.executable, "-c", program]
-    assert subprocess.run(words, check=False, timeout=process.PATIENCE).returncode == 0
+    assert subprocess.run(words, check=False, timeout=daemon_process.PATIENCE).returncode == 0
     assert other.read_text() == ""
 
 
@@ -269,7 +269,7 @@ def test_levels_have_colours_in_a_terminal_that_wants_them(
         env=clean | variables,
         stderr=theirs,
         check=True,
-        timeout=process.PATIENCE,
+        timeout=daemon_process.PATIENCE,
     )
     assert (b"\x1b[31mERROR" in os.read(ours, 4096)) is coloured
     os.close(ours)
@@ -289,7 +289,7 @@ def test_a_terminal_that_is_held_stalls_nobody() -> None:
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        timeout=process.PATIENCE,
+        timeout=daemon_process.PATIENCE,
     )
     os.close(ours)
     os.close(theirs)

@@ -2,8 +2,8 @@
 
 import pytest
 
-from clarad import shell
-from clarad.automation import retries, run
+from clarad.automation.runs import retries, run
+from clarad.process import shell
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import trio
 from sqlalchemy import Engine, insert
 
 from clarad.automation.definitions import Definitions
-from clarad.automation.hook import Hook
+from clarad.automation.hooks.hook import Hook
 from clarad.events import Bus, Event, EventType
 from clarad.nurseries import hooks as runner
 from clarad.nurseries.hooks import Hooks

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from clarad.nurseries.control import MAX_REQUESTS
-from clarad.outbox import MAX_FRAMES
+from clarad.transport.outbox import MAX_FRAMES
 from tests.control import Control
 from tests.peer import Peer
 

@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from clarad.access import MAX_FAILURES
-from clarad.listeners import CannotListen, peer
 from clarad.nurseries import gateway
+from clarad.transport.access import MAX_FAILURES
+from clarad.transport.listeners import CannotListen, peer
 from tests.conftest import Running, Start
 from tests.raw import RawPeer
 

@@ -13,15 +13,15 @@ import msgspec
 import pytest
 import trio
 
-from clarad.automation import run as attempts
 from clarad.automation.definitions import Definitions
-from clarad.automation.hook import Hook, load_hooks
+from clarad.automation.hooks.hook import Hook, load_hooks
+from clarad.automation.runs import run as attempts
 from clarad.events import EventType
 from clarad.nurseries import hooks as runner
 from clarad.nurseries.hooks import UnknownRun
 from tests.conftest import Running, Start
+from tests.daemon_process import Marker
 from tests.machine import task
-from tests.process import Marker
 from tests.receiver import answers, forget_proxies, receiver, verify
 from tests.runs import (
     WAIT,
@@ -357,7 +357,7 @@ async def test_of_all_hooks_so_many_run_at_once_but_those_of_the_shutdown_start_
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runner, "MAX_RUNNING", 2)
-    monkeypatch.setattr("clarad.daemon.HOOKS_BUDGET", 2.0)
+    monkeypatch.setattr("clarad.app.daemon.HOOKS_BUDGET", 2.0)
     hooks = [hook(tmp_path, WAIT, name=f"hook-{n}", timeout=1000) for n in range(3)]
     bye = hook(tmp_path, "touch go", name="bye", events=frozenset({EventType.GATEWAY_SHUTDOWN}))
     running = await start(Definitions(hooks=[*hooks, bye]))
@@ -663,8 +663,8 @@ async def test_how_a_run_ended_is_written_once_the_store_works_again(
 async def test_a_stop_does_not_wait_for_ever_for_a_store_that_fails(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    monkeypatch.setattr("clarad.daemon.CANCEL_BUDGET", 0.2)
-    monkeypatch.setattr("clarad.daemon.HOOKS_BUDGET", 0.2)
+    monkeypatch.setattr("clarad.app.daemon.CANCEL_BUDGET", 0.2)
+    monkeypatch.setattr("clarad.app.daemon.HOOKS_BUDGET", 0.2)
     running = await start(Definitions(hooks=[hook(tmp_path)]))
     with refusing(running, when):
         await say(running)
@@ -691,7 +691,7 @@ async def test_hooks_of_the_shutdown_run_before_the_daemon_is_gone(
 async def test_a_shutdown_waits_only_so_long_for_hooks(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Marker
 ) -> None:
-    monkeypatch.setattr("clarad.daemon.HOOKS_BUDGET", 0.2)
+    monkeypatch.setattr("clarad.app.daemon.HOOKS_BUDGET", 0.2)
     running = await start(Definitions(hooks=[hook(tmp_path, f"sleep {marker.text}")]))
     await say(running)
     await until_hook_runs(running, lambda found: bool(marker.alive))
@@ -705,7 +705,7 @@ async def test_a_shutdown_waits_only_so_long_for_hooks(
 async def test_what_waits_when_the_daemon_stops_is_run_by_its_next_start(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clarad.daemon.HOOKS_BUDGET", 0.0)
+    monkeypatch.setattr("clarad.app.daemon.HOOKS_BUDGET", 0.0)
     slow = hook(tmp_path, 'sleep 0.3; echo "$CLARA_CONTENT" >> order', overlap="queue")
     running = await start(Definitions(hooks=[slow]))
     peer = await running.node()

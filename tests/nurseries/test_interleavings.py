@@ -19,13 +19,13 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from clarad import protocol
+from clarad.delivery.registry import Nodes
 from clarad.events import Bus
-from clarad.nodes import Nodes
+from clarad.limits.concurrency import Slots
+from clarad.limits.rate import Rates
 from clarad.nurseries.turns import Turns
 from clarad.protocol import CloseCode
-from clarad.rates import Rates
 from clarad.responders import Answer, Request
-from clarad.slots import Slots
 from clarad.store import MessageKey, Messages, Stored, StoreError, ToCancel, Unfinished
 from tests.peer import TERMINAL, Frame, message
 

@@ -12,10 +12,10 @@ from trio.testing import wait_all_tasks_blocked
 from clarad.nurseries import lease
 from clarad.nurseries.lease import Lease
 from clarad.store import Life, Look, Notice, StoreError, TasksChanged
-from clarad.store.members import Members
+from clarad.store.cluster.membership import Members
+from tests.daemon_process import PATIENCE
 from tests.migrated import migrate
 from tests.postgres import SHARED
-from tests.process import PATIENCE
 from tests.store.conftest import Outside
 from tests.store.daemons import Daemon, Share
 

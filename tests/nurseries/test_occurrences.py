@@ -18,11 +18,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
-from clarad import assignment, shell
-from clarad.assignment import UnknownTask
-from clarad.automation import schedule
-from clarad.automation.task import Task
+from clarad.automation.tasks import assignment, schedule
+from clarad.automation.tasks.assignment import UnknownTask
+from clarad.automation.tasks.task import Task
 from clarad.nurseries import scheduler, supervisor
+from clarad.process import shell
 from tests.machine import NOON, Machine, task
 
 STEP = 5.0

@@ -14,7 +14,7 @@ from clarad.protocol import Attachment
 from clarad.store import MessageKey, Stored, StoreError
 from clarad.store.retention import ATTACHMENTS, HOOK_RUNS, MESSAGES, TASK_RUNS, Extent, Kind, Place
 from tests.conftest import Start
-from tests.process import PATIENCE
+from tests.daemon_process import PATIENCE
 from tests.store.conftest import Outside
 
 EVERY = [MESSAGES, ATTACHMENTS, HOOK_RUNS, TASK_RUNS]

@@ -8,7 +8,7 @@ import trio
 
 from clarad.nurseries.sandboxes import Sandboxes
 from sandbox import EngineError, SandboxError, choose_engine, load
-from tests.process import Marker
+from tests.daemon_process import Marker
 from tests.sandbox import engines
 
 PATIENCE = 60.0

@@ -13,12 +13,13 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from clarad import shell
-from clarad.assignment import UnknownTask
-from clarad.automation import agenda, run
-from clarad.automation.schedule import due_at
+from clarad.automation.runs import run
+from clarad.automation.tasks import agenda
+from clarad.automation.tasks.assignment import UnknownTask
+from clarad.automation.tasks.schedule import due_at
 from clarad.events import EventType
 from clarad.nurseries import scheduler
+from clarad.process import shell
 from clarad.store import StoreError
 from tests.machine import NOON, Machine, task
 

@@ -13,14 +13,14 @@ import pytest
 import trio
 
 from clarad.automation.definitions import Definitions
-from clarad.automation.hook import Hook
-from clarad.automation.job import OUTPUT_TAIL
-from clarad.automation.task import Task, load_tasks
+from clarad.automation.hooks.hook import Hook
+from clarad.automation.tasks.task import Task, load_tasks
+from clarad.automation.tasks.task_run import OUTPUT_TAIL
 from clarad.events import EventType
 from tests import machine
 from tests.conftest import Start
+from tests.daemon_process import Marker
 from tests.postgres import BACKENDS, database
-from tests.process import Marker
 from tests.runs import (
     WAIT,
     Found,

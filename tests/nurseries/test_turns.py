@@ -10,9 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from clarad import answering
 from clarad.events import EventType
-from clarad.roster import MAX_WAITING
+from clarad.messages import execution
+from clarad.messages.inflight import MAX_WAITING
 from clarad.store import MessageKey
 from tests.answer import answer
 from tests.conftest import Running, Start
@@ -238,7 +238,7 @@ async def test_a_crash_tells_the_log_and_not_the_user(
 async def test_a_message_whose_turn_comes_while_the_store_fails_waits_and_is_answered(
     running: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(answering, "STORE_RETRY", 0.01)
+    monkeypatch.setattr(execution, "STORE_RETRY", 0.01)
     peer = await running.node()
     await peer.ask("m1", "hold")
     await running.responder.begun["m1"].wait()

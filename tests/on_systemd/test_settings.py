@@ -4,8 +4,8 @@ from base64 import b64decode
 
 import pytest
 
+from tests.config.test_envfile import MEANT_BY_SYSTEMD
 from tests.on_systemd.machine import Machine
-from tests.test_envfile import MEANT_BY_SYSTEMD
 
 
 @pytest.mark.parametrize("text", MEANT_BY_SYSTEMD)

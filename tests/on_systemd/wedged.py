@@ -12,7 +12,7 @@ sys.path.insert(0, "/usr/lib/clarad")
 
 from sqlalchemy.engine.default import DefaultDialect
 
-from clarad import daemon
+from clarad.app import daemon
 from clarad.cli import main
 
 

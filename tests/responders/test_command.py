@@ -9,12 +9,13 @@ import msgspec
 import pytest
 import trio
 
-from clarad import responders, shell
+from clarad import responders
 from clarad.config import load
+from clarad.process import shell
 from clarad.protocol import Attachment, Channel, Message, Stopped, User
 from clarad.responders import Request, ResponderError
 from clarad.responders.command import Command
-from tests.process import Marker
+from tests.daemon_process import Marker
 
 PATIENCE: Final = 10.0
 """Seconds after which a test that hangs is given up; nothing here takes that long."""

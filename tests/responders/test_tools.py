@@ -19,9 +19,9 @@ from clarad.responders.tools import HELP, ToolUser
 from sandbox import EngineError, FullError, GoneError, SandboxError
 from sandbox.tools import Answer
 from tests.conftest import Running, Start
+from tests.daemon_process import Marker
 from tests.installation import Installation
 from tests.peer import Frame, Peer
-from tests.process import Marker
 from tests.sandbox import engines
 from tests.sandbox.test_cancelling import COMETS, DEAF, FORK_BOMB
 from tests.sandbox.way import Way

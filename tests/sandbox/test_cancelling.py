@@ -8,7 +8,7 @@ import trio
 
 from sandbox import Sandbox
 from sandbox.python import Interpreter
-from tests.process import Marker
+from tests.daemon_process import Marker
 
 PATIENCE: Final = 60.0
 

@@ -8,7 +8,7 @@ import trio
 from sandbox import Sandbox
 from sandbox.engine import Output
 from sandbox.python import MAX_CODE, Executed, Interpreter
-from tests.process import Marker
+from tests.daemon_process import Marker
 
 PATIENCE: Final = 60.0
 

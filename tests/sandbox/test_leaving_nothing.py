@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from sandbox import Engine, GoneError, SandboxError, choose_engine
-from tests.process import Marker
+from tests.daemon_process import Marker
 from tests.sandbox import engines
 from tests.sandbox.conftest import StartKeeper
 from tests.sandbox.way import Way

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sandbox import Keeper
 from sandbox.tools import MAX_TEXT, TOOLS, Answer
-from tests.process import Marker
+from tests.daemon_process import Marker
 from tests.sandbox.conftest import StartKeeper
 
 PATIENCE = 60.0

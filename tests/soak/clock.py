@@ -64,7 +64,8 @@ def _install(path: Path) -> None:
 
 
 if __name__ == "__main__":
-    from clarad import cli, service  # noqa: F401 - what the daemon looks at the clock with
+    from clarad import cli
+    from clarad.app import service  # noqa: F401 - what the daemon looks at the clock with
 
     _install(Path(sys.argv.pop(1)))
     sys.argv[0] = "clarad"

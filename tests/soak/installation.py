@@ -12,7 +12,7 @@ from typing import Final
 
 import trio
 
-from tests.process import LIFE, environment, lives_of
+from tests.daemon_process import LIFE, environment, lives_of
 from tests.soak.automation import COMMAND, HOOKS
 from tests.soak.clock import Clock
 from tests.soak.sandboxes import Sandboxes

@@ -5,7 +5,7 @@ from typing import Final
 
 import trio
 
-from clarad import instance
+from clarad.config import instance
 from sandbox import Engine, EngineError, choose_engine
 from tests.sandbox import engines
 

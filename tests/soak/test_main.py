@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
-from tests.process import PATIENCE
+from tests.daemon_process import PATIENCE
 
 SOAK: Final = (sys.executable, "-m", "tests.soak")
 

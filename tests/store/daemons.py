@@ -7,8 +7,10 @@ from typing import Any
 import trio
 from sqlalchemy import Engine
 
-from clarad.store import Life, Notice, SharedMessages, SharedNodeSessions, Writer
-from clarad.store.members import Members
+from clarad.store import Life, Notice, Writer
+from clarad.store.cluster.membership import Members
+from clarad.store.cluster.messages import SharedMessages
+from clarad.store.cluster.nodes import SharedNodeSessions
 from tests.answer import answer
 from tests.store.desk import Desk, key
 

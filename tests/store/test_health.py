@@ -7,8 +7,8 @@ import trio
 from sqlalchemy import Connection
 from trio.testing import wait_all_tasks_blocked
 
+from tests.daemon_process import PATIENCE
 from tests.postgres import SHARED
-from tests.process import PATIENCE
 from tests.store.daemons import Share
 
 pytestmark = pytest.mark.parametrize("url", SHARED, indirect=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from clarad.store import Taken, alone
-from tests.process import clarad, daemon, environment
+from tests.daemon_process import clarad, daemon, environment
 
 
 def linked(link: Callable[[Path, Path], None], database: Path, other: Path) -> Path:

@@ -8,12 +8,12 @@ from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store import InDoubt, Life, Writer
+from clarad.store.cluster.membership import Members
 from clarad.store.engine import StoreError
-from clarad.store.members import Members
+from tests.daemon_process import PATIENCE
 from tests.migrated import migrate
 from tests.network import Network
 from tests.postgres import SHARED
-from tests.process import PATIENCE
 from tests.store.conftest import Outside
 
 pytestmark = pytest.mark.parametrize("url", SHARED, indirect=True)

@@ -16,12 +16,12 @@ from clarad.store import (
     Messages,
     Missed,
     NodeSessions,
-    SharedMessages,
     TaskRuns,
     Writer,
     open_engine,
 )
 from clarad.store.causes import Causes
+from clarad.store.cluster.messages import SharedMessages
 from clarad.store.history import History
 from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
 from tests.answer import answer

@@ -17,9 +17,9 @@ from clarad.store import KEPT_FOR, Retention, StoreError, Writer
 from clarad.store import retention as module
 from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
 from clarad.store.retention import ATTACHMENTS, HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
+from tests.daemon_process import PATIENCE
 from tests.migrated import migrate
 from tests.postgres import SHARED
-from tests.process import PATIENCE
 from tests.store.daemons import Share, SharedDesk
 
 NOW: Final = datetime.now(UTC)

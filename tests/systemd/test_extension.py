@@ -12,7 +12,7 @@ import trio
 from clarad.systemd import extension
 from clarad.systemd.extension import EXTENSION, extending
 from clarad.systemd.notify import Notifier
-from tests.process import environment
+from tests.daemon_process import environment
 from tests.systemd.manager import Manager
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clarad.systemd import handover
 from clarad.systemd.handover import NOTHING, Handover
-from tests.process import daemon
+from tests.daemon_process import daemon
 
 NOT_US = str(os.getpid() + 1)
 

@@ -12,18 +12,18 @@ import trio
 from trio.testing import MockClock
 
 from clarad.automation.definitions import Definitions
-from clarad.automation.task import Task
-from clarad.operator import Refused
+from clarad.automation.tasks.task import Task
+from clarad.protocol.control import Refused
 from clarad.systemd import notify, status
 from clarad.systemd.extension import EXTENSION
 from clarad.systemd.handover import Handover
 from clarad.systemd.notify import Notifier
 from clarad.systemd.status import Counts, Status
 from tests.conftest import Running, Start
+from tests.daemon_process import Process, clarad, environment
 from tests.installation import Installation
 from tests.machine import task
 from tests.peer import connect
-from tests.process import Process, clarad, environment
 from tests.systemd.manager import Manager
 
 HOOKS = "- {name: greet, event: gateway:startup, command: echo hello}\n"

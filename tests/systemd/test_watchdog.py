@@ -15,7 +15,7 @@ from clarad.systemd.handover import Handover
 from clarad.systemd.notify import Notifier
 from clarad.systemd.watchdog import Part, Watchdog
 from tests.conftest import Running, Start
-from tests.process import PATIENCE, Process
+from tests.daemon_process import PATIENCE, Process
 from tests.systemd.manager import Manager
 
 TIMEOUT = 30.0
@@ -120,7 +120,7 @@ async def test_a_slow_part_has_the_patience_that_it_needs(
 @pytest.fixture
 async def watched(start: Start, manager: Manager, monkeypatch: pytest.MonkeyPatch) -> Running:
     """A daemon that is to give signs in short order, and has given some."""
-    monkeypatch.setattr("clarad.daemon.STORE_PATIENCE", 0.5)
+    monkeypatch.setattr("clarad.app.daemon.STORE_PATIENCE", 0.5)
     monkeypatch.setattr("clarad.nurseries.scheduler.STEP", 0.05)
     running = await start(handed=Handover(manager.address, watchdog=0.4))
     for _ in range(3):
@@ -220,7 +220,7 @@ async def test_signs_come_while_the_daemon_drains(watched: Running, manager: Man
 STUCK: Final = """
 import time
 
-from clarad import address
+from clarad.config import discovery as address
 
 def announce(*_, **__):
     time.sleep(1000)

@@ -1,0 +1,403 @@
+"""The composition root: builds the parts, hands them to each other, runs the tree, and ends it."""
+
+import os
+import socket
+import ssl
+from collections.abc import Collection
+from contextlib import ExitStack, closing
+from functools import partial
+from typing import Final
+
+import trio
+from sqlalchemy import Engine
+
+from clarad import __version__, log
+from clarad.app.budgets import CANCEL_BUDGET, CLOSE_BUDGET, HOOKS_BUDGET, stop_budget
+from clarad.app.operations import Operations
+from clarad.app.peers import Notices
+from clarad.app.servers import Gateways
+from clarad.automation.definitions import NOTHING, Definitions
+from clarad.config import Settings, discovery, instance
+from clarad.config.envfile import Overlay
+from clarad.delivery.redelivery import Redelivery
+from clarad.delivery.registry import Nodes
+from clarad.events import Bus, EventType
+from clarad.limits.concurrency import Slots
+from clarad.limits.rate import Rates
+from clarad.nurseries.connection import Connection
+from clarad.nurseries.hooks import Hooks
+from clarad.nurseries.lease import Lease
+from clarad.nurseries.retention import Sweeper
+from clarad.nurseries.sandboxes import Sandboxes
+from clarad.nurseries.scheduler import Scheduler, wall_clock
+from clarad.nurseries.supervisor import Supervisor, open_supervisor
+from clarad.nurseries.task_runs import TaskRunner
+from clarad.nurseries.turns import Turns
+from clarad.responders import Responder
+from clarad.store import (
+    Causes,
+    HookRuns,
+    LeaseLost,
+    Life,
+    Look,
+    Messages,
+    Missed,
+    NodeSessions,
+    Retention,
+    StoreError,
+    TaskRuns,
+    Tasks,
+    Tokens,
+    Writer,
+)
+from clarad.store.cluster.messages import SharedMessages
+from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.systemd.handover import NOTHING as NOTHING_HANDED
+from clarad.systemd.handover import Handover
+from clarad.systemd.notify import Notifier
+from clarad.systemd.status import Counts, Status
+from clarad.systemd.watchdog import Part, Watchdog
+from clarad.transport import outbox, stream
+from clarad.transport.activation import KeptEndpoint
+from clarad.transport.listeners import TcpEndpoint
+
+STORE_PATIENCE: Final = 60.0
+"""Seconds that one transaction may take before the store counts as stuck: a disk may be slow, and a
+database out of reach for a while."""
+
+
+class Daemon:
+    """The tree of scopes, from the supervisor down, on a database that is migrated."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine,
+        responder: Responder,
+        defined: Definitions = NOTHING,
+        sandboxes: Sandboxes | None = None,
+        overlay: Overlay | None = None,
+        handed: Handover = NOTHING_HANDED,
+    ) -> None:
+        """`sandboxes` are those that the responder uses; `overlay` is where settings come from."""
+        self._settings = settings
+        self._defined = defined
+        self._sandboxes = sandboxes
+        self.bus = Bus()
+        self.nodes = Nodes()
+        self._life = Life() if engine.dialect.name == "postgresql" else None
+        self.writer = Writer(engine, self._life)
+        shared = self._life is not None
+        self._messages = (SharedMessages if shared else Messages)(self.writer)
+        self._node_sessions = (SharedNodeSessions if shared else NodeSessions)(self.writer)
+        self.turns = Turns(
+            bus=self.bus,
+            nodes=self.nodes,
+            store=self._messages,
+            responder=responder,
+            session_timeout=settings.session_timeout,
+            message_timeout=settings.message_timeout,
+            slots=Slots(settings.max_running),
+            rates=Rates(settings.rate_node, settings.rate_user),
+        )
+        self._given_up = trio.Event()
+        self._hooks = Hooks(defined.hooks, HookRuns(self.writer), self._given_up)
+        states, task_runs = Tasks(self.writer), TaskRuns(self.writer)
+        self._task_runner = TaskRunner(task_runs, states, self.bus.publish, self._given_up)
+        self._scheduler = Scheduler(
+            defined.tasks,
+            runner=self._task_runner,
+            runs=task_runs,
+            states=states,
+            now=wall_clock if self._life is None else self._life.now,
+        )
+        self._sweeper = Sweeper(Retention(self.writer), settings)
+        self._watched_within = handed.watchdog
+        self._at_end = ExitStack()
+        self._notifier = self._at_end.enter_context(closing(Notifier(handed.notify_socket)))
+        self._status = Status(self._notifier, self._count)
+        self.writer.health.changed = self._status.changed
+        self.operations = Operations(
+            settings,
+            self._hooks,
+            self._scheduler,
+            self._status,
+            sandboxes,
+            apply=self._apply,
+            close_token=self._close_token,
+            complaint=self.writer.complaint,
+            kept=self._sweeper.text,
+            overlay=overlay,
+        )
+        outboxes = outbox.shared()
+        self._gateways = Gateways(
+            settings,
+            self._listen_at(handed),
+            tokens=Tokens(self.writer),
+            connect=partial(
+                Connection,
+                nodes=self.nodes,
+                redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
+                causes=Causes(self.writer),
+                desk=self.turns,
+                bus=self.bus,
+                outboxes=outboxes,
+                receiving=stream.receiving(),
+            ),
+            operations=self.operations,
+            outboxes=outboxes,
+        )
+        self._notices = self._make_notices()
+        self._lease = self._make_lease(engine)
+        self._serving = trio.CancelScope()
+        self._is_announced = False
+        self._drain = trio.CancelScope()
+        self._living = trio.CancelScope()
+        self._supervisor: Supervisor | None = None
+        self.stopped = trio.Event()
+
+    async def run(
+        self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Start everything in order, serve until `request_stop`, and stop in reverse order.
+
+        `started` with the address, when connections are taken; not if the stop was requested before
+        that. Cancelling ends everything without draining; what is stored stays stored.
+
+        Raises:
+            LeaseLost: others have taken over, or may have; all that went on here has ended.
+        """
+        with (
+            self._at_end,
+            self.bus.attach(self._hooks),
+            self.bus.attach(log.event_log()),
+        ):
+            async with open_supervisor() as self._supervisor:
+                if self._notifier.is_heard:
+                    self._at_end.enter_context(self.bus.attach(self._status))
+                    await self._supervisor.start("status", self._status.run)
+                try:
+                    with self._living:
+                        with self._serving:
+                            await self._serve(self._supervisor, task_status)
+                        await self._stop(self._supervisor)
+                finally:
+                    self._status.stopping(stop_budget(self._settings))  # also of what has failed
+                    self.turns.refuse()
+                    self._give_up()
+        if self._life is not None and self._life.is_lost:
+            raise LeaseLost("this daemon has lost its lease on the database")
+        self.stopped.set()
+
+    async def _serve(
+        self, supervisor: Supervisor, task_status: trio.TaskStatus[tuple[str, int]]
+    ) -> None:
+        try:
+            where = await self._start(supervisor)
+        except StoreError:
+            if not self.is_stopping:  # else it was cut off
+                raise
+            return
+        task_status.started(where)
+        self._status.ready()
+        await trio.sleep_forever()
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was told to stop."""
+        return self._serving.cancel_called
+
+    @property
+    def in_force(self) -> tuple[Settings, Definitions]:
+        """What the daemon works by, as it was last reloaded."""
+        return self._settings, Definitions(self._hooks.current, self._scheduler.tasks)
+
+    def request_stop(self) -> None:
+        """Begin nothing from here on, neither new nor waiting, and stop; also during the start.
+
+        `stopped` is set when all is down.
+        """
+        self._status.stopping(stop_budget(self._settings))
+        self._gateways.stop_listening()
+        self.turns.refuse()
+        self._scheduler.stop_firing()
+        self._serving.cancel("a stop was requested")
+        if not self._is_announced:
+            self.writer.cut()  # the start may wait for a database that does not answer
+
+    def _make_notices(self) -> Notices | None:
+        messages, node_sessions = self._messages, self._node_sessions
+        if not isinstance(messages, SharedMessages):
+            return None
+        assert isinstance(node_sessions, SharedNodeSessions)
+        return Notices(
+            scheduler=self._scheduler,
+            nodes=self.nodes,
+            turns=self.turns,
+            messages=messages,
+            node_sessions=node_sessions,
+            close_revoked=self._gateways.close_revoked,
+        )
+
+    def _make_lease(self, engine: Engine) -> Lease | None:
+        if self._life is None or self._notices is None:
+            return None
+        from clarad.store.cluster.membership import Members  # needs psycopg
+
+        state_dir = self._settings.state_dir
+        return Lease(
+            Members(
+                engine,
+                self._life,
+                instance=instance.identify(state_dir),
+                holder=instance.holder(state_dir),
+                lease=self._settings.lease,
+            ),
+            inherit=(self._hooks.inherit, self._inherit_messages, self._scheduler.inherit),
+            looked=self._looked,
+            heard=self._notices.hear,
+            tasks=lambda: self._scheduler.digest,
+            lose=self._end_life,
+        )
+
+    def _looked(self, look: Look) -> None:
+        """Take note of a renewal of the lease: the database answers."""
+        self.writer.cut_if_it_hangs(self._settings.lease)
+        self._scheduler.looked(look)
+
+    async def _inherit_messages(self, lives: Collection[int]) -> None:
+        if isinstance(self._node_sessions, SharedNodeSessions):
+            await self._node_sessions.inherit(lives)
+        self.turns.inherit(lives)
+
+    def _end_life(self) -> None:
+        """End all that goes on, side by side and at once; nothing more is written."""
+        discovery.withdraw(self._settings.state_dir)
+        self.turns.refuse()
+        self._give_up()
+        self.writer.cut()
+        self._gateways.stop_listening()
+        self._gateways.close_all()
+        assert self._supervisor is not None
+        self._supervisor.cancel("scheduler", "task runs", "turns", "hooks")
+        self._living.cancel("the lease is lost")
+
+    def _apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        """Put reloaded settings in force; messages keep the timeout they began with.
+
+        The settings of hooks and tasks are theirs already.
+        """
+        self._settings = settings
+        self._gateways.apply(settings, tls)
+        self.turns.sessions.set_timeout(settings.session_timeout)
+        self.turns.answering.timeout = settings.message_timeout
+        self.turns.answering.slots.resize(settings.max_running)
+        self.turns.intake.set_rates(settings.rate_node, settings.rate_user)
+        self._sweeper.apply(settings)
+        log.set_level(settings.log_level)
+
+    async def _close_token(self, token: str) -> int:
+        return await self._gateways.close_token(token)
+
+    def stop_at_once(self) -> None:
+        """Cut the drain short."""
+        self._drain.cancel("stopping at once")
+
+    async def _start(self, supervisor: Supervisor) -> tuple[str, int]:
+        if self._lease is not None:  # first: it leaves when all that the store has is written
+            await supervisor.start("lease", self._lease.run)
+        await supervisor.start("store", self.writer.run)
+        await supervisor.start("hooks", self._hooks.run)
+        if self._sandboxes is not None:
+            await supervisor.start("sandboxes", self._sandboxes.run)
+        self.nodes.restore(*await self._node_sessions.restore())
+        await supervisor.start("turns", self.turns.run)
+        if self._notices is not None:
+            await supervisor.start("notices", self._notices.run)
+        host, port = await self._gateways.start(supervisor)
+        await supervisor.start("task runs", self._task_runner.run)
+        await supervisor.start("scheduler", self._scheduler.run)
+        await supervisor.start("retention", self._sweeper.run)
+        control = await self._gateways.start_control(supervisor)
+        if self._lease is not None:
+            self._lease.go_on(f"{socket.gethostname()}:{port}")
+        if self._watched_within is not None:
+            await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
+        where = discovery.Address(host, port, tls=self._settings.gateway_tls_cert is not None)
+        discovery.announce(self._settings.state_dir, where, os.getpid(), control=control)
+        self._is_announced = True
+        self.bus.publish(
+            EventType.GATEWAY_STARTUP,
+            data={
+                "host": host,
+                "port": port,
+                "version": __version__,
+                "hooks_loaded": len(self._defined.hooks),
+                "tasks_loaded": len(self._defined.tasks),
+            },
+        )
+        return host, port
+
+    async def _stop(self, supervisor: Supervisor) -> None:
+        """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.
+
+        Bounded by the budgets of `clarad.app.budgets`. What had not started yet is not waited for.
+        """
+        discovery.withdraw(self._settings.state_dir)
+        self._drain.deadline = trio.current_time() + self._settings.drain_timeout
+        with self._drain:
+            await self.turns.drained()
+            await self._task_runner.lines.drained()
+        self.turns.stop()
+        with trio.move_on_after(CANCEL_BUDGET) as limit:
+            await supervisor.stop("scheduler")
+            await supervisor.stop("task runs")
+            await self.turns.drained()
+        if limit.cancelled_caught:
+            self._give_up()
+        await supervisor.stop("turns")
+        self._gateways.close_all()
+        with trio.move_on_after(CLOSE_BUDGET):
+            await self._gateways.ended(supervisor)
+        if self._is_announced:
+            self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})
+        with trio.move_on_after(HOOKS_BUDGET):
+            await self._hooks.drained()
+
+    def _listen_at(self, handed: Handover) -> TcpEndpoint | KeptEndpoint:
+        host, port = self._settings.gateway_host, self._settings.gateway_port
+        if handed == NOTHING_HANDED:
+            return TcpEndpoint(host, port)
+        is_guarded = self._settings.gateway_secret is not None
+        endpoint = KeptEndpoint(
+            host, port, handed=handed.sockets, notifier=self._notifier, is_guarded=is_guarded
+        )
+        self._at_end.callback(endpoint.release)
+        return endpoint
+
+    def _watchdog(self, timeout: float) -> Watchdog:
+        parts = (
+            Part("store", self.writer.progress, STORE_PATIENCE),
+            # It waits for the store.
+            Part("scheduler", self._scheduler.progress, STORE_PATIENCE),
+            Part("gateway", self._gateways.port.progress),
+        )
+        return Watchdog(self._notifier, timeout, parts)
+
+    def _count(self) -> Counts:
+        sessions, running, waiting = self.turns.count()
+        return Counts(
+            self.nodes.connected,
+            sessions,
+            running,
+            waiting,
+            self._task_runner.lines.running,
+            self._scheduler.next_task(),
+            0 if self._lease is None else self._lease.others,
+            str(self.writer.health.failing or ""),
+        )
+
+    def _give_up(self) -> None:
+        """Wait no longer for a store that fails; the next start finds what is unfinished."""
+        self.turns.give_up()
+        self._given_up.set()

@@ -1,0 +1,143 @@
+"""All that listens: the gateway's port, its socket file, and the control socket."""
+
+import ssl
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from clarad.config import Settings, discovery
+from clarad.limits.memory import Pool
+from clarad.nurseries.connection import Connection
+from clarad.nurseries.control import MAX_CONNECTIONS, Operations, OperatorConnection
+from clarad.nurseries.gateway import Endpoint, Gateway
+from clarad.nurseries.supervisor import Supervisor
+from clarad.protocol import MAX_FIRST_FRAME
+from clarad.store import StoreError, Tokens
+from clarad.transport.access import Door
+from clarad.transport.auth import Admission
+from clarad.transport.listeners import UnixEndpoint
+from clarad.transport.tls import server_context
+
+_PORT: Final = "gateway"
+_SOCKET: Final = "gateway socket"
+_CONTROL: Final = "control"
+
+
+class Gateways:
+    """Makes them, and starts and ends them together."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        endpoint: Endpoint[tuple[str, int]],
+        *,
+        tokens: Tokens,
+        connect: Callable[..., Connection],
+        operations: Operations,
+        outboxes: Pool,
+    ) -> None:
+        """`connect` makes an adapter's connection, and is told who decides on its registration.
+
+        Raises:
+            TlsError: the certificate or its key cannot be used.
+        """
+        self._tokens = tokens
+        self._door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
+        self._admission = admission = Admission(self._door, tokens)
+        make_connection = partial(connect, admission=admission)
+        self.port = Gateway(
+            endpoint,
+            admission=admission,
+            max_connections=settings.gateway_max_connections,
+            make_connection=make_connection,
+            max_first_frame=MAX_FIRST_FRAME,
+            tls=server_context(settings),
+            proxies=settings.trusted_proxies,
+        )
+        self._socket: Gateway[Path] | None = None
+        if settings.gateway_socket is not None:
+            self._socket = Gateway(
+                UnixEndpoint(settings.gateway_socket),
+                admission=admission,
+                max_connections=settings.gateway_max_connections,
+                make_connection=make_connection,
+                max_first_frame=MAX_FIRST_FRAME,
+                proxies=settings.trusted_proxies,
+            )
+        self._control = Gateway(
+            UnixEndpoint(discovery.control_path(settings.state_dir)),
+            # The mode of its file is its door; but no page in a browser has business there.
+            admission=Admission(Door(None, frozenset()), tokens),
+            max_connections=MAX_CONNECTIONS,
+            make_connection=partial(OperatorConnection, operations=operations, outboxes=outboxes),
+            spare_descriptors=0,
+        )
+
+    async def start(self, supervisor: Supervisor) -> tuple[str, int]:
+        """Take adapters' connections; return the port's address."""
+        host, port = await supervisor.start(_PORT, self.port.run)
+        if self._socket is not None:
+            await supervisor.start(_SOCKET, self._socket.run)
+        return host, port
+
+    async def start_control(self, supervisor: Supervisor) -> Path:
+        """Take operators' connections; return the control socket's path."""
+        path: Path = await supervisor.start(_CONTROL, self._control.run)
+        return path
+
+    def stop_listening(self) -> None:
+        """Take no new connection."""
+        for gateway in self._all().values():
+            gateway.stop_listening()
+
+    def close_all(self) -> None:
+        """Close every connection with 1001, after what is queued for it."""
+        for gateway in self._all().values():
+            gateway.close_all()
+
+    async def ended(self, supervisor: Supervisor) -> None:
+        """Wait until all connections have ended, after `stop_listening` and `close_all`."""
+        for name in self._all():
+            await supervisor.ended(name)
+
+    async def close_token(self, token: str) -> int:
+        """Close the connections of a token that was revoked; return how many they were."""
+        self._admission.forget_tokens()
+        with suppress(StoreError):
+            await self._tokens.caught_up()  # a node of it may be about to be let in
+        await trio.lowlevel.checkpoint()  # and has to hear of it
+        return sum(gateway.close_token(token) for gateway in self._of_adapters())
+
+    async def close_revoked(self) -> None:
+        """Close the connections of tokens that there are no more.
+
+        Raises:
+            StoreError: the database fails; none is closed.
+        """
+        self._admission.forget_tokens()
+        await self._tokens.caught_up()
+        await trio.lowlevel.checkpoint()
+        shown = {token for gateway in self._of_adapters() for token in gateway.tokens_shown()}
+        if shown:
+            revoked = await self._tokens.revoked(shown)
+            for gateway in self._of_adapters():
+                gateway.close_shown(revoked)
+
+    def apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
+        """Put reloaded settings in force, a renewed certificate among them."""
+        self._door.allowed_origins = settings.gateway_allowed_origins
+        self.port.tls = tls
+        for gateway in self._of_adapters():
+            gateway.max_connections = settings.gateway_max_connections
+            gateway.proxies = settings.trusted_proxies
+
+    def _of_adapters(self) -> list[Gateway[tuple[str, int]] | Gateway[Path]]:
+        return [self.port] if self._socket is None else [self.port, self._socket]
+
+    def _all(self) -> dict[str, Gateway[tuple[str, int]] | Gateway[Path]]:
+        names = (_PORT, _SOCKET)
+        return {**dict(zip(names, self._of_adapters(), strict=False)), _CONTROL: self._control}

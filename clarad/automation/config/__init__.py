@@ -1,0 +1,1 @@
+"""The YAML files: read, checked, and everything that is wrong at once."""

@@ -1,0 +1,1 @@
+"""Hooks: which events start them, and how they run."""

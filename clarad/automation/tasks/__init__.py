@@ -1,0 +1,1 @@
+"""Tasks: when they are due, and how they run."""

@@ -1,0 +1,1 @@
+"""Frames on their way to a node: nodes, replay buffers, redelivery."""

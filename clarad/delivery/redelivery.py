@@ -1,0 +1,158 @@
+"""What nodes have missed, and how their next connections are given it (docs/protocol.md, 5)."""
+
+import logging
+from collections.abc import Sequence
+from functools import partial
+from typing import Final
+
+import trio
+
+from clarad.delivery.node import Node, Outlet
+from clarad.delivery.registry import Nodes
+from clarad.store import MessageKey, Messages, Missed, MissedFrame, NodeSessions, StoreError
+from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.systemd import catalogue
+
+log = logging.getLogger(__name__)
+
+STORE_RETRY: Final = 1.0
+"""Seconds between attempts to read what a node has missed."""
+
+EVERY: Final = 2**62
+"""Above all numbers that there are."""
+
+
+class Redelivery:
+    """Keeps the store's account of what has arrived, and reads from it what has not."""
+
+    def __init__(self, messages: Messages, missed: Missed, sessions: NodeSessions) -> None:
+        self._messages = messages
+        self._missed = missed
+        self._sessions = sessions
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether a node may have been with another daemon."""
+        return self._sessions.is_shared
+
+    async def take(
+        self, nodes: Nodes, node_id: str, platform: str, *, resumes: bool
+    ) -> Node | None:
+        """Have a node that registers, whichever daemon has had it.
+
+        Returns the node, to be held until it is connected: nobody else does.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        if not isinstance(self._sessions, SharedNodeSessions):
+            return None
+        node = nodes.find(node_id, platform)
+        is_known = node.after_seq > 0
+        taken = await self._sessions.take(platform, node_id, resumes=resumes, is_known=is_known)
+        if taken is not None:
+            node.come(*taken)
+        return node
+
+    def connected(self, node: Node, arrived: int | None) -> None:
+        """Note who has registered; `arrived` is the last frame's number in a resumed session."""
+        if node.resumes:
+            self._sessions.save(node.platform, node.id, node.session_id)
+        if arrived is not None:
+            self._missed.arrived(node.platform, node.id, arrived)
+
+    def disconnected(self, node: Node) -> None:
+        """Note that a node is lost."""
+        if node.resumes and not node.unregistered:
+            self._sessions.leave(node.platform, node.id)
+
+    def ack(self, node: Node, seq: int) -> None:
+        """Keep nothing up to this number."""
+        if node.resumes and (arrived := node.ack(seq)) is not None:
+            self._missed.arrived(node.platform, node.id, arrived)
+
+    def forget(self, node: Node) -> None:
+        """Keep nothing for a node that is gone for good."""
+        self._missed.forget(node.platform, node.id)
+        self._sessions.forget(node.platform, node.id)
+
+    async def catch_up(self, node: Node, outlet: Outlet, arrived: int | None) -> None:
+        """Give a connection what its node has missed, a page at a time, the oldest first.
+
+        Returns when it has been given everything, or is not the node's any more.
+        """
+        after = arrived or 0
+        while node.outlet is outlet:
+            before = node.window.first if node.resumes else EVERY
+            node.missed_more = False
+            try:
+                page = await self._missed.page(node.platform, node.id, after=after, before=before)
+            except StoreError as error:
+                about = catalogue.STORE_FAILED.about(node_id=node.id)
+                log.error("what %r has missed cannot be read: %s", node.id, error, extra=about)
+                await trio.sleep(STORE_RETRY)
+                continue
+            page = [missed for missed in page if not node.has_had(missed.key)]
+            if node.outlet is not outlet:
+                return
+            if page:
+                after = await self._give(node, outlet, page, after)
+            elif not node.missed_more and (not node.resumes or node.window.first == before):
+                node.catch_up()
+                return
+
+    async def look_for_more(self, node: Node, outlet: Outlet) -> None:
+        """Give a connection what other daemons have stored for its node meanwhile."""
+        node.missed_more = True  # for one that is still being caught up
+        while node.outlet is outlet and node.caught_up:
+            before = node.after_seq + 1 if node.resumes else EVERY
+            try:
+                page = await self._missed.page(node.platform, node.id, after=0, before=before)
+            except StoreError as error:
+                about = catalogue.STORE_FAILED.about(node_id=node.id)
+                log.error("what %r has missed cannot be read: %s", node.id, error, extra=about)
+                await trio.sleep(STORE_RETRY)
+                continue
+            page = [missed for missed in page if not node.has_had(missed.key)]
+            if not page or node.outlet is not outlet:
+                return
+            for key, terminal, _ in page:
+                if node.resumes:
+                    self._number(node, key, terminal.encode())
+                else:
+                    node.give(key, terminal.encode(), partial(self._messages.delivered, key))
+
+    def _number(self, node: Node, key: MessageKey, terminal: bytes) -> None:
+        """Give a frame its number here, and then to the node."""
+        place = node.reserve(key)
+        node.remember(key)
+        if place is None:
+            return
+
+        def numbered(error: StoreError | None) -> None:
+            if error is None:
+                node.deliver(key, terminal, place, partial(self._messages.delivered, key))
+            else:  # it is found again when the node comes again
+                about = catalogue.STORE_FAILED.about(node_id=node.id)
+                text = "an answer for %r waits, the store failed: %s"
+                log.error(text, node.id, error, extra=about)
+                node.withdraw(place)
+
+        self._missed.number(key, place.seq, numbered)
+
+    async def _give(
+        self, node: Node, outlet: Outlet, page: Sequence[MissedFrame], after: int
+    ) -> int:
+        """Send these frames and wait until they are written; return the last one's number."""
+        for key, terminal, seq in page:
+            if node.resumes and seq is not None:
+                node.give_numbered(key, terminal.encode(), seq)
+                after = seq
+            elif node.resumes and self.is_shared:
+                self._number(node, key, terminal.encode())
+            else:
+                node.give(key, terminal.encode(), partial(self._messages.delivered, key))
+        written = trio.Event()
+        outlet.when_written(written.set)
+        await written.wait()
+        return after

@@ -1,0 +1,104 @@
+"""Turns and cancellations of messages, where not all that is unfinished is in this daemon's memory.
+
+Other daemons on the database may have some, or what an earlier life has left is not read yet.
+"""
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+import trio
+
+from clarad import protocol
+from clarad.delivery.node import Node
+from clarad.messages.admission import Intake
+from clarad.protocol import ErrorCode
+from clarad.store import MessageKey, Messages, StoreError
+from clarad.systemd import catalogue
+
+log = logging.getLogger(__name__)
+
+FIRST_LOOK: Final = 0.05
+LOOK_AGAIN: Final = 1.0
+"""Seconds until a message that waits for one that is not here looks by itself: at first, and at
+the most. It may have looked just before that one ended, and been written down just after it was
+looked for who is next."""
+
+
+class _Channel:
+    """What messages wait for that are not first in it."""
+
+    def __init__(self) -> None:
+        self.moved = trio.Event()
+        self.pause = FIRST_LOOK
+
+
+class Elsewhere:
+    """Waits for turns, and asks for cancellations, by what the store says."""
+
+    def __init__(
+        self,
+        store: Messages,
+        intake: Intake,
+    ) -> None:
+        """`intake` keeps account of what is on its way to the store."""
+        self._store = store
+        self._intake = intake
+        self._channels: dict[tuple[str, str], _Channel] = {}
+        self._cancelling: set[tuple[Node, str]] = set()
+
+    async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
+        """Note that the message begins, if it is its turn.
+
+        If it is not, call `let_others`, wait until it may be, and return `False`.
+
+        Raises:
+            StoreError: the store failed.
+        """
+        channel = self._channels.setdefault(key[:2], _Channel())
+        if await self._store.begin_if_first(key):
+            return True
+        let_others()
+        with trio.move_on_after(channel.pause):
+            await channel.moved.wait()
+        channel.pause = min(channel.pause * 2, LOOK_AGAIN)
+        return False
+
+    def channel_moved(self, platform: str, channel_id: str) -> None:
+        """A message of this channel has ended."""
+        if (channel := self._channels.pop((platform, channel_id), None)) is not None:
+            channel.moved.set()
+
+    def cancel(self, node: Node, cancel: protocol.Cancel, *, is_here: bool = False) -> None:
+        """Have the node's messages with this id cancelled that are not here.
+
+        It is on its way to the store like a message. The same once more has the same answer. With
+        `is_here` one was found here, and nothing is said if there is no other.
+        """
+        if (node, cancel.request_id) not in self._cancelling:
+            self._cancelling.add((node, cancel.request_id))
+            self._intake.set_out(node)
+            self._store.cancel(
+                node.platform,
+                node.id,
+                cancel.request_id,
+                cancel.reason or "requested",
+                partial(self._asked, node, cancel.request_id, is_here),
+            )
+
+    def _asked(self, node: Node, request_id: str, is_here: bool, found: bool | StoreError) -> None:
+        """Say if nothing comes of it."""
+        self._cancelling.remove((node, request_id))
+        self._intake.arrive(node)
+        if isinstance(found, StoreError):
+            about = catalogue.STORE_FAILED.about(node_id=node.id, request_id=request_id)
+            log.error(
+                "whether %r can be cancelled is not known: %s", request_id, found, extra=about
+            )
+            why = f"The store failed; cancel {request_id!r} again later."
+            # Not with its request_id: that would be the message's terminal frame.
+            node.send(protocol.Error(ErrorCode.PROCESSING_ERROR, why, recoverable=True))
+        elif not (found or is_here):
+            why = "No message with this id is waiting or running."
+            node.send_error(request_id, ErrorCode.NOT_FOUND, why, recoverable=False)

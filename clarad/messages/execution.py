@@ -1,0 +1,116 @@
+"""One message from its turn in its channel to its outcome: a slot, its beginning, its answer."""
+
+import logging
+from functools import partial
+
+import trio
+
+from clarad.limits.concurrency import Slots
+from clarad.messages.cluster import Elsewhere
+from clarad.messages.completion import STORE_RETRY
+from clarad.messages.lifecycle import Signal
+from clarad.messages.turn import Turn
+from clarad.protocol import ErrorCode
+from clarad.responders import NoSandboxError, Request, Responder, ResponderError
+from clarad.store import Messages, StoreError
+from clarad.systemd import catalogue
+
+log = logging.getLogger(__name__)
+
+
+class Answering:
+    """Has messages answered: as many at once as there are slots."""
+
+    def __init__(
+        self,
+        responder: Responder,
+        store: Messages,
+        elsewhere: Elsewhere,
+        slots: Slots,
+        timeout: float,
+    ) -> None:
+        """`timeout` is how long an answer may take, in seconds."""
+        self.timeout = timeout
+        self.slots = slots
+        self._responder = responder
+        self._store = store
+        self._elsewhere = elsewhere
+
+    def take_slot(self, turn: Turn) -> bool:
+        """Take a slot for the message at once, if there is one for it."""
+        turn.has_slot = self.slots.take(turn.node)
+        return turn.has_slot
+
+    def leave_slot(self, turn: Turn) -> None:
+        """Give its slot back, if it has one."""
+        if turn.has_slot:
+            turn.has_slot = False
+            self.slots.leave(turn.node)
+
+    async def answer(self, turn: Turn) -> None:
+        """Answer the message. Its outcome is decided then.
+
+        Unless this is cancelled from above, or `turn.waiting` was cancelled before the message had
+        begun: then nothing has been done.
+        """
+        try:
+            with turn.scope:
+                await self._answer(turn)
+            if turn.scope.cancelled_caught and trio.current_time() >= turn.scope.deadline:
+                why = f"No answer within {self.timeout:g} s."
+                turn.fail(Signal.TIMED_OUT, ErrorCode.TIMEOUT, why, turn.scope.deadline)
+        except* Exception as group:
+            _fail(turn, group)
+
+    async def _answer(self, turn: Turn) -> None:
+        if not turn.begun:
+            with turn.waiting:
+                await self._wait_to_begin(turn)
+        if turn.begun and turn.begin(self.timeout):
+            message, session = turn.message, turn.session
+            request = Request(message, turn.node.id, turn.key.platform, session.id)
+            await self._responder.respond(request, turn)
+            turn.decide(Signal.COMPLETED)
+
+    async def _wait_to_begin(self, turn: Turn) -> None:
+        while not turn.begun:
+            await trio.lowlevel.checkpoint_if_cancelled()  # what follows need not be one
+            if not turn.has_slot:
+                await self.slots.enter(turn.node)
+                turn.has_slot = True
+            await self._begin(turn)
+
+    async def _begin(self, turn: Turn) -> None:
+        """Have it written down that the message begins; or find that it has to wait still."""
+        try:
+            if turn.is_known_first:
+                turn.begun = await self._store.begin(turn.key)
+            else:
+                # What is before it may wait for a slot, here or with another daemon.
+                leave_slot = partial(self.leave_slot, turn)
+                turn.begun = await self._elsewhere.begin(turn.key, leave_slot)
+        except StoreError as error:
+            about = catalogue.STORE_FAILED.about(**turn.fields())
+            text = "message %r waits, the store failed: %s"
+            log.error(text, turn.message.id, error, extra=about)
+            await trio.sleep(STORE_RETRY)
+
+
+def _fail(turn: Turn, error: BaseException) -> None:
+    wanted = _find(error, ResponderError)
+    if wanted is None:
+        about = catalogue.INTERNAL_ERROR.about(**turn.fields())
+        log.error("message %r failed", turn.message.id, exc_info=error, extra=about)
+    why = "The message failed; the daemon's log says why." if wanted is None else str(wanted)
+    is_about_sandboxes = isinstance(wanted, NoSandboxError)
+    code = ErrorCode.NO_SANDBOX if is_about_sandboxes else ErrorCode.PROCESSING_ERROR
+    turn.fail(Signal.FAILED, code, why)
+
+
+def _find(error: BaseException, kind: type[ResponderError]) -> ResponderError | None:
+    """Return the exception of this kind, also from within the groups that nurseries make."""
+    if isinstance(error, kind):
+        return error
+    if isinstance(error, BaseExceptionGroup):
+        return next((found for e in error.exceptions if (found := _find(e, kind))), None)
+    return None

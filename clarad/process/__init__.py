@@ -1,0 +1,1 @@
+"""Processes: shell commands, and what proc(5) says."""

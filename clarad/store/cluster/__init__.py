@@ -1,0 +1,1 @@
+"""What only a PostgreSQL database has, which several daemons may share."""

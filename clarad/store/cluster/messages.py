@@ -1,0 +1,214 @@
+"""Messages in tables that several daemons share: those of a channel one at a time, in order.
+
+Which message is first in a channel is looked up without a lock. Only the first takes an advisory
+lock of the channel, and looks again under it, in the transaction that has it begin: one with a
+lower number may have been committed meanwhile. Nobody waits for that lock, so no two transactions
+wait for each other: who does not get it tries again some milliseconds later, when its holder has
+committed.
+"""
+
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any, Final
+
+import trio
+from sqlalchemy import (
+    Connection,
+    bindparam,
+    case,
+    exists,
+    func,
+    select,
+    text,
+)
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.orm import aliased
+
+from clarad.store.attachments import keep, split
+from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.messages import END, THIS, MessageKey, Messages, this_message
+from clarad.store.models import MessageRow
+from clarad.store.notify import CancelAsked, ChannelMoved, NodeOwed, notify
+
+LOCK_RETRY: Final = 0.005
+"""Seconds until a lock of a channel that another daemon has is tried again."""
+
+
+class ChannelFull(StoreError):  # noqa: N818 - it is what has happened
+    """Too many messages wait in the channel, with all daemons together."""
+
+
+# How many are before a new message. If it may begin and none is, the channel is locked.
+_PLACE: Final = text(
+    "SELECT count(*), CASE WHEN CAST(:may_begin AS boolean) AND count(*) = 0"
+    " THEN pg_try_advisory_xact_lock(:lock) ELSE false END FROM clarad_messages"
+    " WHERE platform = :key_platform AND channel_id = :key_channel_id AND ended_at IS NULL"
+)
+_IS_FREE: Final = ~exists().where(
+    MessageRow.platform == bindparam("key_platform"),
+    MessageRow.channel_id == bindparam("key_channel_id"),
+    MessageRow.ended_at.is_(None),
+)
+# When one message ends and the next begins is by one clock, and read in this order.
+_INSERT: Final = (
+    postgresql.insert(MessageRow.__table__)  # type: ignore[arg-type]
+    .values(begun_at=case((bindparam("has_lock") & _IS_FREE, func.clock_timestamp())))
+    .on_conflict_do_nothing(index_elements=list(MessageKey._fields))
+    .returning(MessageRow.begun_at)
+)
+_OTHER: Final = aliased(MessageRow)
+_NEXT_OWNER: Final = (
+    select(_OTHER.owner)
+    .where(_OTHER.platform == MessageRow.platform, _OTHER.channel_id == MessageRow.channel_id)
+    .where(_OTHER.ended_at.is_(None), _OTHER.id != MessageRow.id)
+    .order_by(_OTHER.id)
+    .limit(1)
+    .scalar_subquery()
+)
+_END: Final = END.values(ended_at=func.clock_timestamp()).returning(_NEXT_OWNER)
+_IS_FIRST: Final = (
+    "NOT EXISTS (SELECT 1 FROM clarad_messages AS other WHERE other.ended_at IS NULL"
+    " AND other.platform = mine.platform AND other.channel_id = mine.channel_id"
+    " AND other.id <> mine.id AND (other.id < mine.id OR other.begun_at IS NOT NULL))"
+)
+_MINE: Final = (
+    "platform = :key_platform AND channel_id = :key_channel_id AND request_id = :key_request_id"
+)
+# Null if it is not first, false if somebody else has the channel locked.
+_LOCK_IF_FIRST: Final = text(
+    f"SELECT CASE WHEN {_IS_FIRST} THEN pg_try_advisory_xact_lock(:lock) END"  # noqa: S608
+    f" FROM clarad_messages AS mine WHERE {_MINE}"
+)
+_BEGIN: Final = text(
+    "UPDATE clarad_messages AS mine SET begun_at = clock_timestamp()"  # noqa: S608
+    f" WHERE {_MINE} AND {_IS_FIRST}"
+)
+
+# A node that registers elsewhere meanwhile has its frames numbered there. The lock has this end
+# come before that, where it is found, or after it.
+_HAVE_NODE: Final = text(
+    "SELECT 1 FROM clarad_nodes WHERE platform = :key_platform AND node_id = :node_id"
+    " AND owner = :me FOR KEY SHARE"
+)
+
+
+class SharedMessages(Messages):
+    """The table `clarad_messages`, with messages of other daemons in it."""
+
+    def accept(
+        self,
+        key: MessageKey,
+        *,
+        begun: bool,
+        then: Callable[[bool | StoreError], None],
+        queued: Callable[[int], None] | None = None,
+        most: int | None = None,
+        has_attachments: bool = False,
+        **about: str,
+    ) -> None:
+        """Have a new message written, after those before it.
+
+        It begins at once with `begun`, unless some of its channel are before it with other
+        daemons; then `queued` is called with how many, before `then`, which is called with
+        `ChannelFull` if there are more than `most`.
+        """
+        row = self.row(key, begun=False, **about) | this_message(key)
+        del row["begun_at"]
+        given = {"may_begin": begun, "lock": channel_lock(key)} | this_message(key)
+
+        def accept(connection: Connection) -> int | ChannelFull | None:
+            """Return how many are before it; `None` if it is there already."""
+            ahead, has_lock = connection.execute(_PLACE, given).one()
+            if most is not None and ahead > most and not _is_known(connection, key):
+                return ChannelFull(f"{most} messages wait here; try later.")
+            changed: dict[str, Any] = {"has_lock": has_lock}
+            if has_attachments:
+                changed["frame"], attachments = split(row["frame"])
+            new = connection.execute(_INSERT, row | changed).one_or_none()
+            if new is None:
+                return None
+            if has_attachments:
+                keep(connection, row, attachments)
+            return 0 if new.begun_at is not None else max(ahead, 1)
+
+        def answer(error: Exception | None) -> None:
+            ahead: int | ChannelFull | None = job.result
+            if error is not None:
+                then(as_store_error(error))
+            elif isinstance(ahead, ChannelFull):
+                then(ahead)
+            elif ahead is None:
+                then(False)
+            else:
+                if ahead and queued is not None:
+                    queued(ahead)
+                then(True)
+
+        job = self._writer.hand_in(accept, answer)
+
+    async def begin_if_first(self, key: MessageKey) -> bool:
+        """Note that work on the message begins now, if it is its turn; say whether it is."""
+        given = this_message(key) | {"lock": channel_lock(key)}
+
+        def begin(connection: Connection) -> bool | None:
+            has_lock = connection.execute(_LOCK_IF_FIRST, given).scalar()
+            if has_lock is None:
+                return False
+            return connection.execute(_BEGIN, given).rowcount == 1 if has_lock else None
+
+        with errors_in_one_line():
+            while (has_begun := await self._writer.call(begin)) is None:
+                await trio.sleep(LOCK_RETRY)
+        return has_begun
+
+    def has(self, owner: int | None) -> bool:
+        """Whether messages of this life of a daemon are seen to by this daemon."""
+        return self._writer.life is not None and owner in self._writer.life.owners
+
+    def _write_end(
+        self,
+        key: MessageKey,
+        values: dict[str, Any],
+        owed_to: str | None,
+        is_here: bool,
+        then: Callable[[Exception | None], None],
+        moved: Callable[[], None] | None,
+    ) -> None:
+        given = this_message(key) | {"me": self._writer.owner}
+        del values["ended_at"]
+        is_numbered = values["new_seq"] is not None
+
+        def end(connection: Connection) -> bool:
+            has_node, ending = is_here, this_message(key) | values
+            if owed_to is not None and (is_here or is_numbered):
+                node = given | {"node_id": owed_to}
+                if connection.execute(_HAVE_NODE, node).scalar() is None:
+                    has_node, ending["new_seq"] = False, None
+            following = connection.execute(_END, ending).scalar()
+            if following is not None and not self.has(following):
+                notify(connection, ChannelMoved(key.platform, key.channel_id, following))
+            if owed_to is not None and not has_node:
+                notify(connection, NodeOwed(key.platform, owed_to))
+            return has_node
+
+        def answer(error: Exception | None) -> None:
+            if error is None and is_here and not job.result and moved is not None:
+                moved()
+            then(error)
+
+        job = self._writer.hand_in(end, answer)
+
+    def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
+        """Tell all daemons; whoever does not hear of it finds it in the table."""
+        notify(connection, CancelAsked(platform, node_id))
+
+
+def _is_known(connection: Connection, key: MessageKey) -> bool:
+    which = select(MessageRow.id).where(THIS)
+    return connection.execute(which, this_message(key)).scalar() is not None
+
+
+def channel_lock(key: MessageKey) -> int:
+    """Return the advisory lock of the message's channel."""
+    name = f"{key.platform}\0{key.channel_id}".encode()
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), signed=True)
