@@ -17,7 +17,7 @@ from sqlalchemy.dialects import sqlite
 
 from clarad.automation.tasks.cron import Cron
 from clarad.automation.tasks.task import Task
-from clarad.automation.tasks.task_run import Job as TaskJob
+from clarad.automation.tasks.task_run import TaskRun
 from clarad.events import EventType
 from clarad.nurseries.scheduler import Scheduler
 from clarad.nurseries.supervisor import open_supervisor
@@ -287,7 +287,7 @@ class Machine:
         assert nursery is not None
         nursery.start_soon(fail)
 
-    def run_now(self, name: str) -> TaskJob:
+    def run_now(self, name: str) -> TaskRun:
         return self.scheduler.run_now(name)
 
     def rows(self, name: str = "t") -> list[Any]:

@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from clarad.events import EventType
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.limits.rate import Rate
 from clarad.messages import sessions
 from clarad.messages.admission import OWN_BYTES, QUEUE_RETRY
@@ -126,7 +126,7 @@ async def overflow(running: Running) -> None:
 async def test_a_flood_of_one_node_is_refused_and_another_node_is_answered(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.daemon.turns.intake, "_room", Pool(1_000_000, OWN_BYTES))
+    monkeypatch.setattr(running.daemon.turns.intake, "_room", MemoryBudget(1_000_000, OWN_BYTES))
     flooder = await running.node("flooder", ["accepted"])
     refusals: list[Frame] = []
     for n in range(200):
@@ -214,7 +214,7 @@ def masked(frame: bytes) -> bytes:
 async def test_of_very_long_answers_only_so_many_are_under_way(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    room = Pool(1_000_000, OWN_BYTES)
+    room = MemoryBudget(1_000_000, OWN_BYTES)
     monkeypatch.setattr(running.daemon.turns, "_answers", room)
     node = await running.node(capabilities=())
     await node.ask("m-0", "hold", "c-0")

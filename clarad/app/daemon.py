@@ -14,8 +14,8 @@ from sqlalchemy import Engine
 from clarad import __version__, log
 from clarad.app.budgets import CANCEL_BUDGET, CLOSE_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.app.operations import Operations
-from clarad.app.peers import Notices
-from clarad.app.servers import Gateways
+from clarad.app.peers import Peers
+from clarad.app.servers import Servers
 from clarad.automation.definitions import NOTHING, Definitions
 from clarad.config import Settings, discovery, instance
 from clarad.config.envfile import Overlay
@@ -36,10 +36,10 @@ from clarad.nurseries.turns import Turns
 from clarad.responders import Responder
 from clarad.store import (
     Causes,
+    Epoch,
+    Heartbeat,
     HookRuns,
     LeaseLost,
-    Life,
-    Look,
     Messages,
     Missed,
     NodeSessions,
@@ -50,8 +50,8 @@ from clarad.store import (
     Tokens,
     Writer,
 )
-from clarad.store.cluster.messages import SharedMessages
-from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.store.cluster.messages import ClusterMessages
+from clarad.store.cluster.nodes import ClusterNodeSessions
 from clarad.systemd.handover import NOTHING as NOTHING_HANDED
 from clarad.systemd.handover import Handover
 from clarad.systemd.notify import Notifier
@@ -85,11 +85,11 @@ class Daemon:
         self._sandboxes = sandboxes
         self.bus = Bus()
         self.nodes = Nodes()
-        self._life = Life() if engine.dialect.name == "postgresql" else None
+        self._life = Epoch() if engine.dialect.name == "postgresql" else None
         self.writer = Writer(engine, self._life)
         shared = self._life is not None
-        self._messages = (SharedMessages if shared else Messages)(self.writer)
-        self._node_sessions = (SharedNodeSessions if shared else NodeSessions)(self.writer)
+        self._messages = (ClusterMessages if shared else Messages)(self.writer)
+        self._node_sessions = (ClusterNodeSessions if shared else NodeSessions)(self.writer)
         self.turns = Turns(
             bus=self.bus,
             nodes=self.nodes,
@@ -130,7 +130,7 @@ class Daemon:
             overlay=overlay,
         )
         outboxes = outbox.shared()
-        self._gateways = Gateways(
+        self._gateways = Servers(
             settings,
             self._listen_at(handed),
             tokens=Tokens(self.writer),
@@ -225,12 +225,12 @@ class Daemon:
         if not self._is_announced:
             self.writer.cut()  # the start may wait for a database that does not answer
 
-    def _make_notices(self) -> Notices | None:
+    def _make_notices(self) -> Peers | None:
         messages, node_sessions = self._messages, self._node_sessions
-        if not isinstance(messages, SharedMessages):
+        if not isinstance(messages, ClusterMessages):
             return None
-        assert isinstance(node_sessions, SharedNodeSessions)
-        return Notices(
+        assert isinstance(node_sessions, ClusterNodeSessions)
+        return Peers(
             scheduler=self._scheduler,
             nodes=self.nodes,
             turns=self.turns,
@@ -242,11 +242,11 @@ class Daemon:
     def _make_lease(self, engine: Engine) -> Lease | None:
         if self._life is None or self._notices is None:
             return None
-        from clarad.store.cluster.membership import Members  # needs psycopg
+        from clarad.store.cluster.membership import Membership  # needs psycopg
 
         state_dir = self._settings.state_dir
         return Lease(
-            Members(
+            Membership(
                 engine,
                 self._life,
                 instance=instance.identify(state_dir),
@@ -260,13 +260,13 @@ class Daemon:
             lose=self._end_life,
         )
 
-    def _looked(self, look: Look) -> None:
+    def _looked(self, look: Heartbeat) -> None:
         """Take note of a renewal of the lease: the database answers."""
         self.writer.cut_if_it_hangs(self._settings.lease)
         self._scheduler.looked(look)
 
     async def _inherit_messages(self, lives: Collection[int]) -> None:
-        if isinstance(self._node_sessions, SharedNodeSessions):
+        if isinstance(self._node_sessions, ClusterNodeSessions):
             await self._node_sessions.inherit(lives)
         self.turns.inherit(lives)
 

@@ -19,14 +19,14 @@ from clarad.store import (
     TasksChanged,
     TokenRevoked,
 )
-from clarad.store.cluster.messages import SharedMessages
-from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.store.cluster.messages import ClusterMessages
+from clarad.store.cluster.nodes import ClusterNodeSessions
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
 
-class Notices:
+class Peers:
     """Passes on what is said to whom it concerns. `run` looks up what was not heard."""
 
     def __init__(
@@ -35,8 +35,8 @@ class Notices:
         scheduler: Scheduler,
         nodes: Nodes,
         turns: Turns,
-        messages: SharedMessages,
-        node_sessions: SharedNodeSessions,
+        messages: ClusterMessages,
+        node_sessions: ClusterNodeSessions,
         close_revoked: Callable[[], Awaitable[None]],
     ) -> None:
         """`close_revoked` closes the connections of tokens that there are no more."""

@@ -10,15 +10,15 @@ from typing import Final
 import trio
 
 from clarad.config import Settings, discovery
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.nurseries.connection import Connection
 from clarad.nurseries.control import MAX_CONNECTIONS, Operations, OperatorConnection
 from clarad.nurseries.gateway import Endpoint, Gateway
 from clarad.nurseries.supervisor import Supervisor
 from clarad.protocol import MAX_FIRST_FRAME
 from clarad.store import StoreError, Tokens
-from clarad.transport.access import Door
-from clarad.transport.auth import Admission
+from clarad.transport.access import AuthGuard
+from clarad.transport.auth import Authenticator
 from clarad.transport.listeners import UnixEndpoint
 from clarad.transport.tls import server_context
 
@@ -27,7 +27,7 @@ _SOCKET: Final = "gateway socket"
 _CONTROL: Final = "control"
 
 
-class Gateways:
+class Servers:
     """Makes them, and starts and ends them together."""
 
     def __init__(
@@ -38,7 +38,7 @@ class Gateways:
         tokens: Tokens,
         connect: Callable[..., Connection],
         operations: Operations,
-        outboxes: Pool,
+        outboxes: MemoryBudget,
     ) -> None:
         """`connect` makes an adapter's connection, and is told who decides on its registration.
 
@@ -46,8 +46,8 @@ class Gateways:
             TlsError: the certificate or its key cannot be used.
         """
         self._tokens = tokens
-        self._door = Door(settings.gateway_secret, settings.gateway_allowed_origins)
-        self._admission = admission = Admission(self._door, tokens)
+        self._door = AuthGuard(settings.gateway_secret, settings.gateway_allowed_origins)
+        self._admission = admission = Authenticator(self._door, tokens)
         make_connection = partial(connect, admission=admission)
         self.port = Gateway(
             endpoint,
@@ -71,7 +71,7 @@ class Gateways:
         self._control = Gateway(
             UnixEndpoint(discovery.control_path(settings.state_dir)),
             # The mode of its file is its door; but no page in a browser has business there.
-            admission=Admission(Door(None, frozenset()), tokens),
+            admission=Authenticator(AuthGuard(None, frozenset()), tokens),
             max_connections=MAX_CONNECTIONS,
             make_connection=partial(OperatorConnection, operations=operations, outboxes=outboxes),
             spare_descriptors=0,

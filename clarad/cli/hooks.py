@@ -15,7 +15,7 @@ from clarad import config
 from clarad.adapters.operator import NoDaemon
 from clarad.adapters.terminal import HARMLESS
 from clarad.automation.hooks import attempt
-from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook, load_hooks
 from clarad.automation.overview import hook_row
 from clarad.automation.runs.run import Tried
@@ -104,7 +104,7 @@ async def _try(hook: Hook, event: Event, output: shell.Output) -> Tried:
             nursery.cancel_scope.deadline = trio.current_time() + hook.timeout
             nursery.start_soon(cancel_at_signal, signals)
             tried = await attempt.attempt(
-                hook, event, run_id="test", number=1, poster=Poster(), output=output
+                hook, event, run_id="test", number=1, poster=WebhookClient(), output=output
             )
             nursery.cancel_scope.cancel("it has ended")
     return tried

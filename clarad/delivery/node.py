@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
-from clarad.delivery.replay import Kept, Window
-from clarad.limits.memory import Pool
+from clarad.delivery.replay import ReplayBuffer, ReplayFrame
+from clarad.limits.memory import MemoryBudget
 from clarad.protocol import Capability, CloseCode, Error, ErrorCode, encode, numbered
 from clarad.store import MessageKey, NodeSession
 
@@ -21,7 +21,7 @@ REMEMBERED: Final = 1000
 """Terminal frames of one connection that are remembered as delivered."""
 
 
-class Outlet(Protocol):
+class Sink(Protocol):
     """A connection, as a node sees it."""
 
     def send(self, frame: bytes) -> None:
@@ -43,7 +43,7 @@ class Outlet(Protocol):
 class Node:
     """One adapter, by its platform and the id that it chose."""
 
-    def __init__(self, node_id: str, platform: str, pool: Pool, last_seq: int = 0) -> None:
+    def __init__(self, node_id: str, platform: str, pool: MemoryBudget, last_seq: int = 0) -> None:
         """`pool` is what all nodes' frames are kept in, `last_seq` the highest number so far."""
         self.id = node_id
         self.platform = platform
@@ -52,25 +52,25 @@ class Node:
         self.streaming = False
         self.told_accepted = False
         self.resumes = False
-        self.outlet: Outlet | None = None
+        self.outlet: Sink | None = None
         self.left_at = 0.0
         """When its last connection ended, by `time.monotonic`."""
         self.unregistered = False
         self.after_seq = 0
         """The number after which this daemon numbers its frames, if others may have had it."""
-        self.window = Window(pool, last_seq)
+        self.window = ReplayBuffer(pool, last_seq)
         self.caught_up = False
         """Whether the connection was given all that it had missed."""
         self.missed_more = False
         """Whether a terminal frame came meanwhile, which is in the store only."""
         self._sent = 0
         self._acked = 0
-        self._unsent: deque[Kept] = deque()
+        self._unsent: deque[ReplayFrame] = deque()
         self._had: deque[int] = deque(maxlen=REMEMBERED)  # by their hashes: 40 bytes each
 
     # --- connections -----------------------------------------------------------------------------
 
-    def connect(self, outlet: Outlet, capabilities: frozenset[str]) -> None:
+    def connect(self, outlet: Sink, capabilities: frozenset[str]) -> None:
         """Take a new connection, which is to be caught up; what it had before is closed."""
         if self.outlet is not None:
             self.outlet.replace()
@@ -149,7 +149,7 @@ class Node:
         """Send an `error` about a message."""
         self.send(Error(code=code, message=text, recoverable=recoverable, request_id=request_id))
 
-    def refuse(self, came_on: Outlet | None, error: Error) -> None:
+    def refuse(self, came_on: Sink | None, error: Error) -> None:
         """Say on the connection that a message came on that it is not taken.
 
         It has no number, and is not kept: on its next connection a node sends again what was not
@@ -158,7 +158,7 @@ class Node:
         if came_on is not None and came_on is self.outlet:
             came_on.send(encode(error))
 
-    def reserve(self, key: MessageKey) -> Kept | None:
+    def reserve(self, key: MessageKey) -> ReplayFrame | None:
         """Give a terminal frame that is about to be stored its place; `None` if it needs none."""
         if not self.resumes or self.unregistered:
             return None
@@ -167,14 +167,18 @@ class Node:
             self._unsent.append(kept)
         return kept
 
-    def withdraw(self, place: Kept | None) -> None:
+    def withdraw(self, place: ReplayFrame | None) -> None:
         """Give a place up: the frame could not be stored."""
         if place is not None:
             self.window.withdraw(place)
             self._flush()
 
     def deliver(
-        self, key: MessageKey, terminal: bytes, place: Kept | None, written: Callable[[], None]
+        self,
+        key: MessageKey,
+        terminal: bytes,
+        place: ReplayFrame | None,
+        written: Callable[[], None],
     ) -> None:
         """Send a terminal frame that is in the store, or leave it to be asked for there.
 
@@ -226,7 +230,7 @@ class Node:
         """Whether the connection that the node has now was given this message's terminal frame."""
         return hash(key) in self._had
 
-    def _queue(self, kept: Kept, frame: bytes) -> None:
+    def _queue(self, kept: ReplayFrame, frame: bytes) -> None:
         self.window.fill(kept, frame)
         if self.caught_up:
             self._unsent.append(kept)

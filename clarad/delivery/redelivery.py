@@ -7,10 +7,10 @@ from typing import Final
 
 import trio
 
-from clarad.delivery.node import Node, Outlet
+from clarad.delivery.node import Node, Sink
 from clarad.delivery.registry import Nodes
 from clarad.store import MessageKey, Messages, Missed, MissedFrame, NodeSessions, StoreError
-from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.store.cluster.nodes import ClusterNodeSessions
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class Redelivery:
         Raises:
             StoreError: the store failed.
         """
-        if not isinstance(self._sessions, SharedNodeSessions):
+        if not isinstance(self._sessions, ClusterNodeSessions):
             return None
         node = nodes.find(node_id, platform)
         is_known = node.after_seq > 0
@@ -76,7 +76,7 @@ class Redelivery:
         self._missed.forget(node.platform, node.id)
         self._sessions.forget(node.platform, node.id)
 
-    async def catch_up(self, node: Node, outlet: Outlet, arrived: int | None) -> None:
+    async def catch_up(self, node: Node, outlet: Sink, arrived: int | None) -> None:
         """Give a connection what its node has missed, a page at a time, the oldest first.
 
         Returns when it has been given everything, or is not the node's any more.
@@ -101,7 +101,7 @@ class Redelivery:
                 node.catch_up()
                 return
 
-    async def look_for_more(self, node: Node, outlet: Outlet) -> None:
+    async def look_for_more(self, node: Node, outlet: Sink) -> None:
         """Give a connection what other daemons have stored for its node meanwhile."""
         node.missed_more = True  # for one that is still being caught up
         while node.outlet is outlet and node.caught_up:
@@ -140,9 +140,7 @@ class Redelivery:
 
         self._missed.number(key, place.seq, numbered)
 
-    async def _give(
-        self, node: Node, outlet: Outlet, page: Sequence[MissedFrame], after: int
-    ) -> int:
+    async def _give(self, node: Node, outlet: Sink, page: Sequence[MissedFrame], after: int) -> int:
         """Send these frames and wait until they are written; return the last one's number."""
         for key, terminal, seq in page:
             if node.resumes and seq is not None:

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from clarad.delivery.node import Node, Outlet
+from clarad.delivery.node import Node, Sink
 from clarad.delivery.replay import shared
 from clarad.protocol import Capability
 from clarad.store import KEPT_FOR, NodeSession
@@ -50,7 +50,7 @@ class Nodes:
         node_id: str,
         platform: str,
         capabilities: frozenset[str],
-        outlet: Outlet,
+        outlet: Sink,
         caused_by: Sequence[str] = (),
         session_id: str | None = None,
         last_seq: int | None = None,
@@ -98,7 +98,7 @@ class Nodes:
             if node.outlet is not None:
                 node.outlet.look_for_more()
 
-    def disconnect(self, node: Node, outlet: Outlet) -> bool:
+    def disconnect(self, node: Node, outlet: Sink) -> bool:
         """Forget the connection, unless the node has another one by now; say whether it was so."""
         if node.outlet is not outlet:
             return False

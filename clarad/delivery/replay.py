@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from typing import Final
 
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.protocol import numbered
 from clarad.store import MessageKey
 
@@ -29,7 +29,7 @@ OVERHEAD: Final = 256
 """Bytes that a frame costs beside its own."""
 
 
-class Kept:
+class ReplayFrame:
     """A frame, or the place of one that is not in the store yet."""
 
     __slots__ = ("frame", "here", "key", "seq", "settled")
@@ -45,16 +45,16 @@ class Kept:
         """Whether the window still has it."""
 
 
-class Window:
+class ReplayBuffer:
     """The last frames of one node, from the oldest that is still here."""
 
-    def __init__(self, pool: Pool, last: int = 0) -> None:
+    def __init__(self, pool: MemoryBudget, last: int = 0) -> None:
         """`pool` is all nodes' together, `last` the highest number that may have been given out."""
         self._pool = pool
         self.last = last
         self.first = last + 1
         """Of all below this only the store knows."""
-        self._frames: deque[Kept] = deque()
+        self._frames: deque[ReplayFrame] = deque()
         self._bytes = 0
 
     def restart(self, last: int) -> None:
@@ -63,25 +63,25 @@ class Window:
         self.last = last
         self.first = last + 1
 
-    def reserve(self, key: MessageKey | None) -> Kept:
+    def reserve(self, key: MessageKey | None) -> ReplayFrame:
         """Give the next number to a frame that is still to come."""
         self.last += 1
-        kept = Kept(self.last, key)
+        kept = ReplayFrame(self.last, key)
         self._frames.append(kept)
         return kept
 
-    def fill(self, kept: Kept, frame: bytes) -> None:
+    def fill(self, kept: ReplayFrame, frame: bytes) -> None:
         """Put a frame into its place."""
         kept.frame = numbered(frame, kept.seq)
         kept.settled = True
         if kept.here:
             self._hold(self._bytes + _size(kept))
 
-    def withdraw(self, kept: Kept) -> None:
+    def withdraw(self, kept: ReplayFrame) -> None:
         """Leave a place empty: its number is never used."""
         kept.settled = True
 
-    def after(self, seq: int) -> Iterator[Kept]:
+    def after(self, seq: int) -> Iterator[ReplayFrame]:
         """Return what is above this number, the oldest first."""
         return (kept for kept in self._frames if kept.seq > seq)
 
@@ -121,10 +121,10 @@ class Window:
         self._bytes = size
 
 
-def shared() -> Pool:
+def shared() -> MemoryBudget:
     """Return the room that the windows of all nodes are to share."""
-    return Pool(MAX_SHARED)
+    return MemoryBudget(MAX_SHARED)
 
 
-def _size(kept: Kept) -> int:
+def _size(kept: ReplayFrame) -> int:
     return len(kept.frame) + OVERHEAD if kept.settled and kept.frame else 0

@@ -11,7 +11,7 @@ has to fit.
 """
 
 
-class Pool:
+class MemoryBudget:
     """How much of the room is taken. A holder keeps its own account of what it has."""
 
     def __init__(self, size: int, own: int = 0) -> None:

@@ -11,9 +11,9 @@ import trio
 
 from clarad import protocol
 from clarad.delivery.node import Node
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.limits.rate import Rate, Rates
-from clarad.messages.inflight import MAX_WAITING, Roster
+from clarad.messages.inflight import MAX_WAITING, InFlight
 from clarad.messages.turn import Turn
 from clarad.protocol import Error, ErrorCode
 from clarad.store import MessageKey
@@ -58,13 +58,13 @@ def size(text: str, message: protocol.Message) -> int:
     return sys.getsizeof(text) + OVERHEAD + VALUE * values
 
 
-class Intake:
+class AdmissionControl:
     """Keeps the account of what has been taken in."""
 
-    def __init__(self, roster: Roster, rates: Rates) -> None:
+    def __init__(self, roster: InFlight, rates: Rates) -> None:
         self._roster = roster
         self._rates = rates
-        self._room = Pool(MAX_SHARED, OWN_BYTES)
+        self._room = MemoryBudget(MAX_SHARED, OWN_BYTES)
         self._held: dict[tuple[str, str], int] = {}
         self._arriving: dict[Node, int] = {}
         self._arrived: dict[Node, trio.Event] = {}

@@ -12,7 +12,7 @@ import trio
 
 from clarad import protocol
 from clarad.delivery.node import Node
-from clarad.messages.admission import Intake
+from clarad.messages.admission import AdmissionControl
 from clarad.protocol import ErrorCode
 from clarad.store import MessageKey, Messages, StoreError
 from clarad.systemd import catalogue
@@ -34,13 +34,13 @@ class _Channel:
         self.pause = FIRST_LOOK
 
 
-class Elsewhere:
+class SharedChannels:
     """Waits for turns, and asks for cancellations, by what the store says."""
 
     def __init__(
         self,
         store: Messages,
-        intake: Intake,
+        intake: AdmissionControl,
     ) -> None:
         """`intake` keeps account of what is on its way to the store."""
         self._store = store

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from clarad import protocol
-from clarad.delivery.replay import Kept
+from clarad.delivery.replay import ReplayFrame
 from clarad.events import Bus
 from clarad.messages.lifecycle import Signal
 from clarad.messages.turn import Turn
@@ -24,7 +24,7 @@ STORE_RETRY: Final = 1.0
 """Seconds between attempts to store how a message ended."""
 
 
-class Endings:
+class Completer:
     """Sees each message whose outcome is decided to its terminal frame."""
 
     def __init__(
@@ -69,7 +69,7 @@ class Endings:
         self,
         turn: Turn,
         terminal: bytes,
-        place: Kept | None,
+        place: ReplayFrame | None,
         stopped_in: float,
         error: StoreError | None,
     ) -> None:

@@ -16,7 +16,7 @@ from clarad.systemd import catalogue
 log = logging.getLogger(__name__)
 
 
-class Repeats:
+class Deduplicator:
     """Answers them."""
 
     def __init__(self, store: Messages) -> None:

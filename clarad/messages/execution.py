@@ -6,7 +6,7 @@ from functools import partial
 import trio
 
 from clarad.limits.concurrency import Slots
-from clarad.messages.cluster import Elsewhere
+from clarad.messages.cluster import SharedChannels
 from clarad.messages.completion import STORE_RETRY
 from clarad.messages.lifecycle import Signal
 from clarad.messages.turn import Turn
@@ -18,14 +18,14 @@ from clarad.systemd import catalogue
 log = logging.getLogger(__name__)
 
 
-class Answering:
+class Executor:
     """Has messages answered: as many at once as there are slots."""
 
     def __init__(
         self,
         responder: Responder,
         store: Messages,
-        elsewhere: Elsewhere,
+        elsewhere: SharedChannels,
         slots: Slots,
         timeout: float,
     ) -> None:

@@ -15,7 +15,7 @@ K = TypeVar("K")
 C = TypeVar("C", list[Turn], deque[Turn])
 
 
-class Roster:
+class InFlight:
     """Every message from its arrival to its terminal frame."""
 
     def __init__(self) -> None:

@@ -11,7 +11,7 @@ import trio
 from clarad import protocol
 from clarad.delivery.node import Node
 from clarad.events import EventType
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.messages.lifecycle import Lifecycle, Signal, State
 from clarad.protocol import ErrorCode
 from clarad.responders import ResponderError
@@ -36,9 +36,9 @@ _BY: Final = {
 }
 
 
-def answers() -> Pool:
+def answers() -> MemoryBudget:
     """Return the room that all answers are to share."""
-    return Pool(MAX_SHARED, OWN_BYTES)
+    return MemoryBudget(MAX_SHARED, OWN_BYTES)
 
 
 class SessionKey(NamedTuple):
@@ -85,7 +85,7 @@ class Turn:
         response_id: str,
         state: State,
         publish: Publish,
-        answers: Pool,
+        answers: MemoryBudget,
         is_known_first: bool,
         number: float,
     ) -> None:

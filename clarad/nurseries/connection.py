@@ -15,11 +15,11 @@ from clarad.delivery.node import Node
 from clarad.delivery.redelivery import Redelivery
 from clarad.delivery.registry import Nodes
 from clarad.events import Bus, EventType
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.protocol import MAX_FRAME_BYTES, Capability, CloseCode, ErrorCode
 from clarad.store import Causes, StoreError
 from clarad.systemd import catalogue
-from clarad.transport.auth import Admission
+from clarad.transport.auth import Authenticator
 from clarad.transport.sender import Sender
 from clarad.transport.stream import ClientStream
 
@@ -35,7 +35,7 @@ PONG_TIMEOUT: Final = 10.0
 """Seconds a peer has to answer one."""
 
 
-class Desk(Protocol):
+class MessageHandler(Protocol):
     """Where messages are handed in: the turns. Only `keep_up` waits."""
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
@@ -63,14 +63,14 @@ class Connection:
         stream: ClientStream,
         shown: str | None,
         *,
-        admission: Admission,
+        admission: Authenticator,
         nodes: Nodes,
         redelivery: Redelivery,
         causes: Causes,
-        desk: Desk,
+        desk: MessageHandler,
         bus: Bus,
-        outboxes: Pool,
-        receiving: Pool,
+        outboxes: MemoryBudget,
+        receiving: MemoryBudget,
     ) -> None:
         """`shown` is the secret or token that the handshake has shown, if any."""
         self._websocket = websocket

@@ -10,7 +10,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection
 
 from clarad import protocol
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.protocol import CloseCode, ErrorCode, control
 from clarad.protocol.control import Report
 from clarad.systemd import catalogue
@@ -123,7 +123,7 @@ class OperatorConnection:
         _shown: str | None,
         *,
         operations: Operations,
-        outboxes: Pool,
+        outboxes: MemoryBudget,
     ) -> None:
         """Whoever could connect is trusted: the socket's mode is the door."""
         self._websocket = websocket

@@ -19,7 +19,7 @@ from clarad.transport.listeners import is_among_last, peer
 from clarad.transport.plain_http import bad_request, is_plain, upgrade_required
 from clarad.transport.proxy_protocol import ProxyHeaderError, begins_with_header, read_header
 from clarad.transport.stream import ClientStream
-from clarad.transport.unauthenticated import Present, Strangers
+from clarad.transport.unauthenticated import Present, UnauthenticatedPeers
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class Connection(Protocol):
 MakeConnection = Callable[[WebSocketConnection, ClientStream, str | None], Connection]
 
 
-class Admission(Protocol):
-    """Who decides on handshakes; `clarad.transport.auth.Admission`."""
+class Authenticator(Protocol):
+    """Who decides on handshakes; `clarad.transport.auth.Authenticator`."""
 
     async def refusal(self, headers: Mapping[str, str], address: str) -> tuple[int, str] | None:
         """Return the HTTP status and the reason if a handshake may not be."""
@@ -110,7 +110,7 @@ class Gateway(Generic[Address]):
         self,
         endpoint: Endpoint[Address],
         *,
-        admission: Admission,
+        admission: Authenticator,
         max_connections: int,
         make_connection: MakeConnection,
         max_first_frame: int = MAX_FRAME_BYTES,
@@ -136,7 +136,7 @@ class Gateway(Generic[Address]):
         self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
         self._handshakes_until = math.inf
         self._lingering: dict[trio.CancelScope, None] = {}
-        self._strangers = Strangers()
+        self._strangers = UnauthenticatedPeers()
         self._spare_descriptors = spare_descriptors
         self._streams: dict[ClientStream, trio.CancelScope] = {}  # in this order, too
         self._listeners: list[trio.SocketListener] = []

@@ -17,9 +17,9 @@ import msgspec
 import trio
 
 from clarad.automation.hooks import attempt
-from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
-from clarad.automation.hooks.hook_run import Delivery, into_tiers, opened_by
+from clarad.automation.hooks.hook_run import HookRun, into_tiers, opened_by
 from clarad.automation.hooks.matching import Index
 from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.retries import RetryQueue, Write
@@ -67,11 +67,11 @@ class Hooks:
         """`given_up` is set when the daemon waits no longer for a store that fails."""
         self._store = store
         self._given_up = given_up
-        self._poster = Poster()
+        self._poster = WebhookClient()
         self._lanes = Lanes(MAX_RUNNING)
         self._last_lanes = Lanes(MAX_LIVING)
         self._lane_of: dict[str, Lane] = {}
-        self._living: set[Delivery] = set()
+        self._living: set[HookRun] = set()
         self._retries = RetryQueue(given_up)
         self._idle = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -157,7 +157,7 @@ class Hooks:
                 about = catalogue.INTERNAL_ERROR.about(event_id=event.id)
                 log.exception("the hooks of event %s failed; this is a bug", event.id, extra=about)
 
-    async def replay(self, run_id: str, caused_by: Sequence[str] = ()) -> Delivery:
+    async def replay(self, run_id: str, caused_by: Sequence[str] = ()) -> HookRun:
         """Run a hook again for the event that an earlier run had; returns when it is under way.
 
         `caused_by` are the runs that led to this, if any: a replay is no way out of a loop.
@@ -201,7 +201,7 @@ class Hooks:
                 taken_up = 0
                 await trio.lowlevel.checkpoint()
 
-    def _recovered(self, stored: StoredHookRun) -> Delivery:
+    def _recovered(self, stored: StoredHookRun) -> HookRun:
         hook = self._hooks.get(stored.hook)
         event = None if stored.event is None else _read(stored.event)
         known = hook or Hook(name=stored.hook, events=frozenset(), working_dir=Path())
@@ -216,9 +216,9 @@ class Hooks:
 
     # --- a run's way -----------------------------------------------------------------------------
 
-    def _deliver(self, run_id: str, hook: Hook, event: Event | None, attempts: int = 0) -> Delivery:
+    def _deliver(self, run_id: str, hook: Hook, event: Event | None, attempts: int = 0) -> HookRun:
         is_last = event is not None and event.type is EventType.GATEWAY_SHUTDOWN
-        delivery = Delivery(
+        delivery = HookRun(
             run_id,
             hook,
             event,
@@ -230,7 +230,7 @@ class Hooks:
         return delivery
 
     def _write(
-        self, delivery: Delivery, event: Event, payload: bytes, replay_of: str | None = None
+        self, delivery: HookRun, event: Event, payload: bytes, replay_of: str | None = None
     ) -> None:
         """Write the run down: as begun if it can begin at once, as skipped if it is not to run."""
         delivery.ending = ending = self._refusal(delivery, event)
@@ -254,7 +254,7 @@ class Hooks:
             delivery.event = None
         add(then=partial(self._written, delivery, add, ending is not None))
 
-    def _refusal(self, delivery: Delivery, event: Event) -> Ending | None:
+    def _refusal(self, delivery: HookRun, event: Event) -> Ending | None:
         if len(event.caused_by) >= MAX_CHAIN:
             return _LOOP
         if len(self._living) >= MAX_LIVING:
@@ -264,7 +264,7 @@ class Hooks:
         return None
 
     def _written(
-        self, delivery: Delivery, add: Write, ended: bool, error: StoreError | None
+        self, delivery: HookRun, add: Write, ended: bool, error: StoreError | None
     ) -> None:
         if error is not None and self._serving and not self._given_up.is_set():
             _complain(delivery, f"waits, the store failed: {error}")
@@ -281,12 +281,12 @@ class Hooks:
             delivery.is_stored = True
             self._go_on(delivery)
 
-    def _queue(self, delivery: Delivery) -> None:
+    def _queue(self, delivery: HookRun) -> None:
         """Have a run wait for its place, if it is its tier's turn."""
         if delivery.tier.is_open and delivery.ending is None:
             delivery.wait_for_place(partial(self._go_on, delivery))
 
-    def _go_on(self, delivery: Delivery) -> None:
+    def _go_on(self, delivery: HookRun) -> None:
         """Start a run that is in the store and has its place, or is not to run after all."""
         may_start = delivery.is_placed or delivery.ending is not None
         if delivery.is_stored and may_start and self._serving and not delivery.is_started:
@@ -294,7 +294,7 @@ class Hooks:
             assert self._nursery is not None
             self._nursery.start_soon(self._live, delivery)
 
-    async def _live(self, delivery: Delivery) -> None:
+    async def _live(self, delivery: HookRun) -> None:
         current = self._hooks.get(delivery.hook.name)
         if delivery.ending is None and not delivery.begun:
             delivery.hook = current or delivery.hook
@@ -311,7 +311,7 @@ class Hooks:
         finally:
             self._left(delivery)
 
-    def _run(self, delivery: Delivery) -> Run:
+    def _run(self, delivery: HookRun) -> Run:
         hook = delivery.hook
         return Run(
             delivery.run_id,
@@ -328,7 +328,7 @@ class Hooks:
             placed=delivery.is_placed,
         )
 
-    async def _attempt(self, delivery: Delivery, run: Run, output: shell.Output) -> Tried:
+    async def _attempt(self, delivery: HookRun, run: Run, output: shell.Output) -> Tried:
         try:
             event = delivery.event or _read(await self._store.event(run.id))
         except StoreError as error:
@@ -342,7 +342,7 @@ class Hooks:
             output=output,
         )
 
-    def _tried(self, delivery: Delivery) -> None:
+    def _tried(self, delivery: HookRun) -> None:
         self._idle.set()
         for following in opened_by(delivery):
             if following.hook.overlap == "skip" and following.overlaps:
@@ -350,7 +350,7 @@ class Hooks:
             self._queue(following)
             self._go_on(following)
 
-    def _left(self, delivery: Delivery) -> None:
+    def _left(self, delivery: HookRun) -> None:
         self._living.discard(delivery)
         delivery.ended.set()
         delivery.tried()
@@ -360,5 +360,5 @@ def _read(event: str) -> Event:
     return msgspec.json.decode(event, type=Event)
 
 
-def _complain(delivery: Delivery, text: str) -> None:
+def _complain(delivery: HookRun, text: str) -> None:
     log.error("a run of %s %s", delivery.what, text, extra=delivery.about(catalogue.STORE_FAILED))

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import trio
 
-from clarad.store import LeaseLost, Look, MembersChanged, Notice, StoreError
+from clarad.store import Heartbeat, LeaseLost, MembersChanged, Notice, StoreError
 from clarad.systemd import catalogue
 
 if TYPE_CHECKING:  # it needs psycopg, which is not everywhere
-    from clarad.store.cluster.membership import Members
+    from clarad.store.cluster.membership import Membership
 
 log = logging.getLogger(__name__)
 
@@ -41,10 +41,10 @@ class Lease:
 
     def __init__(
         self,
-        members: "Members",
+        members: "Membership",
         *,
         inherit: Sequence[Inherit],
-        looked: Callable[[Look], None],
+        looked: Callable[[Heartbeat], None],
         heard: Callable[[Notice | None], None],
         tasks: Callable[[], str],
         lose: Callable[[], None],
@@ -131,7 +131,7 @@ class Lease:
     def _pace(self) -> float:
         return self._members.lease / RENEWALS
 
-    async def _renew(self) -> Look:
+    async def _renew(self) -> Heartbeat:
         asked_at = trio.current_time()
         seen_to = self._inherited & self._life.owners
         look = await self._ask(self._look, seen_to)
@@ -146,7 +146,7 @@ class Lease:
         self._looked(look)
         return look
 
-    def _look(self, seen_to: Collection[int]) -> Look:
+    def _look(self, seen_to: Collection[int]) -> Heartbeat:
         return self._members.look(address=self._address, tasks=self._tasks(), seen_to=seen_to)
 
     async def _listen(self, seconds: float) -> None:

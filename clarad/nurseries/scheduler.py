@@ -19,8 +19,8 @@ from clarad.automation.tasks.assignment import Assignment, UnknownTask
 from clarad.automation.tasks.runner import Runner
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
-from clarad.automation.tasks.task_run import Job
-from clarad.store import Look, StoreError, TaskRuns, Tasks
+from clarad.automation.tasks.task_run import TaskRun
+from clarad.store import Heartbeat, StoreError, TaskRuns, Tasks
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,7 @@ class Scheduler:
         self._to_share.set()
         self._wake.set()
 
-    def run_now(self, name: str, caused_by: Sequence[str] = ()) -> Job:
+    def run_now(self, name: str, caused_by: Sequence[str] = ()) -> TaskRun:
         """Run a task now, whatever its schedule says.
 
         Raises:
@@ -160,7 +160,7 @@ class Scheduler:
         """Which tasks this daemon knows; the same for daemons that know the same."""
         return self._assignment.digest
 
-    def looked(self, look: Look) -> None:
+    def looked(self, look: Heartbeat) -> None:
         """Take note of how many daemons there are, and share the tasks out accordingly."""
         self._assignment.share_with(look.alike)
         self._to_share.set()

@@ -12,14 +12,14 @@ import trio
 
 from clarad.automation.runs import command, environment
 from clarad.automation.runs.concurrency import Lane, Lanes
-from clarad.automation.runs.run import PAGE, Run, Tried, insist
-from clarad.automation.runs.subject import What
+from clarad.automation.runs.run import PAGE, Run, Tried, retry_until_stored
+from clarad.automation.runs.subject import Subject
 from clarad.automation.tasks import schedule
-from clarad.automation.tasks.run_queue import Lines
+from clarad.automation.tasks.run_queue import RunQueues
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
-from clarad.automation.tasks.task_run import Job, Publish
-from clarad.automation.tasks.watermark import Accounts
+from clarad.automation.tasks.task_run import Publish, TaskRun
+from clarad.automation.tasks.watermark import Watermarks
 from clarad.process import shell
 from clarad.store import MISSED, Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
 from clarad.systemd import catalogue
@@ -41,20 +41,20 @@ class TaskRunner:
         self, runs: TaskRuns, states: Tasks, publish: Publish, given_up: trio.Event
     ) -> None:
         """`given_up` is set when the daemon waits no longer for a store that fails."""
-        self.lines = Lines()
+        self.lines = RunQueues()
         self.tries = 0
         self._runs = runs
         self._states = states
         self._publish = publish
         self._given_up = given_up
-        self._accounts = Accounts()
+        self._accounts = Watermarks()
         self._lanes = Lanes(MAX_RUNNING)
         self._lane = Lane(MAX_RUNNING)
         boot = secrets.token_hex(4)
         self._run_ids = (f"task-{boot}-{n}" for n in count(1))
         self._nursery: trio.Nursery | None = None
         self._is_serving = False
-        self._left: deque[Job] = deque()
+        self._left: deque[TaskRun] = deque()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Carry runs out until cancelled; those under way then end as `cancelled`.
@@ -83,7 +83,7 @@ class TaskRunner:
         origin: str = "schedule",
         caused_by: Sequence[str] = (),
         displaces: bool = False,
-    ) -> Job:
+    ) -> TaskRun:
         """Have a task run, behind the runs of it that go on or wait.
 
         With `displaces` these are cancelled, once it is clear that the occurrence has no row yet.
@@ -145,8 +145,8 @@ class TaskRunner:
         origin: str = "schedule",
         caused_by: Sequence[str] = (),
         attempts: int = 0,
-    ) -> Job:
-        return Job(
+    ) -> TaskRun:
+        return TaskRun(
             run_id or next(self._run_ids),
             task,
             occurrence,
@@ -160,20 +160,20 @@ class TaskRunner:
             when_tried=self.lines.note_change,
         )
 
-    def _join(self, job: Job, *, displaces: bool = False) -> None:
+    def _join(self, job: TaskRun, *, displaces: bool = False) -> None:
         """Put a run behind those of its task that were before it."""
         if self._is_serving:
             self._go_on(job, displaces=displaces)
         else:
             self._left.append(job)
 
-    def _go_on(self, job: Job, *, displaces: bool = False) -> None:
+    def _go_on(self, job: TaskRun, *, displaces: bool = False) -> None:
         if self.lines.first(job.task.name) is None:
             job.turn.set()
         begun = not job.is_stored and job.take_place()
         run = Run(
             job.run_id,
-            What("task", job.task.name),
+            Subject("task", job.task.name),
             store=self._runs,
             places=job,
             watcher=job,
@@ -189,7 +189,7 @@ class TaskRunner:
         assert self._nursery is not None
         self._nursery.start_soon(self._live, job, run, begun, displaces)
 
-    async def _live(self, job: Job, run: Run, begun: bool, displaces: bool) -> None:
+    async def _live(self, job: TaskRun, run: Run, begun: bool, displaces: bool) -> None:
         is_stored, is_placed = job.is_stored, begun
         try:
             is_stored = is_stored or await self._put(job, begun=begun)
@@ -208,7 +208,7 @@ class TaskRunner:
                 job.leave()
             self.lines.leave(job)
 
-    def _again(self, job: Job, run: Run, *, is_stored: bool) -> Job:
+    def _again(self, job: TaskRun, run: Run, *, is_stored: bool) -> TaskRun:
         """Return a job for what is left of another one."""
         return self._job(
             job.task,
@@ -219,7 +219,9 @@ class TaskRunner:
             attempts=run.attempts,
         )
 
-    async def _put(self, job: Job, *, begun: bool = False, ending: Ending | None = None) -> bool:
+    async def _put(
+        self, job: TaskRun, *, begun: bool = False, ending: Ending | None = None
+    ) -> bool:
         """Write the run's row; `False` if its occurrence has one, or the daemon has to stop."""
         added = False
         name, nominal_at = job.task.name, job.occurrence.nominal_at
@@ -241,23 +243,23 @@ class TaskRunner:
         is_scheduled = job.origin == "schedule"
         if is_scheduled:
             self._accounts.open(name, nominal_at)
-        if await insist(What("task", name), add, self._given_up) and is_scheduled:
+        if await retry_until_stored(Subject("task", name), add, self._given_up) and is_scheduled:
             until = self._accounts.close(name, nominal_at)
             if until is not None:
                 self._states.account(name, until, _note_failure)
         return added
 
     def _close(self, stored: StoredTaskRun, ending: Ending) -> None:
-        what = What("task", stored.task)
+        what = Subject("task", stored.task)
         about = what.entry(ending).about(**what.fields(stored.run_id), reason=ending.reason)
         text = "%s %s: %s (run %s)"
         log.warning(text, what, ending.outcome, ending.reason, stored.run_id, extra=about)
         end = partial(self._runs.end, stored.run_id, ending)
         assert self._nursery is not None
-        self._nursery.start_soon(insist, what, end, self._given_up)
+        self._nursery.start_soon(retry_until_stored, what, end, self._given_up)
 
 
-async def _attempt(job: Job, run: Run, output: shell.Output) -> Tried:
+async def _attempt(job: TaskRun, run: Run, output: shell.Output) -> Tried:
     variables = {
         "CLARA_TASK": job.task.name,
         "CLARA_NOMINAL_TIME": job.occurrence.nominal_at.isoformat(),

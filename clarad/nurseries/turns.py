@@ -23,12 +23,12 @@ from clarad.events import Bus, EventType
 from clarad.limits.concurrency import Slots
 from clarad.limits.rate import Rates
 from clarad.messages import admission, stored_frames
-from clarad.messages.admission import Intake
-from clarad.messages.cluster import Elsewhere
-from clarad.messages.completion import Endings
-from clarad.messages.dedupe import Repeats, refuse_unstored, tell_duplicate
-from clarad.messages.execution import Answering
-from clarad.messages.inflight import MAX_WAITING, Roster
+from clarad.messages.admission import AdmissionControl
+from clarad.messages.cluster import SharedChannels
+from clarad.messages.completion import Completer
+from clarad.messages.dedupe import Deduplicator, refuse_unstored, tell_duplicate
+from clarad.messages.execution import Executor
+from clarad.messages.inflight import MAX_WAITING, InFlight
 from clarad.messages.lifecycle import Signal, State
 from clarad.messages.recovery import Backlog, Recovery
 from clarad.messages.sessions import Sessions
@@ -36,7 +36,7 @@ from clarad.messages.turn import SessionKey, Turn, answers
 from clarad.protocol import Error, ErrorCode
 from clarad.responders import Responder
 from clarad.store import UNREGISTERED, MessageKey, Messages, StoreError, ToCancel, Unfinished
-from clarad.store.cluster.messages import SharedMessages
+from clarad.store.cluster.messages import ClusterMessages
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -63,16 +63,16 @@ class Turns:
         self._store = store
         self._nursery: trio.Nursery | None = None
         self.sessions = Sessions(bus, session_timeout)
-        self._roster = Roster()
-        self.intake = Intake(self._roster, rates)
-        self._repeats = Repeats(store)
+        self._roster = InFlight()
+        self.intake = AdmissionControl(self._roster, rates)
+        self._repeats = Deduplicator(store)
         self._recovery = Recovery(store, self._recover, self.cancel_asked)
         self._reading = trio.CancelScope()
-        self._is_shared = isinstance(store, SharedMessages)
-        self._elsewhere = Elsewhere(store, self.intake)
-        self.answering = Answering(responder, store, self._elsewhere, slots, message_timeout)
+        self._is_shared = isinstance(store, ClusterMessages)
+        self._elsewhere = SharedChannels(store, self.intake)
+        self.answering = Executor(responder, store, self._elsewhere, slots, message_timeout)
         self._answers = answers()
-        self._endings = Endings(store, bus, self._start_soon, self._leave)
+        self._endings = Completer(store, bus, self._start_soon, self._leave)
         self._refusing = False
         self._serving = False
         self._changed = trio.Event()  # for `drained`: a message has left, or is left waiting

@@ -2,7 +2,7 @@
 
 from clarad.store.causes import Causes
 from clarad.store.engine import Damaged, StoreError, Unfit, open_engine, reach
-from clarad.store.epoch import InDoubt, LeaseLost, Life, Look
+from clarad.store.epoch import Epoch, Heartbeat, InDoubt, LeaseLost
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.interrupting import interruptible
 from clarad.store.lock import Taken, alone
@@ -44,11 +44,11 @@ __all__ = [
     "Claim",
     "Damaged",
     "Ending",
+    "Epoch",
+    "Heartbeat",
     "HookRuns",
     "InDoubt",
     "LeaseLost",
-    "Life",
-    "Look",
     "MembersChanged",
     "MessageKey",
     "Messages",

@@ -40,7 +40,7 @@ class InDoubt(StoreError):  # noqa: N818 - it is what has happened
     """The database may have what was to be committed, or not: it has not said."""
 
 
-class Look(NamedTuple):
+class Heartbeat(NamedTuple):
     """What a renewal has found."""
 
     inherited: frozenset[int]
@@ -55,7 +55,7 @@ class Look(NamedTuple):
     """Whether a life has ended that nobody could take over: one of its transactions is open."""
 
 
-class Life:
+class Epoch:
     """One life; it has a number from when it has joined the others."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ def fate(connection: Connection, transaction: str) -> bool | None:
     return None if status == "in progress" else status == "committed"
 
 
-def owned(owner: Any, life: Life | None, by: Collection[int] | None = None) -> ColumnElement[bool]:
+def owned(owner: Any, life: Epoch | None, by: Collection[int] | None = None) -> ColumnElement[bool]:
     """Whether rows are this daemon's to see to; or only those that these lives had.
 
     Without a life all are: nobody else uses the database.

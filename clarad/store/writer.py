@@ -35,7 +35,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store.engine import StoreError, cut, one_line
-from clarad.store.epoch import InDoubt, Life, fate
+from clarad.store.epoch import Epoch, InDoubt, fate
 from clarad.store.health import Health, write_something
 from clarad.systemd import catalogue
 
@@ -158,7 +158,7 @@ class Writer:
     write.
     """
 
-    def __init__(self, engine: Engine, life: Life | None = None) -> None:
+    def __init__(self, engine: Engine, life: Epoch | None = None) -> None:
         self.life = life
         self._engine = engine
         self._driver: Any = None

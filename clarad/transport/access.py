@@ -16,7 +16,7 @@ MAX_ADDRESSES: Final = 10_000
 """Addresses that are remembered; beyond that the one that failed longest ago is forgotten."""
 
 
-class Door:
+class AuthGuard:
     """Checks origins and secrets, and counts failures. Times are in seconds of one clock.
 
     The right secret opens the door from everywhere, also from an address that has failed too often:

@@ -11,7 +11,7 @@ from clarad.protocol import ErrorCode, Refused, Register
 from clarad.store import Claim, StoreError, Tokens
 from clarad.store.tokens import PREFIX, digest
 from clarad.systemd import catalogue
-from clarad.transport.access import Door, bearer
+from clarad.transport.access import AuthGuard, bearer
 
 log = logging.getLogger(__name__)
 
@@ -80,10 +80,10 @@ class KnownTokens:
         self._digests = frozenset()
 
 
-class Admission:
+class Authenticator:
     """Decides by what a peer shows."""
 
-    def __init__(self, door: Door, tokens: Tokens) -> None:
+    def __init__(self, door: AuthGuard, tokens: Tokens) -> None:
         self._door = door
         self._tokens = tokens
         self._known = KnownTokens(tokens)

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 
 import trio
 
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 
 MAX_FRAMES: Final = 4096
 MAX_BYTES: Final = 32 * 1024 * 1024
@@ -44,7 +44,7 @@ class Outbox:
     What was taken counts as waiting until the next `take`: till then it is being written.
     """
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: MemoryBudget) -> None:
         """`pool` is all outboxes' together."""
         self._pool = pool
         self._frames: deque[bytes] = deque()
@@ -134,6 +134,6 @@ class Outbox:
         self._bytes = size
 
 
-def shared() -> Pool:
+def shared() -> MemoryBudget:
     """Return the room that all outboxes are to share."""
-    return Pool(MAX_SHARED, OWN_BYTES)
+    return MemoryBudget(MAX_SHARED, OWN_BYTES)

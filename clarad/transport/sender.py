@@ -6,7 +6,7 @@ from typing import Final
 import trio
 from trio_websocket import WebSocketConnection
 
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.protocol import CloseCode
 from clarad.transport.outbox import Outbox, Overflow
 from clarad.transport.stream import ClientStream, FrameWriter
@@ -21,7 +21,7 @@ class Sender:
     """Owns a connection's sending side; `limit` is to be around everything of the connection."""
 
     def __init__(
-        self, websocket: WebSocketConnection, stream: ClientStream, outboxes: Pool
+        self, websocket: WebSocketConnection, stream: ClientStream, outboxes: MemoryBudget
     ) -> None:
         """`outboxes` is the room that all connections' outboxes share."""
         self._websocket = websocket

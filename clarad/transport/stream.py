@@ -16,10 +16,10 @@ from typing import Final
 import trio
 from trio_websocket import WebSocketConnection
 
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.protocol import CloseCode
 from clarad.transport.frames import Frames
-from clarad.transport.unauthenticated import Socket, Strangers
+from clarad.transport.unauthenticated import Socket, UnauthenticatedPeers
 
 _READ_SIZE: Final = 64 * 1024
 
@@ -65,7 +65,7 @@ class ClientStream(trio.abc.Stream):
         self,
         stream: trio.SocketStream,
         address: str,
-        strangers: Strangers,
+        strangers: UnauthenticatedPeers,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         """The peer is one of `strangers` until `admit`. The TLS handshake is made with a read."""
@@ -82,7 +82,7 @@ class ClientStream(trio.abc.Stream):
         self._at = 0
         self._head_size = 0
         self._frames = Frames()
-        self._room: Pool | None = None
+        self._room: MemoryBudget | None = None
         self._charged = 0
         self._refuse: Refuse | None = None
         self._refused = False
@@ -130,7 +130,7 @@ class ClientStream(trio.abc.Stream):
         """Wait until there is room in the socket's buffer."""
         await self._stream.wait_send_all_might_not_block()
 
-    def watch(self, refuse: Refuse, room: Pool | None = None) -> None:
+    def watch(self, refuse: Refuse, room: MemoryBudget | None = None) -> None:
         """Pass on frames from here on. When there are too many, call `refuse`, and drop the rest.
 
         `room` is for the bytes of messages that have come in part.
@@ -260,9 +260,9 @@ class ClientStream(trio.abc.Stream):
                     vars(stream).clear()
 
 
-def receiving() -> Pool:
+def receiving() -> MemoryBudget:
     """Return the room that all connections share for what they have received in part."""
-    return Pool(MAX_RECEIVED, OWN_BYTES)
+    return MemoryBudget(MAX_RECEIVED, OWN_BYTES)
 
 
 class FrameWriter:

@@ -17,7 +17,7 @@ _LONGEST_PAUSE: Final = 0.005
 """Seconds between two turns that others wait for."""
 
 
-class Strangers:
+class UnauthenticatedPeers:
     """Lets all of them take turns, one in each step of the event loop, and address by address.
 
     A turn is at most a TLS handshake, an HTTP request or a frame, some 2 ms. So however many they
@@ -100,11 +100,13 @@ class Socket(trio.abc.HalfCloseableStream):
     It is the lowest stream, so that each step of a TLS handshake has to wait for its turn as well.
     """
 
-    def __init__(self, stream: trio.SocketStream, address: str, strangers: Strangers) -> None:
+    def __init__(
+        self, stream: trio.SocketStream, address: str, strangers: UnauthenticatedPeers
+    ) -> None:
         """`address` is whose turns it takes; replace it freely."""
         self.address = address
         self._stream = stream
-        self._strangers: Strangers | None = strangers
+        self._strangers: UnauthenticatedPeers | None = strangers
 
     @property
     def is_admitted(self) -> bool:

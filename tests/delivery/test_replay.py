@@ -6,7 +6,15 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clarad.delivery.replay import MAX_BYTES, MAX_FRAMES, MAX_SHARED, OVERHEAD, Kept, Window, shared
+from clarad.delivery.replay import (
+    MAX_BYTES,
+    MAX_FRAMES,
+    MAX_SHARED,
+    OVERHEAD,
+    ReplayBuffer,
+    ReplayFrame,
+    shared,
+)
 from clarad.protocol import Accepted, decode_outbound, encode, numbered
 from clarad.store import MessageKey
 
@@ -14,7 +22,7 @@ FRAME = b'{"type":"pong"}'
 KEY = MessageKey("test", "c", "m-1")
 
 
-def seqs(window: Window, after: int = 0) -> list[int]:
+def seqs(window: ReplayBuffer, after: int = 0) -> list[int]:
     return [kept.seq for kept in window.after(after)]
 
 
@@ -24,13 +32,13 @@ def test_a_numbered_frame_is_the_frame_with_its_number() -> None:
 
 
 def test_numbers_go_on_above_the_last() -> None:
-    window = Window(shared(), last=41)
+    window = ReplayBuffer(shared(), last=41)
     window.fill(window.reserve(None), FRAME)
     assert json.loads(next(window.after(0)).frame) == {"type": "pong", "seq": 42}
 
 
 def test_of_very_many_frames_the_oldest_that_were_sent_are_dropped() -> None:
-    window = Window(shared())
+    window = ReplayBuffer(shared())
     for _ in range(MAX_FRAMES + 5):
         window.fill(window.reserve(None), FRAME)
     window.trim(sent=3)
@@ -41,7 +49,7 @@ def test_of_very_many_frames_the_oldest_that_were_sent_are_dropped() -> None:
 
 
 def test_of_very_long_frames_the_oldest_are_dropped() -> None:
-    window = Window(shared())
+    window = ReplayBuffer(shared())
     for _ in range(3):
         window.fill(window.reserve(None), FRAME + b" " * (MAX_BYTES // 2))
     window.trim(sent=window.last)
@@ -50,7 +58,7 @@ def test_of_very_long_frames_the_oldest_are_dropped() -> None:
 
 def test_of_very_many_nodes_each_keeps_less() -> None:
     pool = shared()
-    windows = [Window(pool) for _ in range(50)]
+    windows = [ReplayBuffer(pool) for _ in range(50)]
     for window in windows:
         for _ in range(4):
             window.fill(window.reserve(None), FRAME + b" " * (MAX_BYTES // 5))
@@ -61,7 +69,7 @@ def test_of_very_many_nodes_each_keeps_less() -> None:
 
 
 def test_a_new_session_has_the_terminal_frames_and_those_that_are_still_to_come() -> None:
-    window = Window(shared())
+    window = ReplayBuffer(shared())
     for key in (None, KEY, None, KEY):
         window.fill(window.reserve(key), FRAME)
     window.reserve(KEY)
@@ -74,8 +82,8 @@ class Model:
 
     def __init__(self) -> None:
         self.pool = shared()
-        self.window = Window(self.pool)
-        self.all: list[Kept] = []
+        self.window = ReplayBuffer(self.pool)
+        self.all: list[ReplayFrame] = []
         self.gone = 0
 
     def reserve(self, _: int) -> None:
@@ -89,7 +97,7 @@ class Model:
         self.window.forget(n)
         self.gone = max(self.gone, min(n, self.window.last))
 
-    def _pick(self, n: int) -> Kept | None:
+    def _pick(self, n: int) -> ReplayFrame | None:
         return self.all[n % len(self.all)] if self.all else None
 
 

@@ -1,13 +1,13 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 
 SIZE = 1000
 OWN = 10
 
 
-def fill(pool: Pool) -> int:
+def fill(pool: MemoryBudget) -> int:
     """Be a holder that takes whatever it can get, one by one; return how much that is."""
     held = 0
     while pool.fits(held, held + 1):
@@ -17,26 +17,26 @@ def fill(pool: Pool) -> int:
 
 
 def test_the_first_may_have_half_and_each_next_one_half_of_the_rest() -> None:
-    pool = Pool(SIZE)
+    pool = MemoryBudget(SIZE)
     assert [fill(pool) for _ in range(4)] == [500, 250, 125, 62]
 
 
 def test_everyone_has_something_in_any_case() -> None:
-    pool = Pool(SIZE, OWN)
+    pool = MemoryBudget(SIZE, OWN)
     for _ in range(100):
         assert fill(pool) >= OWN
     assert pool.used <= SIZE
 
 
 def test_what_is_given_back_is_free_again() -> None:
-    pool = Pool(SIZE, OWN)
+    pool = MemoryBudget(SIZE, OWN)
     pool.change(fill(pool), 0)
     assert fill(pool) == SIZE // 2 + OWN
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, SIZE)), max_size=100))
 def test_no_more_is_shared_than_there_is(steps: list[tuple[int, int]]) -> None:
-    pool = Pool(SIZE, OWN)
+    pool = MemoryBudget(SIZE, OWN)
     held = dict.fromkeys(range(6), 0)
     for holder, wanted in steps:
         if pool.fits(held[holder], wanted):

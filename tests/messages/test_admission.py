@@ -15,8 +15,8 @@ from clarad.delivery import replay
 from clarad.delivery.node import Node
 from clarad.limits.rate import Rate, Rates
 from clarad.messages import admission
-from clarad.messages.admission import MAX_ARRIVING, MAX_PAUSE, OWN_BYTES, Intake
-from clarad.messages.inflight import MAX_WAITING, Roster
+from clarad.messages.admission import MAX_ARRIVING, MAX_PAUSE, OWN_BYTES, AdmissionControl
+from clarad.messages.inflight import MAX_WAITING, InFlight
 from clarad.messages.lifecycle import State
 from clarad.messages.turn import Session, SessionKey, Turn, answers
 from clarad.protocol import Channel, ErrorCode, Message, User
@@ -26,8 +26,8 @@ class Door:
     """An intake, and what has come through."""
 
     def __init__(self, rates: Rates | None = None) -> None:
-        self.roster = Roster()
-        self.intake = Intake(self.roster, rates or Rates())
+        self.roster = InFlight()
+        self.intake = AdmissionControl(self.roster, rates or Rates())
         self.turns: list[Turn] = []
 
     def ask(

@@ -8,13 +8,13 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from clarad import protocol
-from clarad.delivery.node import Node, Outlet
+from clarad.delivery.node import Node, Sink
 from clarad.delivery.replay import shared
 from clarad.limits.rate import Rates
 from clarad.messages import admission, cluster
-from clarad.messages.admission import MAX_ARRIVING, Intake
-from clarad.messages.cluster import Elsewhere
-from clarad.messages.inflight import Roster
+from clarad.messages.admission import MAX_ARRIVING, AdmissionControl
+from clarad.messages.cluster import SharedChannels
+from clarad.messages.inflight import InFlight
 from clarad.store import CancelAsked, StoreError
 from tests.daemon_process import PATIENCE
 from tests.postgres import SHARED
@@ -32,8 +32,8 @@ class Side(NamedTuple):
     """What one of several daemons has."""
 
     messages: SharedDesk
-    elsewhere: Elsewhere
-    intake: Intake
+    elsewhere: SharedChannels
+    intake: AdmissionControl
 
 
 class Told:
@@ -62,7 +62,7 @@ def told() -> Told:
 def node(told: Told) -> Node:
     """A node that is connected."""
     node = Node("node-1", "test", shared())
-    node.connect(cast(Outlet, told), frozenset())
+    node.connect(cast(Sink, told), frozenset())
     return node
 
 
@@ -75,8 +75,8 @@ async def two(share: Share, monkeypatch: pytest.MonkeyPatch) -> list[Side]:
 
 
 def _side(desk: SharedDesk) -> Side:
-    kept = Intake(Roster(), Rates(None, None))
-    return Side(desk, Elsewhere(desk.messages, kept), kept)
+    kept = AdmissionControl(InFlight(), Rates(None, None))
+    return Side(desk, SharedChannels(desk.messages, kept), kept)
 
 
 async def begin(side: Side, number: int) -> None:

@@ -7,7 +7,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invaria
 
 from clarad.delivery import replay
 from clarad.delivery.node import Node
-from clarad.messages.inflight import MAX_WAITING, Roster
+from clarad.messages.inflight import MAX_WAITING, InFlight
 from clarad.messages.lifecycle import State
 from clarad.messages.turn import Session, SessionKey, Turn, answers
 from clarad.protocol import Channel, Message, User
@@ -40,7 +40,7 @@ def turn(
 
 @run_in_trio
 def test_what_is_read_back_comes_before_what_is_new_in_the_order_of_its_numbers() -> None:
-    roster = Roster()
+    roster = InFlight()
     new, second, third, first = (
         turn("n"),
         turn("2", number=2),
@@ -56,7 +56,7 @@ def test_what_is_read_back_comes_before_what_is_new_in_the_order_of_its_numbers(
 
 @run_in_trio
 def test_the_first_of_a_channel_has_its_turn_and_the_others_wait() -> None:
-    roster = Roster()
+    roster = InFlight()
     first, second, elsewhere = turn("1"), turn("2"), turn("3", "other")
     for each in (first, second, elsewhere):
         roster.add(each)
@@ -67,7 +67,7 @@ def test_the_first_of_a_channel_has_its_turn_and_the_others_wait() -> None:
 
 @run_in_trio
 def test_one_that_leaves_from_the_queue_makes_it_nobody_s_turn() -> None:
-    roster = Roster()
+    roster = InFlight()
     running, dropped, last = turn("1"), turn("2"), turn("3")
     for each in (running, dropped, last):
         roster.add(each)
@@ -77,7 +77,7 @@ def test_one_that_leaves_from_the_queue_makes_it_nobody_s_turn() -> None:
 
 @run_in_trio
 def test_a_channel_is_full_with_one_that_runs_and_all_that_may_wait() -> None:
-    roster = Roster()
+    roster = InFlight()
     for n in range(MAX_WAITING + 1):
         assert not roster.is_full(turn("next").key)
         roster.add(turn(f"{n}"))
@@ -87,7 +87,7 @@ def test_a_channel_is_full_with_one_that_runs_and_all_that_may_wait() -> None:
 
 @run_in_trio
 def test_one_id_in_two_channels_is_two_messages_of_one_request() -> None:
-    roster = Roster()
+    roster = InFlight()
     here, there = turn("1", "here"), turn("1", "there")
     roster.add(here)
     roster.add(there)
@@ -104,7 +104,7 @@ class Everybody(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.roster = Roster()
+        self.roster = InFlight()
         self.model: dict[str, list[Turn]] = {}
         self.count = 0
 

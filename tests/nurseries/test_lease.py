@@ -11,8 +11,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from clarad.nurseries import lease
 from clarad.nurseries.lease import Lease
-from clarad.store import Life, Look, Notice, StoreError, TasksChanged
-from clarad.store.cluster.membership import Members
+from clarad.store import Epoch, Heartbeat, Notice, StoreError, TasksChanged
+from clarad.store.cluster.membership import Membership
 from tests.daemon_process import PATIENCE
 from tests.migrated import migrate
 from tests.postgres import SHARED
@@ -35,8 +35,8 @@ class Holder:
     """A lease that is kept, and all that it tells its daemon."""
 
     def __init__(self, engine: Engine, seconds: float) -> None:
-        self.life = Life()
-        self.looks: list[Look] = []
+        self.life = Epoch()
+        self.looks: list[Heartbeat] = []
         self.notices: list[Notice | None] = []
         self.inherited: list[tuple[str, frozenset[int]]] = []
         self.failures = 0
@@ -45,7 +45,7 @@ class Holder:
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self._grown = trio.Event()
-        members = Members(engine, self.life, instance="holder", holder="holder", lease=seconds)
+        members = Membership(engine, self.life, instance="holder", holder="holder", lease=seconds)
         self.lease = Lease(
             members,
             inherit=(self._inherit_first, self._inherit_second),
@@ -74,7 +74,7 @@ class Holder:
         self._grown.set()
         self._grown = trio.Event()
 
-    def _looked(self, look: Look) -> None:
+    def _looked(self, look: Heartbeat) -> None:
         self.looks.append(look)
         self._grow()
 
@@ -120,7 +120,7 @@ def renewals_held_up(outside: Outside) -> Iterator[None]:
 
 @contextmanager
 def in_transaction(outside: Outside, daemon: Daemon) -> Iterator[None]:
-    """Have a daemon be in the middle of a transaction, as `Life.fence` has it."""
+    """Have a daemon be in the middle of a transaction, as `Epoch.fence` has it."""
     engine = create_engine(outside.url, poolclass=NullPool)
     fence = f"SELECT id FROM clarad_daemons WHERE id = {daemon.number} FOR KEY SHARE"
     with engine.begin() as connection:

@@ -7,19 +7,19 @@ from typing import Any
 import trio
 from sqlalchemy import Engine
 
-from clarad.store import Life, Notice, Writer
-from clarad.store.cluster.membership import Members
-from clarad.store.cluster.messages import SharedMessages
-from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.store import Epoch, Notice, Writer
+from clarad.store.cluster.membership import Membership
+from clarad.store.cluster.messages import ClusterMessages
+from clarad.store.cluster.nodes import ClusterNodeSessions
 from tests.answer import answer
 from tests.store.desk import Desk, key
 
 
-class Daemon(Members):
+class Daemon(Membership):
     """A life on the database, with a writer, and with an ear for what the others say."""
 
     def __init__(self, engine: Engine, instance: str) -> None:
-        super().__init__(engine, Life(), instance=instance, holder=instance, lease=60)
+        super().__init__(engine, Epoch(), instance=instance, holder=instance, lease=60)
         self.writer = Writer(engine, self.life)
 
     async def begin(self, nursery: trio.Nursery) -> None:
@@ -69,10 +69,10 @@ Share = Callable[[int], Awaitable[list[Daemon]]]
 class SharedDesk(Desk):
     """The messages of one of several daemons, all in one channel unless it is said otherwise."""
 
-    messages: SharedMessages
+    messages: ClusterMessages
 
     def __init__(self, daemon: Daemon) -> None:
-        super().__init__(SharedMessages(daemon.writer), daemon.writer)
+        super().__init__(ClusterMessages(daemon.writer), daemon.writer)
         self.daemon = daemon
 
     async def admit(self, number: int, *, most: int | None = None) -> tuple[bool, list[int]]:
@@ -85,7 +85,7 @@ class SharedDesk(Desk):
 
     async def have_node(self) -> None:
         """Have the node register here."""
-        sessions = SharedNodeSessions(self.writer)
+        sessions = ClusterNodeSessions(self.writer)
         await sessions.take("test", "node-1", resumes=True, is_known=False)
 
     async def end_for_node(self, number: int, *, seq: int | None = None, **about: bool) -> None:

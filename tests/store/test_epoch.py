@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, select, text
 
-from clarad.store import LeaseLost, Life
+from clarad.store import Epoch, LeaseLost
 from clarad.store.epoch import owned
 from clarad.store.models import TaskRow
 from tests.postgres import BACKENDS, SHARED
@@ -23,13 +23,13 @@ PAST = datetime(2027, 3, 1, 12, tzinfo=UTC)
 
 def test_until_the_database_has_told_the_time_it_is_the_machine_s() -> None:
     before = datetime.now(UTC)
-    assert before <= Life().now() <= datetime.now(UTC)
+    assert before <= Epoch().now() <= datetime.now(UTC)
 
 
 def test_the_time_is_the_database_s_and_goes_on_with_no_regard_for_the_machine_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    life = Life()
+    life = Epoch()
     told_at = time.monotonic()
     life.tell_time(PAST, told_at, told_at)
     monkeypatch.setattr(time, "monotonic", lambda: told_at + 100)
@@ -41,7 +41,7 @@ def test_the_time_is_the_database_s_and_goes_on_with_no_regard_for_the_machine_s
 def test_an_answer_that_is_slow_to_come_does_not_set_the_clock(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    life = Life()
+    life = Epoch()
     life.tell_time(PAST, 1000, 1000)
     life.tell_time(PAST + timedelta(seconds=3), 1001, 1005)  # any time between the two
     monkeypatch.setattr(time, "monotonic", lambda: 1005)
@@ -84,7 +84,7 @@ def test_who_has_the_database_to_itself_sees_to_everything(
 def test_a_life_sees_to_its_own_and_to_what_it_has_taken_over(
     owners: Callable[..., list[Any]],
 ) -> None:
-    life = Life()
+    life = Epoch()
     life.owners = frozenset({1, 3})
     assert owners(life) == [1, 3]
     assert owners(life, [2]) == [2]

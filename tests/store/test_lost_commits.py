@@ -7,8 +7,8 @@ import trio
 from sqlalchemy import Connection, Engine, event, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from clarad.store import InDoubt, Life, Writer
-from clarad.store.cluster.membership import Members
+from clarad.store import Epoch, InDoubt, Writer
+from clarad.store.cluster.membership import Membership
 from clarad.store.engine import StoreError
 from tests.daemon_process import PATIENCE
 from tests.migrated import migrate
@@ -71,8 +71,8 @@ async def account(
     """A writer behind the network, whose life is one of those that share the database."""
     migrate(engine)
     outside.do("CREATE TABLE account (total INTEGER NOT NULL)", "INSERT INTO account VALUES (0)")
-    life = Life()
-    members = Members(engine, life, instance="here", holder="here", lease=60)
+    life = Epoch()
+    members = Membership(engine, life, instance="here", holder="here", lease=60)
     members.connect()
     members.join()
     members.close()

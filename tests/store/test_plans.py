@@ -10,8 +10,8 @@ import trio
 from sqlalchemy import Connection, Engine, event, text
 
 from clarad.store import (
+    Epoch,
     HookRuns,
-    Life,
     MessageKey,
     Messages,
     Missed,
@@ -21,7 +21,7 @@ from clarad.store import (
     open_engine,
 )
 from clarad.store.causes import Causes
-from clarad.store.cluster.messages import SharedMessages
+from clarad.store.cluster.messages import ClusterMessages
 from clarad.store.history import History
 from clarad.store.retention import HOOK_RUNS, MESSAGES, TASK_RUNS, Kind, Place
 from tests.answer import answer
@@ -130,8 +130,8 @@ def asked(full: Engine) -> Iterator[Asked]:
     event.remove(full, "before_cursor_execute", asked.explain)
 
 
-def shared(writer: Writer) -> SharedMessages:
-    messages = SharedMessages(writer)
+def shared(writer: Writer) -> ClusterMessages:
+    messages = ClusterMessages(writer)
     assert writer.life is not None
     writer.life.owners = frozenset({1})
     return messages
@@ -247,7 +247,7 @@ OF_SEVERAL_DAEMONS: Final[dict[str, tuple[Ask, str]]] = {
 }
 
 
-async def plan(asked: Asked, nursery: trio.Nursery, ask: Ask, life: Life | None) -> None:
+async def plan(asked: Asked, nursery: trio.Nursery, ask: Ask, life: Epoch | None) -> None:
     writer = Writer(asked.engine, life)
     await nursery.start(writer.run)
     await ask(writer)
@@ -267,5 +267,5 @@ async def test_a_statement_finds_its_rows_by_an_index(asked: Asked, name: str) -
 async def test_a_statement_of_several_daemons_does_so_too(asked: Asked, name: str) -> None:
     ask, index = OF_SEVERAL_DAEMONS[name]
     async with trio.open_nursery() as nursery:
-        await plan(asked, nursery, ask, Life())
+        await plan(asked, nursery, ask, Epoch())
     asked.check(index)

@@ -5,17 +5,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clarad.transport import access
-from clarad.transport.access import MAX_FAILURES, WINDOW, Door, bearer
+from clarad.transport.access import MAX_FAILURES, WINDOW, AuthGuard, bearer
 
 HERE: Final = "127.0.0.1"
 THERE: Final = "192.0.2.7"
 
 
-def door(secret: str | None = "swordfish", origins: frozenset[str] = frozenset()) -> Door:
-    return Door(secret, origins)
+def door(secret: str | None = "swordfish", origins: frozenset[str] = frozenset()) -> AuthGuard:
+    return AuthGuard(secret, origins)
 
 
-def guess(at: Door, address: str, times: int, now: float = 0.0) -> None:
+def guess(at: AuthGuard, address: str, times: int, now: float = 0.0) -> None:
     for _ in range(times):
         at.note_failure(address, now)
 
@@ -159,14 +159,14 @@ def test_an_address_is_locked_exactly_for_a_minute_after_ten_failures_in_a_minut
 
 
 @pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> Door:
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> AuthGuard:
     """A door that remembers two addresses."""
     monkeypatch.setattr(access, "MAX_ADDRESSES", 2)
     return door()
 
 
 def test_of_too_many_failing_addresses_the_one_that_failed_longest_ago_is_forgotten(
-    forgetful: Door,
+    forgetful: AuthGuard,
 ) -> None:
     for address in ("a", "b", "c"):
         guess(forgetful, address, 9)
@@ -177,7 +177,7 @@ def test_of_too_many_failing_addresses_the_one_that_failed_longest_ago_is_forgot
 
 
 def test_an_address_that_fails_again_is_not_the_one_that_failed_longest_ago(
-    forgetful: Door,
+    forgetful: AuthGuard,
 ) -> None:
     guess(forgetful, "a", 8)
     guess(forgetful, "b", 9)
@@ -188,7 +188,7 @@ def test_an_address_that_fails_again_is_not_the_one_that_failed_longest_ago(
 
 
 def test_of_too_many_locked_addresses_the_one_that_was_locked_longest_ago_is_forgotten(
-    forgetful: Door,
+    forgetful: AuthGuard,
 ) -> None:
     for address in ("a", "b", "c"):
         guess(forgetful, address, 10)
@@ -197,7 +197,7 @@ def test_of_too_many_locked_addresses_the_one_that_was_locked_longest_ago_is_for
 
 
 def test_an_address_that_is_locked_again_is_not_the_one_that_was_locked_longest_ago(
-    forgetful: Door,
+    forgetful: AuthGuard,
 ) -> None:
     guess(forgetful, "a", 10, now=0)
     guess(forgetful, "b", 10, now=30)

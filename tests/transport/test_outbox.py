@@ -6,7 +6,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from clarad.limits.memory import Pool
+from clarad.limits.memory import MemoryBudget
 from clarad.transport.outbox import (
     BATCH_BYTES,
     MAX_BYTES,
@@ -25,12 +25,12 @@ relaxed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 @pytest.fixture
-def pool() -> Pool:
+def pool() -> MemoryBudget:
     return shared()
 
 
 @pytest.fixture
-def outbox(pool: Pool) -> Outbox:
+def outbox(pool: MemoryBudget) -> Outbox:
     return Outbox(pool)
 
 
@@ -154,7 +154,7 @@ async def test_long_frames_are_taken_one_by_one(outbox: Outbox) -> None:
     assert taken == [[b"a"], [long], [long], [b"b"], []]
 
 
-async def test_those_who_do_not_read_leave_room_for_the_next(pool: Pool) -> None:
+async def test_those_who_do_not_read_leave_room_for_the_next(pool: MemoryBudget) -> None:
     for _ in range(100):
         slow = Outbox(pool)
         with suppress(Overflow):
@@ -168,7 +168,7 @@ async def test_those_who_do_not_read_leave_room_for_the_next(pool: Pool) -> None
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-async def test_what_is_given_up_makes_room(outbox: Outbox, pool: Pool, frames: int) -> None:
+async def test_what_is_given_up_makes_room(outbox: Outbox, pool: MemoryBudget, frames: int) -> None:
     for _ in range(frames):
         outbox.put(bytes(BATCH_BYTES))
     await outbox.take()

@@ -10,7 +10,7 @@ import trio.testing
 
 from clarad.protocol import CloseCode
 from clarad.transport.stream import MAX_FIRST_FRAMES, ClientStream, receiving
-from clarad.transport.unauthenticated import Strangers
+from clarad.transport.unauthenticated import UnauthenticatedPeers
 from tests.strangers import frame
 
 HEAD = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -44,7 +44,7 @@ async def pair() -> AsyncIterator[Pair]:
     """Connect the two, past the head of the request."""
     ours, theirs = trio.socket.socketpair()
     client = trio.SocketStream(theirs)
-    made = Pair(ClientStream(trio.SocketStream(ours), "here", Strangers()), client)
+    made = Pair(ClientStream(trio.SocketStream(ours), "here", UnauthenticatedPeers()), client)
     async with client:
         await client.send_all(HEAD)
         assert await made.stream.receive_head() == HEAD
@@ -82,7 +82,7 @@ async def test_a_stranger_s_frames_are_passed_on_one_by_one() -> None:
 async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
     steps, turns = Steps(), Counter[int]()
     trio.lowlevel.add_instrument(steps)
-    strangers = Strangers()
+    strangers = UnauthenticatedPeers()
     ours, theirs = trio.socket.socketpair()
 
     async def stranger() -> None:
@@ -109,7 +109,7 @@ async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
 async def test_a_crowd_with_one_address_leaves_every_second_turn_to_another_address(
     crowd: list[str], other: str, is_one: bool
 ) -> None:
-    strangers, given = Strangers(), list[str]()
+    strangers, given = UnauthenticatedPeers(), list[str]()
     ours, theirs = trio.socket.socketpair()
 
     async def wait(address: str) -> None:
@@ -128,7 +128,7 @@ async def test_a_crowd_with_one_address_leaves_every_second_turn_to_another_addr
 
 
 async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
-    strangers, given = Strangers(), dict[str, bool]()
+    strangers, given = UnauthenticatedPeers(), dict[str, bool]()
     ours, theirs = trio.socket.socketpair()
     other, at_other = trio.socket.socketpair()
 
@@ -149,7 +149,7 @@ async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
 
 
 async def test_who_is_hung_up_on_waits_for_no_turn() -> None:
-    strangers = Strangers()
+    strangers = UnauthenticatedPeers()
     ours, theirs = trio.socket.socketpair()
     stream = ClientStream(trio.SocketStream(ours), "here", strangers)
     with theirs:

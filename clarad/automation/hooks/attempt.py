@@ -2,7 +2,7 @@
 
 import msgspec
 
-from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.runs import command, environment
 from clarad.automation.runs.run import Tried
@@ -11,7 +11,13 @@ from clarad.process import shell
 
 
 async def attempt(
-    hook: Hook, event: Event, *, run_id: str, number: int, poster: Poster, output: shell.Output
+    hook: Hook,
+    event: Event,
+    *,
+    run_id: str,
+    number: int,
+    poster: WebhookClient,
+    output: shell.Output,
 ) -> Tried:
     """Do what the hook does, attempt `number` of the run; cancelling ends all of it.
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import httpx
 
 
-class Poster:
+class WebhookClient:
     """Posts webhooks, with one client for all; it is made when the first one is posted."""
 
     def __init__(self) -> None:

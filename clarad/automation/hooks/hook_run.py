@@ -12,13 +12,13 @@ import trio
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run
-from clarad.automation.runs.subject import What
+from clarad.automation.runs.subject import Subject
 from clarad.events import Event
 from clarad.store import Ending
 from clarad.systemd.catalogue import Entry
 
 
-class Delivery:
+class HookRun:
     """One event for one hook: a run, from the event to its end. It watches its own attempts."""
 
     def __init__(
@@ -44,16 +44,16 @@ class Delivery:
         self.is_parked = False
         self.ending: Ending | None = None
         self.ended = trio.Event()
-        self.when_tried: Callable[[Delivery], None] = lambda _: None
+        self.when_tried: Callable[[HookRun], None] = lambda _: None
         """Called after each attempt, and when it is clear that there will be none."""
         self._lanes = lanes
         self._lane = lane
         self._is_tried = False
 
     @property
-    def what(self) -> What:
+    def what(self) -> Subject:
         """What it is a run of."""
-        return What("hook", self.hook.name)
+        return Subject("hook", self.hook.name)
 
     def about(self, entry: Entry) -> dict[str, Any]:
         """Return what makes a record of the log one about this."""
@@ -107,14 +107,14 @@ class Delivery:
 class Tier:
     """The deliveries of one event and one priority; the next tier opens when all are tried."""
 
-    def __init__(self, deliveries: list[Delivery], *, is_open: bool) -> None:
+    def __init__(self, deliveries: list[HookRun], *, is_open: bool) -> None:
         self.deliveries = deliveries
         self.is_open = is_open
         self.untried = len(deliveries)
         self.following: Tier | None = None
 
 
-def into_tiers(deliveries: Iterable[Delivery]) -> None:
+def into_tiers(deliveries: Iterable[HookRun]) -> None:
     """Put the deliveries of one event, those of highest priority first, into tiers."""
     last: Tier | None = None
     for _, group in groupby(deliveries, key=lambda delivery: delivery.hook.priority):
@@ -126,12 +126,12 @@ def into_tiers(deliveries: Iterable[Delivery]) -> None:
         last = tier
 
 
-def opened_by(delivery: Delivery) -> list[Delivery]:
+def opened_by(delivery: HookRun) -> list[HookRun]:
     """Open the tiers whose turn it is now that this one is tried; return what is in them.
 
     More than one, if nothing of the next is to be tried.
     """
-    opened: list[Delivery] = []
+    opened: list[HookRun] = []
     tier = delivery.tier
     while tier.is_open and not tier.untried and tier.following is not None:
         tier = tier.following

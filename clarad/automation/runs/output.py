@@ -7,7 +7,7 @@ last lines. More of it is in the store (`clarad hooks show`).
 import logging
 from typing import Final
 
-from clarad.automation.runs.subject import What
+from clarad.automation.runs.subject import Subject
 from clarad.log import NOTICE, OUTPUT
 from clarad.store import Ending
 from clarad.systemd import catalogue
@@ -21,14 +21,14 @@ MAX_LINE: Final = 1000
 """Characters of a line that are logged: the first ones."""
 
 
-def log_output(what: What, run_id: str, ending: Ending) -> None:
+def log_output(what: Subject, run_id: str, ending: Ending) -> None:
     """Log the lines of an attempt, and how much is left out of them."""
     if log.isEnabledFor(logging.INFO):
         _log(what, run_id, "stdout", ending.stdout, ending.stdout_cut, logging.INFO)
         _log(what, run_id, "stderr", ending.stderr, ending.stderr_cut, NOTICE)
 
 
-def _log(what: What, run_id: str, stream: str, text: str, cut: int, level: int) -> None:
+def _log(what: Subject, run_id: str, stream: str, text: str, cut: int, level: int) -> None:
     lines = [line for line in text.splitlines() if line.strip()]
     fields = what.fields(run_id) | {"stream": stream}
     if cut or len(lines) > MAX_LINES:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import trio
 
 from clarad.automation.runs.output import log_output
-from clarad.automation.runs.subject import What
+from clarad.automation.runs.subject import Subject
 from clarad.process.shell import Output
 from clarad.store import Ending, Outcome, StoreError
 from clarad.systemd import catalogue
@@ -56,7 +56,7 @@ class Store(Protocol):
         """Note that the run has ended."""
 
 
-class Places(Protocol):
+class Slots(Protocol):
     """Where a run waits for its turn before each attempt."""
 
     async def enter(self) -> None:
@@ -79,7 +79,9 @@ class Watcher(Protocol):
 Attempt = Callable[["Run", Output], Awaitable[Tried]]
 
 
-async def insist(what: What, write: Callable[[], Awaitable[object]], given_up: trio.Event) -> bool:
+async def retry_until_stored(
+    what: Subject, write: Callable[[], Awaitable[object]], given_up: trio.Event
+) -> bool:
     """Write, again and again while the store fails; `False` once the daemon has given up on it."""
     while True:
         try:
@@ -105,10 +107,10 @@ class Run:
     def __init__(
         self,
         run_id: str,
-        what: What,
+        what: Subject,
         *,
         store: Store,
-        places: Places,
+        places: Slots,
         watcher: Watcher,
         given_up: trio.Event,
         attempt: Attempt,
@@ -235,7 +237,7 @@ class Run:
         await trio.sleep(pause)
 
     async def _insist(self, write: Callable[[], Awaitable[None]]) -> bool:
-        return await insist(self.what, write, self._given_up)
+        return await retry_until_stored(self.what, write, self._given_up)
 
     def _ended(self, outcome: Outcome, reason: str, exit_status: int | None = None) -> Ending:
         output, until = self._output, self._ended_at

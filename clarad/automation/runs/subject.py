@@ -12,7 +12,7 @@ _ENTRIES: Final = {
 }
 
 
-class What(NamedTuple):
+class Subject(NamedTuple):
     """A hook or a task, by its name; its text names it in a line."""
 
     kind: Literal["hook", "task"]

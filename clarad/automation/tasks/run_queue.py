@@ -5,15 +5,15 @@ from collections import OrderedDict
 import trio
 
 from clarad.automation.runs.run import Run
-from clarad.automation.tasks.task_run import Job
+from clarad.automation.tasks.task_run import TaskRun
 
 
-class Lines:
+class RunQueues:
     """A line for each task that has runs."""
 
     def __init__(self) -> None:
         # Each step is the same work, however long the line: a daemon's start may find 10,000 runs.
-        self._lines: dict[str, OrderedDict[Job, Run]] = {}
+        self._lines: dict[str, OrderedDict[TaskRun, Run]] = {}
         self._run_ids: set[str] = set()
         self._is_moving = True
         self._changed = trio.Event()
@@ -26,17 +26,17 @@ class Lines:
         """Return how many runs of a task go on or wait."""
         return len(self._lines.get(task, ()))
 
-    def first(self, task: str) -> Job | None:
+    def first(self, task: str) -> TaskRun | None:
         """Return the run of a task that goes on."""
         line = self._lines.get(task)
         return next(iter(line)) if line else None
 
-    def join(self, job: Job, run: Run) -> None:
+    def join(self, job: TaskRun, run: Run) -> None:
         """Put a run behind the others of its task."""
         self._lines.setdefault(job.task.name, OrderedDict())[job] = run
         self._run_ids.add(job.run_id)
 
-    def leave(self, job: Job) -> None:
+    def leave(self, job: TaskRun) -> None:
         """Take a run out that has ended; the next one has its turn."""
         line = self._lines[job.task.name]
         del line[job]
@@ -59,7 +59,7 @@ class Lines:
             if not (only_waiting and job.turn.is_set()):
                 run.cancel(reason)
 
-    def cancel_before(self, job: Job, reason: str) -> None:
+    def cancel_before(self, job: TaskRun, reason: str) -> None:
         """Cancel the runs of a task that are before this one."""
         for other, run in self._lines[job.task.name].items():
             if other is job:
@@ -81,5 +81,5 @@ class Lines:
             await self._changed.wait()
 
 
-def _runs(job: Job) -> bool:
+def _runs(job: TaskRun) -> bool:
     return job.turn.is_set() and not job.is_parked

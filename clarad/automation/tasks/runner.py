@@ -3,17 +3,17 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
-from clarad.automation.tasks.run_queue import Lines
+from clarad.automation.tasks.run_queue import RunQueues
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
-from clarad.automation.tasks.task_run import Job
+from clarad.automation.tasks.task_run import TaskRun
 from clarad.store import StoredTaskRun
 
 
 class Runner(Protocol):
     """Who carries runs out; `clarad.nurseries.task_runs.TaskRunner`."""
 
-    lines: Lines
+    lines: RunQueues
 
     @property
     def tries(self) -> int:
@@ -27,7 +27,7 @@ class Runner(Protocol):
         origin: str = "schedule",
         caused_by: Sequence[str] = (),
         displaces: bool = False,
-    ) -> Job:
+    ) -> TaskRun:
         """Have a task run, behind the runs of it that go on or wait, or in place of them."""
 
     def is_idle(self, task: str) -> bool:

@@ -18,7 +18,7 @@ OUTPUT_TAIL: Final = 4096
 Publish = Callable[..., None]
 
 
-class Job:
+class TaskRun:
     """A run of a task; it waits for the runs before it, and tells of its attempts."""
 
     def __init__(

@@ -8,7 +8,7 @@ import heapq
 from datetime import datetime
 
 
-class Accounts:
+class Watermarks:
     """The rows of each task that are on their way to the store."""
 
     def __init__(self) -> None:

@@ -20,7 +20,7 @@ import psycopg
 from sqlalchemy import Engine
 
 from clarad.store.engine import STANDSTILL, StoreError, connect_alone, cut, one_line
-from clarad.store.epoch import LeaseLost, Life, Look
+from clarad.store.epoch import Epoch, Heartbeat, LeaseLost
 from clarad.store.notify import CHANNEL, MembersChanged, Notice, decode, encode
 
 ALONE: Final = 10
@@ -87,14 +87,14 @@ class Locked(StoreError):  # noqa: N818 - it is what has happened
     """Somebody else has a table locked."""
 
 
-class Members:
+class Membership:
     """The table `clarad_daemons`. Each method blocks, and is called in a thread, one at a time.
 
     All of them raise `StoreError` if the database fails; then `connect` is to be called again.
     """
 
     def __init__(
-        self, engine: Engine, life: Life, *, instance: str, holder: str, lease: float
+        self, engine: Engine, life: Epoch, *, instance: str, holder: str, lease: float
     ) -> None:
         """`instance` and `holder` are as in `clarad.config.instance`; `lease` in seconds."""
         self.life = life
@@ -148,7 +148,7 @@ class Members:
         self.life.id = me
         self.life.tell_time(now, asked_at, answered_at)
 
-    def look(self, *, address: str, tasks: str, seen_to: Collection[int]) -> Look:
+    def look(self, *, address: str, tasks: str, seen_to: Collection[int]) -> Heartbeat:
         """Renew the lease, and take over from whoever has not renewed his.
 
         `tasks` says which tasks this daemon knows; `seen_to` are lives whose unfinished work is in
@@ -170,7 +170,7 @@ class Members:
             ((others, alike, is_held_up),) = self._execute(_OTHERS, **given)
         ((now, lasts),) = renewed
         self.life.tell_time(now, asked_at, answered_at)
-        return Look(inherited - self._forget(seen_to), others, alike, lasts, is_held_up)
+        return Heartbeat(inherited - self._forget(seen_to), others, alike, lasts, is_held_up)
 
     def _forget(self, seen_to: Collection[int]) -> frozenset[int]:
         """Forget those of these lives that have no work left, and return which they were.

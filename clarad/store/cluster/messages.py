@@ -92,7 +92,7 @@ _HAVE_NODE: Final = text(
 )
 
 
-class SharedMessages(Messages):
+class ClusterMessages(Messages):
     """The table `clarad_messages`, with messages of other daemons in it."""
 
     def accept(

@@ -35,7 +35,7 @@ _UNDELIVERED: Final = (
 )
 
 
-class SharedNodeSessions(NodeSessions):
+class ClusterNodeSessions(NodeSessions):
     """The table `clarad_nodes`, with nodes of other daemons in it."""
 
     is_shared = True

@@ -14,7 +14,7 @@ import trio
 
 from clarad.automation.hooks import attempt as reaction
 from clarad.automation.hooks import webhook
-from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.hooks.webhook import MAX_BODY
 from clarad.automation.runs.run import Tried
@@ -31,7 +31,7 @@ RAN: Final = Tried(Outcome.RAN, worth_retrying=False)
 class Post:
     """A poster, and the output of its attempts."""
 
-    poster: Poster = field(default_factory=Poster)
+    poster: WebhookClient = field(default_factory=WebhookClient)
     output: Output = field(default_factory=Output)
 
     async def attempt(
@@ -227,7 +227,7 @@ async def test_what_is_cancelled_before_there_is_a_client_posts_nothing(post: Po
 
 
 async def test_a_poster_that_has_posted_nothing_can_be_closed() -> None:
-    await Poster().aclose()
+    await WebhookClient().aclose()
 
 
 async def test_a_poster_that_was_closed_posts_again(post: Post) -> None:
@@ -250,7 +250,7 @@ async def test_a_webhook_is_the_whole_event_as_json() -> None:
         caused_by=("task-1-1",),
         data={"text": "Grüße\0"},
     )
-    poster, output = Poster(), Output()
+    poster, output = WebhookClient(), Output()
     async with receiver(answers(200, body=b"thanks")) as server:
         with trio.fail_after(PATIENCE):
             tried = await reaction.attempt(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.automation.hooks.hook import Hook
-from clarad.automation.hooks.hook_run import Delivery, into_tiers, opened_by
+from clarad.automation.hooks.hook_run import HookRun, into_tiers, opened_by
 from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run, Tried
 from clarad.process.shell import Output
@@ -23,12 +23,12 @@ FAILED = Ending(Outcome.FAILED)
 
 def delivery(
     name: str, priority: int = 0, *, lanes: Lanes | None = None, lane: Lane | None = None
-) -> Delivery:
+) -> HookRun:
     hook = Hook(name=name, events=frozenset(), priority=priority, working_dir=Path("/"))
-    return Delivery(f"run of {name}", hook, None, lanes=lanes or Lanes(9), lane=lane or Lane(9))
+    return HookRun(f"run of {name}", hook, None, lanes=lanes or Lanes(9), lane=lane or Lane(9))
 
 
-def two_of(lanes: Lanes, lane: Lane) -> tuple[Delivery, Delivery]:
+def two_of(lanes: Lanes, lane: Lane) -> tuple[HookRun, HookRun]:
     """Return two deliveries of the same hook."""
     return delivery("first", lanes=lanes, lane=lane), delivery("second", lanes=lanes, lane=lane)
 
@@ -37,18 +37,18 @@ def nothing() -> None:
     """Start what does nothing."""
 
 
-def tiers_of(*priorities: int) -> list[Delivery]:
+def tiers_of(*priorities: int) -> list[HookRun]:
     """Return the deliveries of an event, in tiers; each opens what it can once it is tried."""
     made = [delivery(f"hook {n}", priority) for n, priority in enumerate(priorities)]
     into_tiers(made)
     return made
 
 
-def names(deliveries: list[Delivery]) -> list[str]:
+def names(deliveries: list[HookRun]) -> list[str]:
     return [each.hook.name for each in deliveries]
 
 
-def open_ones(deliveries: list[Delivery]) -> list[str]:
+def open_ones(deliveries: list[HookRun]) -> list[str]:
     return names([each for each in deliveries if each.tier.is_open])
 
 
@@ -150,7 +150,7 @@ def test_a_tier_opens_once_when_all_before_it_are_tried_whatever_comes_first(
 
 @run_in_trio
 def test_whoever_wants_to_know_is_told_after_each_attempt() -> None:
-    one, told = delivery("hook"), list[Delivery]()
+    one, told = delivery("hook"), list[HookRun]()
     one.when_tried = told.append
     one.attempt_ended(_run_of(one), FAILED, again=True)
     one.attempt_ended(_run_of(one), RAN, again=False)
@@ -186,7 +186,7 @@ async def _attempt(run: Run, output: Output) -> Tried:
     raise AssertionError
 
 
-def _run_of(one: Delivery) -> Run:
+def _run_of(one: HookRun) -> Run:
     return Run(
         one.run_id,
         one.what,

@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from clarad.automation.hooks import attempt as reaction
-from clarad.automation.hooks.client import Poster
+from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.runs import command
 from clarad.automation.runs.run import Tried
@@ -262,7 +262,7 @@ async def react(text: str, to: Event, **fields: Any) -> bytes:
             to,
             run_id="hook-1-1",
             number=2,
-            poster=Poster(),
+            poster=WebhookClient(),
             output=output,
         )
     assert tried.outcome is Outcome.RAN, output.stderr.kept

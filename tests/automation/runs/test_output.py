@@ -5,12 +5,12 @@ import logging
 import pytest
 
 from clarad.automation.runs.output import MAX_LINE, MAX_LINES, log_output
-from clarad.automation.runs.subject import What
+from clarad.automation.runs.subject import Subject
 from clarad.log import NOTICE
 from clarad.store import Ending, Outcome
 from clarad.systemd import catalogue
 
-GREET = What("hook", "greet")
+GREET = Subject("hook", "greet")
 
 
 def ending(stdout: str = "", stderr: str = "", stdout_cut: int = 0) -> Ending:
@@ -36,7 +36,7 @@ def test_a_command_that_never_stops_writing_leaves_its_last_lines(
 ) -> None:
     caplog.set_level(logging.INFO)
     text = "".join(f"{n}\n" for n in range(1000))
-    log_output(What("task", "count"), "task-1", ending(text, stdout_cut=5000))
+    log_output(Subject("task", "count"), "task-1", ending(text, stdout_cut=5000))
     first, *lines = caplog.messages
     left_out = 1000 - MAX_LINES
     assert first == (f"task count: {left_out} lines and 5000 bytes of its stdout are left out here")

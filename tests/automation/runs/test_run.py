@@ -14,8 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from clarad.automation.runs.run import FIRST_PAUSE, MAX_PAUSE, STOPPING, Run, Tried, insist
-from clarad.automation.runs.subject import What
+from clarad.automation.runs.run import (
+    FIRST_PAUSE,
+    MAX_PAUSE,
+    STOPPING,
+    Run,
+    Tried,
+    retry_until_stored,
+)
+from clarad.automation.runs.subject import Subject
 from clarad.process.shell import OUTPUT_CAP, Output
 from clarad.store import Ending, Outcome, StoreError
 
@@ -53,7 +60,7 @@ class World:
         defaults: dict[str, Any] = {"attempt": self._attempt, "timeout": 60, "retries": 0}
         self.run = Run(
             "run-1",
-            What("hook", "greet"),
+            Subject("hook", "greet"),
             store=self,
             places=self,
             watcher=self,
@@ -722,7 +729,7 @@ async def test_what_is_insisted_on_is_written_once(autojump_clock: MockClock) ->
         written.append(trio.current_time())
         await trio.lowlevel.checkpoint()
 
-    assert await insist(What("task", "this"), write, trio.Event())
+    assert await retry_until_stored(Subject("task", "this"), write, trio.Event())
     assert len(written) == 1
 
 
@@ -733,8 +740,8 @@ async def test_what_is_insisted_on_when_all_is_given_up_is_tried_once_more(
     given_up.set()
     answers = iter([StoreError("the disk is full")])
     write = partial(_raise_next, answers)
-    assert not await insist(What("task", "this"), write, given_up)
-    assert await insist(What("task", "this"), write, given_up)
+    assert not await retry_until_stored(Subject("task", "this"), write, given_up)
+    assert await retry_until_stored(Subject("task", "this"), write, given_up)
 
 
 async def _raise_next(errors: Any) -> None:

@@ -6,7 +6,7 @@ from typing import cast
 import pytest
 
 from clarad.automation.tasks.assignment import Assignment, UnknownTask
-from clarad.automation.tasks.run_queue import Lines
+from clarad.automation.tasks.run_queue import RunQueues
 from clarad.automation.tasks.runner import Runner
 from clarad.automation.tasks.task import Task
 from clarad.store import StoredTaskRun, TaskRuns, Tasks
@@ -24,7 +24,7 @@ class Runs:
     """Carries nothing out; knows what is busy, and what it was told to go on with."""
 
     def __init__(self) -> None:
-        self.lines = Lines()
+        self.lines = RunQueues()
         self.busy: set[str] = set()
         self.recovered: list[str] = []
 

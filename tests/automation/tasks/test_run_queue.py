@@ -10,10 +10,10 @@ from trio.testing import wait_all_tasks_blocked
 
 from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run, Tried
-from clarad.automation.runs.subject import What
-from clarad.automation.tasks.run_queue import Lines
+from clarad.automation.runs.subject import Subject
+from clarad.automation.tasks.run_queue import RunQueues
 from clarad.automation.tasks.schedule import Occurrence
-from clarad.automation.tasks.task_run import OUTPUT_TAIL, Job
+from clarad.automation.tasks.task_run import OUTPUT_TAIL, TaskRun
 from clarad.events import EventType
 from clarad.process.shell import Output
 from clarad.store import Ending, Outcome
@@ -42,7 +42,7 @@ class Workshop:
 
     def __init__(self, nursery: trio.Nursery, places: int = 100) -> None:
         self.nursery = nursery
-        self.lines = Lines()
+        self.lines = RunQueues()
         self.lanes, self.lane = Lanes(places), Lane(places)
         self.begun: list[str] = []
         self.ended: list[tuple[str, Outcome, str]] = []
@@ -51,8 +51,8 @@ class Workshop:
         self._ways: defaultdict[str, trio.Event] = defaultdict(trio.Event)
         self._tried: dict[str, Tried] = {}
 
-    def join(self, run_id: str, task: str = "task", **keys: Any) -> Job:
-        job = Job(
+    def join(self, run_id: str, task: str = "task", **keys: Any) -> TaskRun:
+        job = TaskRun(
             run_id,
             every(60, task, **keys),
             Occurrence(NOON),
@@ -66,7 +66,7 @@ class Workshop:
             job.turn.set()
         run = Run(
             run_id,
-            What("task", task),
+            Subject("task", task),
             store=Forgetful(),
             places=job,
             watcher=job,
@@ -95,7 +95,7 @@ class Workshop:
         output.stderr.add(b"err\n")
         return self._tried[run.id]
 
-    async def _live(self, job: Job, run: Run) -> None:
+    async def _live(self, job: TaskRun, run: Run) -> None:
         try:
             await run.carry_out()
         finally:
@@ -322,7 +322,7 @@ async def test_who_waits_for_another_attempt_is_not_waited_for(shop: Workshop) -
 
 async def test_where_nothing_runs_there_is_nothing_to_wait_for() -> None:
     with trio.fail_after(1):
-        await Lines().drained()
+        await RunQueues().drained()
 
 
 # --- what is told of a run -----------------------------------------------------------------------

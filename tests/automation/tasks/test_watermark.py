@@ -6,7 +6,7 @@ from random import Random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clarad.automation.tasks.watermark import Accounts
+from clarad.automation.tasks.watermark import Watermarks
 
 MIDNIGHT = datetime(2027, 1, 1, tzinfo=UTC)
 
@@ -16,14 +16,14 @@ def at(number: int) -> datetime:
 
 
 def test_rows_that_are_written_in_order_are_accounted_for_one_by_one() -> None:
-    accounts = Accounts()
+    accounts = Watermarks()
     for number in range(3):
         accounts.open("t", at(number))
         assert accounts.close("t", at(number)) == at(number)
 
 
 def test_a_row_that_is_missing_holds_the_account_until_it_is_written() -> None:
-    accounts = Accounts()
+    accounts = Watermarks()
     for number in range(3):
         accounts.open("t", at(number))
     assert accounts.close("t", at(1)) is None
@@ -32,7 +32,7 @@ def test_a_row_that_is_missing_holds_the_account_until_it_is_written() -> None:
 
 
 def test_tasks_have_accounts_of_their_own() -> None:
-    accounts = Accounts()
+    accounts = Watermarks()
     accounts.open("missing", at(0))
     accounts.open("t", at(1))
     assert accounts.close("t", at(1)) == at(1)
@@ -46,7 +46,7 @@ def test_nothing_is_accounted_for_beyond_a_row_that_is_missing(
     steps: list[tuple[bool, int]], chance: Random
 ) -> None:
     """Rows are written in any order, also for occurrences that are looked at once more."""
-    accounts = Accounts()
+    accounts = Watermarks()
     missing: set[int] = set()
     until = None
     for is_new, number in steps:

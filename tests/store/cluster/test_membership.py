@@ -8,8 +8,8 @@ import pytest
 import trio
 from sqlalchemy import Connection, Engine, text
 
-from clarad.store import LeaseLost, Life, Look, MembersChanged, StoreError, Writer
-from clarad.store.cluster.membership import ALONE, Members
+from clarad.store import Epoch, Heartbeat, LeaseLost, MembersChanged, StoreError, Writer
+from clarad.store.cluster.membership import ALONE, Membership
 from tests.migrated import migrate
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
@@ -23,10 +23,10 @@ END = "UPDATE clarad_task_runs SET ended_at = now() WHERE run_id = '{}'"
 EXPIRE = "UPDATE clarad_daemons SET expires_at = now() - interval '1 second' WHERE id = {}"
 
 
-class Member(Members):
+class Member(Membership):
     """A daemon as far as the others can see."""
 
-    def renew(self, tasks: str = "same", seen_to: tuple[int, ...] = ()) -> Look:
+    def renew(self, tasks: str = "same", seen_to: tuple[int, ...] = ()) -> Heartbeat:
         return self.look(address="here:1", tasks=tasks, seen_to=seen_to)
 
     @property
@@ -47,7 +47,7 @@ def join(engine: Engine, connect: Callable[[str], Engine], url: str) -> Iterator
 
         def join_one(holder: str | None = None) -> Member:
             name = next(names)
-            member = Member(connect(url), Life(), instance=name, holder=holder or name, lease=60)
+            member = Member(connect(url), Epoch(), instance=name, holder=holder or name, lease=60)
             stack.callback(member.close)
             member.connect()
             member.join()
@@ -288,5 +288,5 @@ def test_a_database_that_is_away_is_an_error_in_one_line(
 ) -> None:
     nowhere = connect(url.replace("?host=", "?host=/nowhere"))
     with pytest.raises(StoreError) as caught:
-        Members(nowhere, Life(), instance="i", holder="h", lease=60).connect()
+        Membership(nowhere, Epoch(), instance="i", holder="h", lease=60).connect()
     assert len(str(caught.value).splitlines()) == 1

@@ -9,7 +9,7 @@ import trio
 from sqlalchemy import update
 
 from clarad.store import KEPT_FOR, CancelAsked, LeaseLost, NodeCame, NodeSession, StoreError
-from clarad.store.cluster.nodes import SharedNodeSessions
+from clarad.store.cluster.nodes import ClusterNodeSessions
 from clarad.store.models import NodeRow
 from clarad.store.node_sessions import SEQ_BITS
 from tests.postgres import SHARED
@@ -23,7 +23,7 @@ SESSIONS = "SELECT session_id FROM clarad_nodes"
 HAS_LEFT = "SELECT left_at IS NOT NULL FROM clarad_nodes"
 
 
-class Registry(SharedNodeSessions):
+class Registry(ClusterNodeSessions):
     """The nodes of one of several daemons; all here is about one node."""
 
     def __init__(self, daemon: Daemon) -> None:
