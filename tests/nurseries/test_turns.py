@@ -1,9 +1,7 @@
 """A message's life on the wire: docs/protocol.md, section 4."""
 
-import json
 import sqlite3
 from contextlib import closing
-from functools import partial
 from typing import Any
 
 import pytest
@@ -13,10 +11,7 @@ import trio.testing
 from clarad.events import EventType
 from clarad.messages import execution
 from clarad.messages.inflight import MAX_WAITING
-from clarad.store import MessageKey
-from tests.answer import answer
 from tests.conftest import Running, Start
-from tests.peer import message
 
 
 def types(frames: list[dict[str, Any]]) -> list[str]:
@@ -594,19 +589,3 @@ async def test_everybody_who_waits_for_the_last_message_is_told(running: Running
                 nursery.start_soon(running.daemon.turns.drained)
                 await trio.testing.wait_all_tasks_blocked()
                 running.responder.release[number].set()
-
-
-async def test_what_is_recovered_twice_is_run_once(running: Running) -> None:
-    frame = json.dumps({"type": "message"} | message("m1", "hold", "c"))
-    key = MessageKey("test", "c", "m1")
-    about: dict[str, Any] = {"node_id": "n", "user_id": "u", "session_id": "s", "frame": frame}
-    store = running.daemon.turns._store
-    await answer(partial(store.accept, key, begun=False, **about))
-    for _ in range(2):
-        running.daemon.turns.inherit(())
-    with trio.fail_after(10):
-        await running.responder.begun["m1"].wait()
-    running.responder.release["m1"].set()
-    with trio.fail_after(10):
-        await running.daemon.turns.drained()
-    assert running.responder.ran == ["m1"]
