@@ -1,7 +1,15 @@
 """The client side of the wire: for whoever writes an adapter, and the terminal adapter."""
 
 from clarad.adapters.adapter import Adapter, open_adapter
-from clarad.adapters.errors import GatewayError
+from clarad.adapters.errors import AuthError, GatewayError
 from clarad.adapters.session import Answer, AnswerFrame, Outcome
 
-__all__ = ["Adapter", "Answer", "AnswerFrame", "GatewayError", "Outcome", "open_adapter"]
+__all__ = [
+    "Adapter",
+    "Answer",
+    "AnswerFrame",
+    "AuthError",
+    "GatewayError",
+    "Outcome",
+    "open_adapter",
+]

@@ -18,7 +18,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from clarad import protocol
-from clarad.adapters.errors import GatewayError
+from clarad.adapters.errors import AuthError, GatewayError
 from clarad.adapters.session import Answer, Outcome, Session
 from clarad.adapters.websocket import Lost, WebSocket, connect
 from clarad.protocol import CAUSED_BY, Capability, CloseCode, ErrorCode
@@ -182,7 +182,7 @@ class Adapter:
                 return answer
             case protocol.Error(code=code, message=message):
                 text = f"{self._url} refuses: {message}"
-                raise GatewayError(text) if code is ErrorCode.AUTH_FAILED else Lost(text)
+                raise AuthError(text) if code is ErrorCode.AUTH_FAILED else Lost(text)
             case _:
                 kind = type(answer).__name__
                 raise Lost(f"{self._url} answered the registration with {kind}")
@@ -286,8 +286,8 @@ async def open_adapter(
         tls: which certificates to trust, if not those of the system.
 
     Raises:
-        GatewayError: the gateway refuses the secret, another adapter has taken the `node_id`, or
-            patience has ended.
+        AuthError: the gateway refuses the secret, or asks for one.
+        GatewayError: another adapter has taken the `node_id`, or patience has ended.
 
     What the block raises is raised as it is.
     """

@@ -3,3 +3,7 @@
 
 class GatewayError(Exception):
     """The gateway cannot be talked to; the text says why, in one line."""
+
+
+class AuthError(GatewayError):
+    """The gateway refuses the secret or token, or asks for one."""

@@ -9,7 +9,8 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import anyio
-from anyio.abc import ByteStream
+from anyio.abc import ByteStream, SocketStream
+from anyio.streams.tls import TLSStream
 from wsproto import ConnectionType, WSConnection
 from wsproto.events import (
     AcceptConnection,
@@ -37,6 +38,11 @@ _GONE: Final = (
     anyio.EndOfStream,
     OSError,  # what TLS makes of a connection that is cut
 )
+_NO_TLS: Final = "if that port has no TLS, use ws://"
+_CA_HINT: Final = (
+    "; set SSL_CERT_FILE to a file with its CA's certificate, or give open_adapter a `tls` context"
+)
+_NAME_MISMATCHES: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
 class Lost(Exception):  # noqa: N818 - it happens, and is no fault
@@ -96,11 +102,17 @@ class WebSocket:
         """Say that this is the end; whoever reads is then told so, too. Raises `Lost`."""
         await self._write(CloseConnection(code=1000))
 
-    async def _shake_hands(self, host: str, target: str) -> None:
-        await self._write(Request(host=host, target=target))
+    async def shake_hands(self, url: "_Url") -> None:
+        """Make the WebSocket handshake; raises `Lost`, with the reason if the gateway refuses."""
+        await self._write(Request(host=url.authority, target=url.target))
         body = b""
+        try:
+            event = await self._next()
+        except Lost as lost:  # no HTTP response came: a TLS port hangs up, or sends an alert
+            hint = "; if that port has TLS, use wss://" if url.scheme == "ws" else ""
+            raise Lost(f"{lost}, before it answered the handshake{hint}") from None
         while True:
-            match await self._next():
+            match event:
                 case AcceptConnection():
                     return
                 case RejectConnection(status_code=status, has_body=has_body):
@@ -111,6 +123,7 @@ class WebSocket:
                     if finished:
                         reason = body.decode(errors="replace").strip()
                         raise Lost(f"{self._url} refuses: {reason}")
+            event = await self._next()
 
     async def _next(self) -> Event:
         while True:
@@ -156,34 +169,39 @@ class WebSocket:
 async def connect(
     url: str, timeout: float, tls: ssl.SSLContext | None = None
 ) -> tuple[WebSocket, ByteStream]:
-    """Connect and shake hands within this many seconds; the stream is to be closed by the caller.
+    """Connect and shake hands within `timeout` seconds; the caller closes the stream.
 
-    `tls` says which certificates are trusted by a `wss://` URL, if not those of the system.
+    `tls` says which certificates to trust for a `wss://` URL, if not those of the system.
 
     Raises:
-        GatewayError: the URL is none.
-        Lost: nobody answers there, or the gateway refuses.
+        GatewayError: the URL is malformed.
+        Lost: nobody answers there, its certificate is not trusted, or the gateway refuses.
     """
-    where = _parse(url)
+    parsed = _parse(url)
     stream: ByteStream | None = None
     try:
         with anyio.fail_after(timeout):
-            stream = await _open(where, tls)
+            stream = await _open(parsed)
+            if parsed.scheme == "wss":
+                stream = await _start_tls(stream, parsed.host, url, tls)
             websocket = WebSocket(stream, url)
-            await websocket._shake_hands(where.name, where.target)
+            await websocket.shake_hands(parsed)
     except BaseException as error:
         if stream is not None:
             await anyio.aclose_forcefully(stream)
         if isinstance(error, TimeoutError):
-            raise Lost(f"nobody answers at {url}; is the daemon running? (not in time)") from None
+            # A server without TLS may wait for the rest of what it takes for an HTTP request.
+            is_tls_pending = parsed.scheme == "wss" and isinstance(stream, SocketStream)
+            hint = _NO_TLS if is_tls_pending else "is the daemon running?"
+            raise Lost(f"nobody answers at {url}; {hint} (not in time)") from None
         if isinstance(error, OSError):
             raise Lost(f"nobody answers at {url}; is the daemon running? ({error})") from None
         raise
     return websocket, stream
 
 
-class _Where(NamedTuple):
-    """What a URL means: a host, or the path of a socket file."""
+class _Url(NamedTuple):
+    """A URL in parts; `host` is the path of the socket file if the scheme is `ws+unix`."""
 
     scheme: str
     host: str
@@ -191,34 +209,42 @@ class _Where(NamedTuple):
     target: str
 
     @property
-    def name(self) -> str:
+    def authority(self) -> str:
         return "localhost" if self.scheme == "ws+unix" else f"{self.host}:{self.port}"
 
 
-async def _open(where: _Where, tls: ssl.SSLContext | None) -> ByteStream:
-    match where.scheme:
-        case "ws+unix":
-            return await anyio.connect_unix(where.host)
-        case "wss":
-            return await anyio.connect_tcp(
-                where.host,
-                where.port,
-                ssl_context=tls or ssl.create_default_context(),
-                tls_standard_compatible=False,
-                tls_hostname=where.host,
-            )
-        case _:
-            return await anyio.connect_tcp(where.host, where.port)
+async def _open(url: _Url) -> SocketStream:
+    if url.scheme == "ws+unix":
+        return await anyio.connect_unix(url.host)
+    return await anyio.connect_tcp(url.host, url.port)
 
 
-def _parse(url: str) -> _Where:
+async def _start_tls(
+    stream: ByteStream, host: str, url: str, tls: ssl.SSLContext | None
+) -> ByteStream:
+    context = tls or ssl.create_default_context()
+    try:
+        return await TLSStream.wrap(
+            stream, hostname=host, ssl_context=context, standard_compatible=False
+        )
+    except ssl.SSLCertVerificationError as error:
+        why = error.verify_message.rstrip(".")
+        # A CA does not help if the name is wrong, and SSL_CERT_FILE is for the default context.
+        hint = "" if tls or error.verify_code in _NAME_MISMATCHES else _CA_HINT
+        raise Lost(f"the certificate of {url} is not trusted: {why}{hint}") from None
+    except _GONE as error:
+        why = getattr(error, "reason", None) or "it closed the connection"
+        raise Lost(f"the TLS handshake with {url} failed; {_NO_TLS} ({why})") from None
+
+
+def _parse(url: str) -> _Url:
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as error:
         raise GatewayError(f"{url!r} is not the address of a gateway: {error}") from None
     if parts.scheme == "ws+unix" and not parts.netloc and parts.path:
-        return _Where(parts.scheme, unquote(parts.path), 0, "/")
+        return _Url(parts.scheme, unquote(parts.path), 0, "/")
     if parts.scheme not in ("ws", "wss") or not parts.hostname:
         raise GatewayError(
             f"{url!r} is not the address of a gateway: it is ws:// or wss://, a host and a port, "
@@ -226,4 +252,4 @@ def _parse(url: str) -> _Where:
         )
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     default = 443 if parts.scheme == "wss" else 80
-    return _Where(parts.scheme, parts.hostname, port or default, target)
+    return _Url(parts.scheme, parts.hostname, port or default, target)

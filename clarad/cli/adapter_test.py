@@ -23,7 +23,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "\n"
         "With --listen, play a gateway that loses connections, and check the adapter that is\n"
         "pointed at it against the rules at the end of docs/writing-an-adapter.md; you are told\n"
-        "when to send a message through it.\n"
+        "when to send a message through it. This cannot see what the adapter shows to its user:\n"
+        "look yourself whether each answer appears once and whole.\n"
         "\n"
         "The exit status is 1 if a promise is broken."
     )

@@ -12,12 +12,14 @@ from typing import Final
 import trio
 
 from clarad import config
-from clarad.adapters import Adapter, GatewayError, open_adapter
+from clarad.adapters import Adapter, AuthError, GatewayError, open_adapter
 from clarad.cli import fail, innermost
 from clarad.config import discovery
 
 PATIENCE: Final = 10.0
 """Seconds to wait for a daemon that has gone, such as one that is being restarted."""
+
+_SET_ONE: Final = "For this command, set CLARA_GATEWAY_SECRET or CLARA_GATEWAY_TOKEN."
 
 Talk = Callable[[Adapter], Awaitable[int]]
 
@@ -38,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
     """Connect, have the conversation and return its exit status; 1 if the connection fails."""
+    secret = None
     try:
         settings = config.load_as_client()
         url = arguments.url or os.environ.get("CLARA_GATEWAY_URL")
@@ -52,7 +55,8 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
         cause = innermost(error)
         if not isinstance(cause, GatewayError):
             raise
-        fail(str(cause))
+        needs_secret = isinstance(cause, AuthError) and not secret
+        fail(f"{cause} {_SET_ONE}" if needs_secret else f"{cause}")
     return 1
 
 
