@@ -15,7 +15,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install run quick test test-systemd deb lint format bench bench-sandbox catalogue engines \
-    engines-stop soak lock clean
+    engines-stop soak bounds lock clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -76,6 +76,9 @@ soak: $(INSTALLED) ## Run a daemon for MINUTES=30, with all that can go wrong (D
 
 catalogue: $(INSTALLED) ## Write systemd/clarad.catalog anew
 	$(BIN)/python -m clarad.systemd.catalogue > systemd/clarad.catalog
+
+bounds: $(INSTALLED) ## Write docs/bounds.md anew, from the constants in the code
+	$(BIN)/python -m docs.bounds
 
 lock: ## Resolve requirements.lock anew, and what of it is packaged (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \
