@@ -9,8 +9,7 @@ from clarad.messages.admission import queue_full
 from clarad.messages.lifecycle import State
 from clarad.messages.turn import Turn
 from clarad.protocol import Error, ErrorCode
-from clarad.store import InDoubt, MessageKey, Messages, StoreError
-from clarad.store.cluster.messages import ChannelFull
+from clarad.store import ChannelFull, InDoubt, MessageKey, Messages, StoreError
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)

@@ -112,7 +112,7 @@ class Turn:
         self.has_task = False
         self.has_slot = False
         self.begun = False  # in the store
-        self.ahead = 0  # with other daemons too, when it was accepted
+        self.ahead = 0  # unfinished in its channel when it was accepted, as the store has counted
         self.resent_by: list[Node] = []
         self.stopped = protocol.Stopped()
         self.received_at = self.decided_at = trio.current_time()
@@ -130,7 +130,7 @@ class Turn:
         self._tool_began = 0.0
 
     def queued(self, ahead: int) -> None:
-        """Note that messages of other daemons are before it."""
+        """Note that so many unfinished messages of its channel are before it in the store."""
         self.begun, self.ahead = False, ahead
 
     def decide(

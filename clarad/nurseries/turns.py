@@ -223,7 +223,8 @@ class Turns:
             has_attachments=bool(message.attachments),
             begun=turn.begun,
             then=partial(self._stored, turn),
-            queued=turn.queued,
+            # The store counts what is before it, unless all of that is in memory.
+            queued=None if turn.is_known_first else turn.queued,
             most=MAX_WAITING,
         )
 

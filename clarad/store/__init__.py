@@ -9,6 +9,7 @@ from clarad.store.lock import Taken, alone
 from clarad.store.messages import (
     KEPT_FOR,
     UNREGISTERED,
+    ChannelFull,
     MessageKey,
     Messages,
     Stored,
@@ -40,6 +41,7 @@ __all__ = [
     "UNREGISTERED",
     "CancelAsked",
     "Causes",
+    "ChannelFull",
     "ChannelMoved",
     "Claim",
     "Damaged",

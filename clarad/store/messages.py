@@ -61,6 +61,10 @@ class Unfinished(NamedTuple):
     """Whether its node is still to be given its end."""
 
 
+class ChannelFull(StoreError):  # noqa: N818 - it is what has happened
+    """Too many unfinished messages are in the channel; the message was not inserted."""
+
+
 class ToCancel(NamedTuple):
     """An unfinished message that is to be cancelled; `wanted` is as of `Unfinished`."""
 
@@ -96,6 +100,11 @@ END: Final = (
 )
 _DELIVERED: Final = (
     update(_ROW).where(THIS).values(delivered_at=bindparam("delivered_at"))  # type: ignore[arg-type]
+)
+_AHEAD: Final = select(func.count()).where(
+    MessageRow.platform == bindparam("key_platform"),
+    MessageRow.channel_id == bindparam("key_channel_id"),
+    MessageRow.ended_at.is_(None),
 )
 _EARLIER: Final = aliased(MessageRow)
 _BEGIN_IF_FIRST: Final = _BEGIN.where(
@@ -154,27 +163,45 @@ class Messages:
         has_attachments: bool = False,
         **about: str,
     ) -> None:
-        """Have a new message written, after those before it; `begun` if it starts at once.
+        """Insert a new message after those handed in before; `begun` if it starts at once.
 
         `about` are the columns `node_id`, `user_id`, `session_id` and `frame`. `then` is called
-        with whether it is new, once it is on the disk: with `False` if the store has it already,
-        and then nothing is changed. `queued` and `most` are about messages of other daemons.
+        once the message is on the disk, with whether it is new: if it is not, nothing has changed.
+
+        Pass `queued` while the caller does not know all unfinished messages of the channel. They
+        are counted in the same transaction, and `queued` is called before `then` with their number
+        unless it is 0. If there are more than `most`, `then` is called with `ChannelFull`.
         """
-
-        def answer(error: Exception | None) -> None:
-            then(bool(job.result) if error is None else as_store_error(error))
-
         row = self.row(key, begun=begun, **about)
 
-        def with_attachments(connection: Connection) -> bool:
+        def insert(connection: Connection) -> bool:
+            if not has_attachments:
+                return connection.execute(self._insert, row).rowcount == 1
             frame, attachments = split(row["frame"])
             is_new = connection.execute(self._insert, row | {"frame": frame}).rowcount == 1
             if is_new:
                 keep(connection, row, attachments)
             return is_new
 
-        instead = with_attachments if has_attachments else None
-        job = self._writer.insert(self._insert, row, answer, instead=instead)
+        def count_and_insert(connection: Connection) -> int | ChannelFull | None:
+            ahead: int = connection.execute(_AHEAD, this_message(key)).scalar_one()
+            if (full := channel_full(connection, key, ahead, most)) is not None:
+                return full
+            return ahead if insert(connection) else None
+
+        def answer(error: Exception | None) -> None:
+            if error is not None:
+                then(as_store_error(error))
+            elif queued is None:
+                then(bool(job.result))
+            else:
+                report_place(job.result, queued, then)
+
+        if queued is None:
+            instead = insert if has_attachments else None  # others are inserted many at a time
+            job = self._writer.insert(self._insert, row, answer, instead=instead)
+        else:
+            job = self._writer.hand_in(count_and_insert, answer)
 
     def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
         """Return the columns of a new message."""
@@ -376,6 +403,30 @@ class Messages:
 
         with errors_in_one_line():
             return await self._writer.call(find)
+
+
+def channel_full(
+    connection: Connection, key: MessageKey, ahead: int, most: int | None
+) -> ChannelFull | None:
+    """Return why a message with `ahead` before it is refused; `None` if it is not, or is known."""
+    if most is None or ahead <= most:
+        return None
+    known = connection.execute(select(MessageRow.id).where(THIS), this_message(key)).scalar()
+    return None if known is not None else ChannelFull(f"{most} messages wait here; try later.")
+
+
+def report_place(
+    place: int | ChannelFull | None,
+    queued: Callable[[int], None] | None,
+    then: Callable[[bool | StoreError], None],
+) -> None:
+    """Tell how many messages are before a new one; `None` is for one that the store has already."""
+    if isinstance(place, ChannelFull):
+        then(place)
+        return
+    if place and queued is not None:
+        queued(place)
+    then(place is not None)
 
 
 def abandon(connection: Connection, platform: str, node_id: str, now: datetime) -> bool:

@@ -14,6 +14,7 @@ import trio
 import trio.testing
 
 from clarad.messages import recovery
+from clarad.messages.inflight import MAX_WAITING
 from clarad.messages.recovery import Recovery
 from clarad.store import Messages, messages, open_engine
 from tests.conftest import Running, Start
@@ -103,6 +104,39 @@ async def test_a_new_message_waits_for_those_of_its_channel_that_are_still_unrea
         running.responder.release[number].set()
     assert (await peer.outcome_of("new"))["type"] == "response_end"
     assert running.responder.ran == ["old-1", "later", "old-2", "old-3", "new"]
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_a_new_message_is_told_its_place_behind_those_that_are_still_unread(
+    leave: Leave, start: Start
+) -> None:
+    leave("old-1", "a")
+    leave("old-2", "b")
+    leave("old-3", "b")
+    running = await start()
+    await begun(running, "old-1")
+    peer = await running.node()
+    for place, number in enumerate(("new-1", "new-2"), start=2):
+        await peer.ask(number, "hello", "b")
+        status = await peer.expect("status")
+        assert (status["request_id"], status["queue_length"]) == (number, place)
+
+
+@pytest.mark.usefixtures("_one_by_one")
+async def test_unread_messages_count_among_those_that_may_wait_in_a_channel(
+    leave: Leave, start: Start
+) -> None:
+    leave("old", "a")
+    for number in range(MAX_WAITING + 1):
+        leave(f"old-{number}", "b")
+    running = await start()
+    await begun(running, "old")
+    peer = await running.node(capabilities=("accepted",))
+    await peer.ask("new", "hello", "b")
+    refusal = await peer.expect("error")
+    assert (refusal["request_id"], refusal["code"]) == ("new", "queue_full")
+    await peer.ask(f"old-{MAX_WAITING}", "hold", "b")
+    assert (await accepted(peer, f"old-{MAX_WAITING}"))["duplicate"] is True
 
 
 @pytest.mark.usefixtures("_one_by_one")

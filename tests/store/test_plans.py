@@ -178,6 +178,12 @@ STATEMENTS: Final[dict[str, tuple[Ask, str]]] = {
     "the first page of what is unfinished": (lambda w: Messages(w).unfinished(), IN_ORDER),
     "another page of it": (lambda w: Messages(w).unfinished(50_000), IN_ORDER),
     "how much of it there is": (lambda w: Messages(w).backlog(), IN_CHANNEL),
+    "a message is accepted, and those before it are counted": (
+        lambda w: answer(
+            partial(Messages(w).accept, KEY, begun=False, queued=lambda _: None, most=0, **ABOUT)
+        ),
+        IN_CHANNEL,
+    ),
     "a message begins, if none is before it": (
         lambda w: Messages(w).begin_if_first(KEY),
         IN_CHANNEL,

@@ -26,16 +26,20 @@ from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.messages import END, THIS, MessageKey, Messages, this_message
+from clarad.store.messages import (
+    END,
+    ChannelFull,
+    MessageKey,
+    Messages,
+    channel_full,
+    report_place,
+    this_message,
+)
 from clarad.store.models import MessageRow
 from clarad.store.notify import CancelAsked, ChannelMoved, NodeOwed, notify
 
 LOCK_RETRY: Final = 0.005
 """Seconds until a lock of a channel that another daemon has is tried again."""
-
-
-class ChannelFull(StoreError):  # noqa: N818 - it is what has happened
-    """Too many messages wait in the channel, with all daemons together."""
 
 
 # How many are before a new message. If it may begin and none is, the channel is locked.
@@ -119,8 +123,8 @@ class ClusterMessages(Messages):
         def accept(connection: Connection) -> int | ChannelFull | None:
             """Return how many are before it; `None` if it is there already."""
             ahead, has_lock = connection.execute(_PLACE, given).one()
-            if most is not None and ahead > most and not _is_known(connection, key):
-                return ChannelFull(f"{most} messages wait here; try later.")
+            if (full := channel_full(connection, key, ahead, most)) is not None:
+                return full
             changed: dict[str, Any] = {"has_lock": has_lock}
             if has_attachments:
                 changed["frame"], attachments = split(row["frame"])
@@ -132,17 +136,10 @@ class ClusterMessages(Messages):
             return 0 if new.begun_at is not None else max(ahead, 1)
 
         def answer(error: Exception | None) -> None:
-            ahead: int | ChannelFull | None = job.result
             if error is not None:
                 then(as_store_error(error))
-            elif isinstance(ahead, ChannelFull):
-                then(ahead)
-            elif ahead is None:
-                then(False)
             else:
-                if ahead and queued is not None:
-                    queued(ahead)
-                then(True)
+                report_place(job.result, queued, then)
 
         job = self._writer.hand_in(accept, answer)
 
@@ -201,11 +198,6 @@ class ClusterMessages(Messages):
     def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
         """Tell all daemons; whoever does not hear of it finds it in the table."""
         notify(connection, CancelAsked(platform, node_id))
-
-
-def _is_known(connection: Connection, key: MessageKey) -> bool:
-    which = select(MessageRow.id).where(THIS)
-    return connection.execute(which, this_message(key)).scalar() is not None
 
 
 def channel_lock(key: MessageKey) -> int:

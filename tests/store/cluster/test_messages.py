@@ -10,8 +10,16 @@ from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import DBAPIError
 from trio.testing import wait_all_tasks_blocked
 
-from clarad.store import CancelAsked, ChannelMoved, LeaseLost, MessageKey, NodeOwed, StoreError
-from clarad.store.cluster.messages import ChannelFull, channel_lock
+from clarad.store import (
+    CancelAsked,
+    ChannelFull,
+    ChannelMoved,
+    LeaseLost,
+    MessageKey,
+    NodeOwed,
+    StoreError,
+)
+from clarad.store.cluster.messages import channel_lock
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
 from tests.store.daemons import ABOUT, ENDING, STATES, Share, SharedDesk
