@@ -115,6 +115,21 @@ async def test_an_answer_that_finds_the_disk_full_waits_for_room(
         await peer.drop()
 
 
+def test_a_command_that_finds_the_disk_full_says_to_make_room(tmp_path: Path) -> None:
+    env = environment(tmp_path)
+    assert clarad("migrate", env=env).returncode == 0
+    done = subprocess.run(
+        ["prlimit", "--fsize=4096", sys.executable, "-m", "clarad", "tokens", "create", "x"],
+        env=env | {"CLARA_GATEWAY_SECRET": "a long random word"},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    said = f"clarad: {tmp_path}/clarad.db: disk I/O error; make room on its disk\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+
+
 @pytest.mark.parametrize("which", ["file", "directory"])
 def test_a_database_that_may_not_be_written_is_one_line_that_names_it(
     tmp_path: Path, which: str

@@ -1,5 +1,6 @@
 """What `clarad check` tries: whether what the settings name can be used. Nothing is left behind."""
 
+import errno
 import os
 import pwd
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from clarad.automation.tasks.task import Task
 
 
 def state_dir(path: Path) -> Iterator[str]:
-    """Say why the directory could not be made, or written to, without making it."""
+    """Say why the directory cannot be made, or written to; what this makes it removes again."""
     try:
         existing = next(place for place in (path, *path.parents) if place.exists())
     except OSError as error:
@@ -22,11 +23,26 @@ def state_dir(path: Path) -> Iterator[str]:
         yield f"CLARA_STATE_DIR: {existing} is not a directory; name one"
     elif not _can_write(existing, os.W_OK | os.X_OK):
         yield f"CLARA_STATE_DIR: {_whose(existing)}"
+    elif why := _why_not_used(path):
+        yield f"CLARA_STATE_DIR: {why}"
     elif existing == path:
         yield from _name(path)
         for file in sorted(path.iterdir()):
             if file.is_file() and not _can_write(file, os.R_OK | os.W_OK):
                 yield f"CLARA_STATE_DIR: {_whose(file)}"
+
+
+def _why_not_used(state_dir: Path) -> str | None:
+    """Try what the daemon does with its state directory; return what fails, and the fix."""
+    from clarad.config import instance
+
+    try:
+        instance.probe(state_dir)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        fix = "make room on its disk" if is_full else "name a directory that the daemon owns"
+        return f"cannot write to {state_dir}: {error.strerror}; {fix}"
+    return None
 
 
 def _name(state_dir: Path) -> Iterator[str]:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
@@ -75,6 +76,26 @@ def state_dir_of(pid: int) -> Path | None:
                 if (found := link.readlink()).name == _LOCK:
                     return found.parent
     return None
+
+
+def probe(state_dir: Path) -> None:
+    """Do what `only_one` does, short of taking the lock, and leave nothing behind.
+
+    The permissions of the directory do not say enough: root has all of them in /proc, too, and on a
+    disk that is full.
+
+    Raises:
+        OSError: what `only_one` would fail with.
+    """
+    missing = [place for place in (state_dir, *state_dir.parents) if not place.exists()]
+    try:
+        files.make_directory(state_dir)
+        with tempfile.TemporaryFile(dir=state_dir) as file:
+            file.write(b"\n")
+    finally:
+        for place in missing:
+            with suppress(OSError):  # it was not made, or somebody has begun to use it
+                place.rmdir()
 
 
 @contextmanager

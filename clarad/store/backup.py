@@ -1,5 +1,6 @@
 """Copies of an SQLite database: made while a daemon writes, looked at, and put in its place."""
 
+import errno
 import os
 import sqlite3
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from clarad.store.engine import (
     StoreError,
     errors_in_one_line,
     is_damage,
+    is_full,
     open_engine,
     sqlite_file,
 )
@@ -27,6 +29,13 @@ from clarad.store.models import Base
 _POSTGRESQL: Final = (
     "this is for SQLite; of PostgreSQL pg_dump makes backups, and pg_restore puts them back"
 )
+
+
+_FIXES: Final = {
+    errno.ENOENT: "make it, or name a file in another one",
+    errno.ENOSPC: "make room on its disk",
+    errno.EDQUOT: "make room on its disk",
+}
 
 
 class Contents(NamedTuple):
@@ -161,8 +170,14 @@ def _open(file: Path) -> sqlite3.Connection:
 def _copy(source: Path, target: Path) -> None:
     """Copy a database, with what is in its log, to a file of one part that is on the disk."""
     with _errors(source), closing(_open(source)) as one, closing(sqlite3.connect(target)) as other:
-        one.backup(other)  # all pages in one step, of one moment
-        other.execute("PRAGMA journal_mode = DELETE")
+        try:
+            one.backup(other)  # all pages in one step, of one moment
+            other.execute("PRAGMA journal_mode = DELETE")
+        except sqlite3.Error as error:
+            if not is_full(error):
+                raise
+            place = target.absolute().parent  # the source is only read
+            raise StoreError(f"cannot write to {place}: {error}; make room on its disk") from None
     files.sync(target)
 
 
@@ -174,8 +189,13 @@ def _new(target: Path) -> Path:
 def _beside(target: Path) -> Iterator[Path]:
     """Hand out a new file beside another, which is to be given its name; else it is removed."""
     new = _new(target)
-    new.unlink(missing_ok=True)
-    files.make_new(new)
+    try:
+        new.unlink(missing_ok=True)
+        files.make_new(new)
+    except OSError as error:  # of the directory: nobody has asked for a file of this name
+        fix = _FIXES.get(error.errno or 0, "name a file in another one")
+        place = target.absolute().parent
+        raise StoreError(f"cannot write to {place}: {error.strerror}; {fix}") from None
     try:
         yield new
     finally:

@@ -207,18 +207,27 @@ def is_damage(error: BaseException) -> bool:
     return kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether SQLite fails because there is no room on the disk."""
+    code = getattr(error, "sqlite_errorcode", 0)
+    # The index of its log, which it makes when it opens a file, is a case of its own.
+    return code & 0xFF == sqlite3.SQLITE_FULL or code == sqlite3.SQLITE_IOERR_SHMSIZE
+
+
 def _name_file(context: ExceptionContext) -> Exception | None:
-    """Say the file's name, and the way out, where SQLite leaves them out."""
+    """Add the name of the file, and what to do, to errors in which SQLite leaves them out."""
     error = context.original_exception
     url = context.engine.url if context.engine is not None else None
     path = Path(url.database or "" if url is not None else "")
     if is_damage(error):
         return Damaged(path, error)
-    kind = getattr(error, "sqlite_errorcode", 0) & 0xFF
-    if kind not in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR):
+    if is_full(error):
+        fix = "make room on its disk"
+    elif getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_IOERR:
+        fix = "the kernel's log (`journalctl -k`) says what its disk has"
+    else:
         return None
-    way_out = "; make room on its disk" * (kind == sqlite3.SQLITE_FULL)
-    named = sqlite3.OperationalError(f"{path}: {error}{way_out}")
+    named = sqlite3.OperationalError(f"{path}: {error}; {fix}")
     return OperationalError(context.statement, None, named)
 
 

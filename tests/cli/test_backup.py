@@ -221,6 +221,18 @@ def test_a_directory_that_may_not_be_read_is_one_line(here: Installation, clarad
     assert said == (1, "", f"clarad: {path}: Permission denied\n")
 
 
+def test_a_directory_that_is_not_there_is_named_with_what_to_do(
+    clarad: Console, tmp_path: Path
+) -> None:
+    clarad("migrate")
+    fix = "make it, or name a file in another one"
+    assert clarad("backup", "create", f"{tmp_path}/no/copy.db") == (
+        1,
+        "",
+        f"clarad: cannot write to {tmp_path}/no: No such file or directory; {fix}\n",
+    )
+
+
 @pytest.mark.parametrize("name", ["clarad.db", "clarad.db.new"])
 def test_what_a_restore_would_write_over_is_no_copy_to_restore(
     here: Installation, clarad: Console, name: str

@@ -242,6 +242,15 @@ def test_a_state_directory_that_cannot_be_made_is_named(check: Check, tmp_path: 
     assert "CLARA_STATE_DIR" in err
 
 
+def test_a_state_directory_that_only_permissions_allow_is_named(check: Check) -> None:
+    status, out, err = check(CLARA_STATE_DIR="/proc/clarad")  # root may write to /proc, and cannot
+    assert (status, out) == (1, "")
+    [line] = err.splitlines()
+    assert line.startswith("clarad: CLARA_STATE_DIR: ")
+    assert "cannot " in line
+    assert "a directory" in line
+
+
 def test_a_bad_value_is_no_traceback(check: Check) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "clarad", "check"],
