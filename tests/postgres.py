@@ -92,8 +92,9 @@ class Cluster:
         self._run("pg_ctl", "stop", "-w", "-m", "immediate", "-D", self._data)
 
     def stop(self) -> None:
-        """Stop the server, whoever is connected, and delete everything."""
-        self.halt()
+        """Stop the server, if it runs, whoever is connected, and delete everything."""
+        if (self._data / "postmaster.pid").exists():
+            self.halt()
         shutil.rmtree(self.directory)
 
     @contextmanager
@@ -123,22 +124,31 @@ class Cluster:
         )
 
     def _run(self, program: str, *arguments: str | Path) -> None:
-        done = subprocess.run(
-            [self._binaries / program, *arguments],
-            cwd=self.directory,
-            user=self._owner,
-            group=self._owner,
-            extra_groups=None if self._owner is None else [],
-            env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode:
-            log = self.directory / "log"
-            said = done.stdout + done.stderr + (log.read_text() if log.exists() else "")
-            raise RuntimeError(f"{program} failed with {done.returncode}:\n{said}")
+        with tempfile.TemporaryFile("w+") as output:
+            process = subprocess.Popen(
+                [self._binaries / program, *arguments],
+                cwd=self.directory,
+                user=self._owner,
+                group=self._owner,
+                extra_groups=None if self._owner is None else [],
+                env={"PATH": os.environ["PATH"], "LC_ALL": "C"},
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a terminal's Ctrl-C is for the tests
+            )
+            try:
+                process.wait()
+            except BaseException:
+                # Half a start cannot be undone: its processes may not have written yet which they
+                # are. All of these programs end by themselves, within seconds.
+                process.wait()
+                raise
+            if process.returncode:
+                output.seek(0)
+                log = self.directory / "log"
+                said = output.read() + (log.read_text() if log.exists() else "")
+                raise RuntimeError(f"{program} failed with {process.returncode}:\n{said}")
 
 
 def lock_table(url: str, table: str, seconds: float) -> None:
@@ -160,7 +170,7 @@ def cluster(config: pytest.Config) -> Cluster:
         try:
             started.start()
         except BaseException:
-            shutil.rmtree(started.directory)
+            started.stop()
             del config.stash[_CLUSTER]
             raise
         config.add_cleanup(started.stop)

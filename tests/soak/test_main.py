@@ -1,15 +1,21 @@
 """`python -m tests.soak` as a user has it."""
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+import pytest
+
 from tests.daemon_process import PATIENCE
+from tests.postgres import SHARED
+from tests.soak.__main__ import INTERRUPTED
 
 SOAK: Final = (sys.executable, "-m", "tests.soak")
 
@@ -25,11 +31,12 @@ def processes_of(directory: Path) -> list[str]:
 
 
 @contextmanager
-def running() -> Iterator[subprocess.Popen[str]]:
+def running(*options: str, **settings: str) -> Iterator[subprocess.Popen[str]]:
     """A soak, which is told to end if a test has not got so far."""
-    command = [*SOAK, "--minutes", "10"]
+    command = [*SOAK, "--minutes", "10", *options]
+    env = os.environ | settings
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         try:
             yield process
@@ -51,6 +58,22 @@ def test_a_soak_that_is_interrupted_leaves_nothing() -> None:
     assert (process.returncode, "interrupted" in said) == (130, True)
     assert not directory.exists()
     assert processes_of(directory) == []
+
+
+@pytest.mark.parametrize("database", SHARED)
+def test_a_soak_that_is_interrupted_while_it_makes_a_cluster_leaves_nothing(database: str) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        Path(directory).chmod(0o755)  # PostgreSQL's user has to get in
+        with running("--database", database, TMPDIR=directory) as process:
+            deadline = time.monotonic() + PATIENCE
+            while not any(Path(directory).glob("clarad-pg-*/data/*")):
+                assert time.monotonic() < deadline, "no cluster is made"
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=PATIENCE)
+        assert process.returncode == INTERRUPTED
+        assert "Traceback" not in said
+        assert list(Path(directory).iterdir()) == []
 
 
 def test_a_fault_that_there_is_not_is_refused_with_those_that_there_are() -> None:
