@@ -4,6 +4,7 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from sandbox import Sandbox
 from sandbox.engine import Output
@@ -18,9 +19,9 @@ def python(sandbox: Sandbox) -> Interpreter:
     return Interpreter(sandbox)
 
 
-async def execute(python: Interpreter, code: str, timeout: float | None = None) -> Executed:
+async def execute(python: Interpreter, code: str) -> Executed:
     with trio.fail_after(PATIENCE):
-        return await python.execute(code, timeout=timeout)
+        return await python.execute(code)
 
 
 async def test_variables_imports_and_functions_are_kept(python: Interpreter) -> None:
@@ -88,10 +89,14 @@ async def test_much_output_is_cut_for_each_call_anew(python: Interpreter) -> Non
 
 
 async def test_a_timeout_kills_it_with_what_it_has_started(
-    python: Interpreter, marker: Marker
+    clock: MockClock, python: Interpreter, marker: Marker
 ) -> None:
-    code = f"import subprocess\nsubprocess.Popen(['sleep', '{marker.text}'])\nwhile True: pass"
-    executed = await execute(python, code, timeout=0.5)
+    code = (
+        f"import subprocess\nsubprocess.Popen(['sleep', '{marker.text}'])\n"
+        "print('started', flush=True)\nwhile True: pass"
+    )
+    # Without `fail_after`: each piece of the output puts the clock forward.
+    executed = await python.execute(code, timeout=60, on_output=lambda *_: clock.jump(60))
     assert executed.forgot
     assert executed.result.timed_out
     assert executed.result.killed == 2

@@ -4,6 +4,7 @@ from typing import Final
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from sandbox import GoneError, Keeper, Result, Sandbox
 from sandbox.engine import Output
@@ -107,8 +108,9 @@ async def test_a_flood_does_not_fill_memory_here(sandbox: Sandbox) -> None:
     assert passed_on == len(result.stdout.kept) == OUTPUT_CAP
 
 
-async def test_a_timeout_kills_and_is_said(sandbox: Sandbox) -> None:
-    result = await run(sandbox, "echo before; sleep 1000", timeout=0.5)
+async def test_a_timeout_kills_and_is_said(clock: MockClock, sandbox: Sandbox) -> None:
+    command = "sleep 1000 & echo before; wait"
+    result = await sandbox.run(command, timeout=60, on_output=lambda *_: clock.jump(60))
     assert result.timed_out
     assert result.exit_status == -9
     assert result.stdout.kept == b"before\n"
