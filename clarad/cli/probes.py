@@ -193,7 +193,7 @@ def engine(settings: config.Settings) -> tuple[list[str], list[str]]:
 def responder(settings: config.Settings) -> Iterator[str]:
     """Say why the responder's command could answer nothing."""
     command = settings.responder_command if settings.responder == "command" else None
-    if command is not None and (why := lint.doubt(command, Path.cwd())):
+    if command is not None and (why := lint.check_command(command, Path.cwd())):
         yield f"CLARA_RESPONDER_COMMAND: {why}"
 
 
@@ -214,5 +214,5 @@ def entries(file: Path, found: Sequence[Hook | Task]) -> Iterator[str]:
             yield f"{file}: the working_dir of {name!r} is no directory; make it: {place}"
     commands = (entry for entry in found if entry.command and os.path.isdir(entry.working_dir))
     for entry in commands:
-        if why := lint.doubt(entry.command, entry.working_dir, entry.env):
+        if why := lint.check_command(entry.command, entry.working_dir, entry.env):
             yield f"{file}: {entry.name!r}: {why}"

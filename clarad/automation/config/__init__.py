@@ -1,1 +1,1 @@
-"""The YAML files: read, checked, and everything that is wrong at once."""
+"""Reads and checks the YAML files, and reports all problems at once."""

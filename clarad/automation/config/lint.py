@@ -1,6 +1,6 @@
-"""Whether a shell command can work at all: its syntax, and whether the program is there.
+"""Checks a shell command without running it: its syntax, and whether its program exists.
 
-Nothing is run. What depends on the moment, such as a program named by a variable, is not judged.
+A program that is only known at run time, such as one named by a variable, is not checked.
 """
 
 import os
@@ -20,19 +20,21 @@ _QUIET: Final[Any] = {
 }
 
 _WORD: Final = re.compile(r"\s*([A-Za-z0-9_.+/-]+)(?=[\s;&|<>]|$)(?!\s*\()")
-"""The first word of a command, unless it is expanded, quoted, assigned or defined there."""
+"""The first word of a command, unless it is an expansion, a quote, an assignment or a function."""
 
 
-def doubt(command: str, working_dir: Path, env: Mapping[str, str] | None = None) -> str | None:
-    """Say why the command cannot work as a command of `/bin/sh` in this directory, if so.
+def check_command(
+    command: str, working_dir: Path, env: Mapping[str, str] | None = None
+) -> str | None:
+    """Return why the command cannot work in `/bin/sh` in this directory, or `None`.
 
-    `env` is what the command is given besides the environment.
+    `env` adds to the environment of the daemon. Blocks.
     """
     return _syntax(command) or _program(command, working_dir, dict(os.environ) | dict(env or {}))
 
 
 def _syntax(command: str) -> str | None:
-    # With -n the shell reads the command, and runs nothing.
+    # With -n the shell only parses the command.
     done = subprocess.run([SHELL, "-n", "-c", command], **_QUIET)  # noqa: S603
     if done.returncode == 0:
         return None
@@ -52,7 +54,7 @@ def _program(command: str, working_dir: Path, env: Mapping[str, str]) -> str | N
         if not os.access(path, os.X_OK):
             return f"{path} is not executable: `chmod +x` it"
         return None
-    # The shell knows what is built into it; the word is an argument, and not part of the script.
+    # Ask the shell, which knows its builtins. The word is an argument, never part of the script.
     look = [SHELL, "-c", 'command -v "$1"', SHELL, word]
     if subprocess.run(look, env=env, **_QUIET).returncode == 0:  # noqa: S603
         return None

@@ -1,20 +1,17 @@
-"""One YAML file while it is read: its mappings, and everything that is wrong with it."""
+"""One YAML file while it is read: its mappings, and all problems with it."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 
-from clarad.automation.config.document import MAX_DEPTH, DocumentError, line_of
-from clarad.automation.config.values import excerpt, is_merge, is_tagged, nearest, shown
-
-MAX_VALUES: Final = 1_000_000
-"""What a file may stand for, each alias counted as what it names: a short one can be a billion."""
+from clarad.automation.config.document import line_of
+from clarad.automation.config.values import describe, excerpt, is_merge, is_tagged, nearest
 
 
 class Problem(NamedTuple):
-    """What is wrong, in one sentence with the mend. Lines count from 1."""
+    """What is wrong and how to fix it, in one sentence. Lines count from 1."""
 
     path: Path
     line: int | None
@@ -26,7 +23,7 @@ class Problem(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """A key of a mapping, and what is there."""
+    """A key of a mapping, and its value."""
 
     key: Node
     value: Node
@@ -38,76 +35,57 @@ class Source:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.problems: dict[Problem, None] = {}
-        """In order; what an alias brings into several entries is wrong once."""
-        self.count = 0
-        """How often something was wrong."""
-        self._left = MAX_VALUES
-        self._meant: dict[Node, str | None] = {}
+        """In the order of their discovery, each once, even if an alias repeats it."""
+        self.reports = 0
+        """The number of calls of `report`, repetitions included."""
 
-    def say(self, line: int | None, text: str) -> None:
-        """Note a problem."""
+    def report(self, node: Node | None, text: str) -> None:
+        """Add a problem with a node, or, without one, with the whole file."""
+        self.report_line(None if node is None else line_of(node), text)
+
+    def report_line(self, line: int | None, text: str) -> None:
+        """Add a problem with a line."""
         self.problems[Problem(self.path, line, text)] = None
-        self.count += 1
+        self.reports += 1
 
-    def problem(self, node: Node, text: str) -> None:
-        """Note a problem with what a node stands for."""
-        self.say(line_of(node), text)
-
-    def spend(self, count: int) -> None:
-        """Count what is read, so that aliases of aliases come to an end.
-
-        Raises:
-            DocumentError: it is more than `MAX_VALUES`.
-        """
-        self._left -= count
-        if self._left < 0:
-            raise DocumentError(
-                None, f"the file stands for more than {MAX_VALUES:,} values: use fewer aliases"
-            )
-
-    def refuse_key(self, key: Node, noun: str, keys: tuple[str, ...]) -> str | None:
-        """Say that entries have no such key; return the one that was probably meant."""
-        if key in self._meant:  # merged into many entries it is looked for once
-            self.count += 1
-            return self._meant[key]
-        meant = self._meant[key] = nearest(key.value, keys)
-        mend = f"did you mean {meant}?" if meant else f"write one of {', '.join(keys)}"
-        self.problem(key, f"{excerpt(key.value)} is not a key of a {noun}; {mend}")
+    def report_unknown_key(self, key: Node, noun: str, keys: tuple[str, ...]) -> str | None:
+        """Report a key that entries do not have; return the one that was probably meant."""
+        meant = nearest(key.value, keys)
+        fix = f"did you mean {meant}?" if meant else f"write one of {', '.join(keys)}"
+        self.report(key, f"{excerpt(key.value)} is not a key of a {noun}; {fix}")
         return meant
 
-    def pairs(self, mapping: MappingNode, depth: int = 0) -> dict[str, Pair]:
-        """Return the keys of a mapping, with those that `<<` merges into it."""
-        self.spend(len(mapping.value))
+    def pairs(self, mapping: MappingNode, parents: tuple[MappingNode, ...] = ()) -> dict[str, Pair]:
+        """Return the keys of a mapping, with those that `<<` merges into it.
+
+        `parents` are the mappings that this one is being merged into.
+        """
         found: dict[str, Pair] = {}
         merged: list[Pair] = []
         for key, value in mapping.value:
             if is_merge(key):
                 merged.append(Pair(key, value))
             elif not isinstance(key, ScalarNode) or is_tagged(key) or not key.value:
-                self.problem(key, f"a key is {shown(key)}; write a word")
+                self.report(key, f"a key is {describe(key)}; write a word")
             elif key.value in found:
                 first = line_of(found[key.value].key)
                 text = f"{excerpt(key.value)} is here twice, first on line {first}"
-                self.problem(key, f"{text}: take one of them out")
+                self.report(key, f"{text}: take one of them out")
             else:
                 found[key.value] = Pair(key, value)
         for merge in merged:
-            for name, pair in self._merged(merge, depth + 1):
+            for name, pair in self._merged(merge, (*parents, mapping)):
                 found.setdefault(name, pair)
         return found
 
-    def _merged(self, merge: Pair, depth: int) -> Iterator[tuple[str, Pair]]:
-        """Give what `<<` brings in: of one mapping or of several, of which the first counts."""
-        if depth > MAX_DEPTH:
-            text = f"<< goes more than {MAX_DEPTH} deep, or round in a circle"
-            self.problem(merge.key, f"{text}: take one out")
-            return
+    def _merged(self, merge: Pair, parents: tuple[MappingNode, ...]) -> Iterator[tuple[str, Pair]]:
+        """Yield the pairs that `<<` merges, from one mapping or a list of them, the first first."""
         is_list = isinstance(merge.value, SequenceNode)
         mappings = merge.value.value if is_list else [merge.value]
-        self.spend(len(mappings))
         for mapping in mappings:
-            if isinstance(mapping, MappingNode) and not is_tagged(mapping):
-                yield from self.pairs(mapping, depth).items()
+            if mapping in parents:
+                self.report(merge.key, "<< merges the mapping into itself: take it out")
+            elif isinstance(mapping, MappingNode) and not is_tagged(mapping):
+                yield from self.pairs(mapping, parents).items()
             else:
-                text = f"<< is {shown(mapping)}; write an alias of a mapping"
-                self.problem(merge.key, text)
+                self.report(merge.key, f"<< is {describe(mapping)}; write an alias of a mapping")

@@ -1,12 +1,11 @@
-"""What one value of a YAML file can be read as.
+"""Parsers for one value of a YAML file.
 
-Each of these takes a node, and raises ValueError with what to write instead.
+Each takes a node, and raises a ValueError that says what to write instead.
 """
 
 import difflib
 import re
 from collections.abc import Callable, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -19,11 +18,8 @@ T = TypeVar("T", bound=str)
 MAX_NAME: Final = 255
 """Characters of a name."""
 
-MAX_TEXT: Final = 127 * 1024
-"""Bytes of a text. Linux refuses to start a command of 128 KiB (MAX_ARG_STRLEN, execve(2))."""
-
 MAX_SECONDS: Final = 1e9
-"""Some thirty years."""
+"""About thirty years."""
 
 _YAML: Final = "tag:yaml.org,2002:"
 _MERGE: Final = _YAML + "merge"
@@ -37,23 +33,30 @@ _READ_AS: Final = {
     _BOOL: "true or false",
     _YAML + "timestamp": "a time",
 }
-# A single << or = has a tag of its own, and no meaning as a value.
+# YAML gives << and = tags of their own, but as values they are ordinary texts.
 _TEXT: Final = frozenset({_YAML + "str", _MERGE, _YAML + "value"})
 _TAGS: Final = _TEXT | _READ_AS.keys() | {_NULL, _YAML + "map", _YAML + "seq"}
 
-# https://yaml.org/type/bool.html, as far as PyYAML goes along with it.
-_SWITCH: Final = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+# https://yaml.org/type/bool.html, as far as PyYAML implements it.
+_BOOLEANS: Final = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "no": False,
+    "off": False,
+}
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SHOWN: Final = 60  # characters
 
 
 def is_null(node: Node) -> bool:
-    """Whether nothing is written there."""
+    """Return whether there is no value."""
     return node.tag == _NULL and isinstance(node, ScalarNode)
 
 
-def shown(node: Node) -> str:
-    """Return a node as a problem names it: as it is written, but short and on one line."""
+def describe(node: Node) -> str:
+    """Return a node as reports name it: as it is written, but short and on one line."""
     if is_tagged(node):
         return f"tagged {excerpt(_short(node.tag))}"
     if isinstance(node, MappingNode):
@@ -68,26 +71,25 @@ def shown(node: Node) -> str:
 
 
 def excerpt(text: str) -> str:
-    """Return the beginning of a text that may be long or hold anything."""
+    """Return the beginning of a text, printable and on one line."""
     cut = text if len(text) <= _SHOWN else f"{text[: _SHOWN - 1]}…"
     return cut if cut.isprintable() else ascii(cut)
 
 
-@lru_cache(maxsize=4096)
-def nearest(word: str, choices: tuple[str, ...], cutoff: float = 0.6) -> str | None:
-    """Return the choice that somebody who wrote `word` probably meant."""
+def nearest(word: str, choices: Sequence[str], cutoff: float = 0.6) -> str | None:
+    """Return the choice that the author of `word` probably meant."""
     lower = {choice.lower(): choice for choice in choices}
     close = difflib.get_close_matches(word[:MAX_NAME].lower(), lower, n=1, cutoff=cutoff)
     return lower[close[0]] if close else None
 
 
 def is_merge(key: Node) -> bool:
-    """Whether the key is `<<`: whatever is below it becomes part of the mapping."""
+    """Return whether the key is `<<`, which merges its value into the mapping."""
     return key.tag == _MERGE
 
 
 def is_tagged(node: Node) -> bool:
-    """Whether a tag says that the node is something else than it looks, as `!include` does."""
+    """Return whether a tag such as `!include` asks for more than plain YAML has."""
     return node.tag not in _TAGS
 
 
@@ -98,28 +100,28 @@ def refuse_tag(node: Node) -> None:
 
 
 def text(node: Node) -> str:
-    """Read a text; what YAML takes for something else has to be in quotes."""
+    """Read a text; if YAML takes it for something else, it must be in quotes."""
     refuse_tag(node)
     if not isinstance(node, ScalarNode):
         raise ValueError("write a text, in quotes if it begins with a bracket")
     if node.tag not in _TEXT:
         read_as = _READ_AS.get(node.tag, "something else")
         raise ValueError(f"YAML reads that as {read_as}: put it in quotes")
-    return _sound(node.value)
+    return str(node.value)
 
 
-def written(node: Node) -> str:
-    """Read a text, a number or a truth value: as it is written."""
+def scalar(node: Node) -> str:
+    """Read a text, a number or a boolean as it is written."""
     refuse_tag(node)
     if not isinstance(node, ScalarNode):
         raise ValueError("write a text")
     if is_null(node):
         raise ValueError('write a value, or "" for an empty one')
-    return _sound(node.value)
+    return str(node.value)
 
 
-def some_text(node: Node) -> str:
-    """Read a text that says something."""
+def non_empty_text(node: Node) -> str:
+    """Read a text that is not blank."""
     found = text(node)
     if not found.strip():
         raise ValueError("write something")
@@ -127,15 +129,15 @@ def some_text(node: Node) -> str:
 
 
 def name(node: Node) -> str:
-    """Read what an entry is called."""
-    found = some_text(node)
+    """Read the name of an entry."""
+    found = non_empty_text(node)
     if len(found) > MAX_NAME or not found.isprintable():
         raise ValueError(f"write at most {MAX_NAME} printable characters")
     return found
 
 
 def seconds(node: Node) -> float:
-    """Read a time above 0."""
+    """Read a duration above 0."""
     found = _number(node)
     if not 0 < found < MAX_SECONDS:
         raise ValueError("write a number of seconds above 0 and below 1e9, such as 30 or 0.5")
@@ -143,15 +145,15 @@ def seconds(node: Node) -> float:
 
 
 def seconds_or_zero(node: Node) -> float:
-    """Read a time."""
+    """Read a duration."""
     found = _number(node)
     if not 0 <= found < MAX_SECONDS:
         raise ValueError("write a number of seconds from 0 to below 1e9, such as 30 or 0.5")
     return found
 
 
-def whole(least: int, most: int) -> Callable[[Node], int]:
-    """Return what reads a whole number within these bounds."""
+def integer(least: int, most: int) -> Callable[[Node], int]:
+    """Return a parser of integers within these bounds."""
 
     def read(node: Node) -> int:
         found = _number(node)
@@ -162,28 +164,28 @@ def whole(least: int, most: int) -> Callable[[Node], int]:
     return read
 
 
-retries: Final = whole(0, 100)
-"""Reads how often something is tried again."""
+retries: Final = integer(0, 100)
+"""Reads how often a failed run is retried."""
 
 
-def switch(node: Node) -> bool:
+def boolean(node: Node) -> bool:
     """Read true or false."""
     refuse_tag(node)
     word = node.value.lower() if isinstance(node, ScalarNode) and node.tag == _BOOL else ""
-    if word not in _SWITCH:
+    if word not in _BOOLEANS:
         raise ValueError("write true or false, without quotes")
-    return _SWITCH[word]
+    return _BOOLEANS[word]
 
 
 def choice(choices: Sequence[T]) -> Callable[[Node], T]:
-    """Return what reads one of these words."""
+    """Return a parser of one of these words."""
 
     def read(node: Node) -> T:
         found = text(node)
         for each in choices:
             if each == found:
                 return each
-        close = nearest(found, tuple(choices))
+        close = nearest(found, choices)
         hint = f"did you mean {close}? " if close else ""
         raise ValueError(f"{hint}write one of {', '.join(choices)}")
 
@@ -191,11 +193,11 @@ def choice(choices: Sequence[T]) -> Callable[[Node], T]:
 
 
 def directory(base: Path) -> Callable[[Node], Path]:
-    """Return what reads a directory; a relative one is relative to `base`."""
+    """Return a parser of directories; a relative one is relative to `base`."""
 
     def read(node: Node) -> Path:
         try:
-            return (base / Path(some_text(node)).expanduser()).absolute()
+            return (base / Path(non_empty_text(node)).expanduser()).absolute()
         except RuntimeError:
             raise ValueError("nobody knows where this home is: write the whole path") from None
 
@@ -206,30 +208,17 @@ def variable(key: str, node: Node) -> str:
     """Read the value of an environment variable called `key`."""
     if not _VARIABLE.fullmatch(key):
         raise ValueError("write a name of letters, digits and _ that does not begin with a digit")
-    found = written(node)
-    if len(found.encode()) > MAX_VARIABLE:
+    found = scalar(node)
+    if len(found.encode()) > MAX_VARIABLE:  # the shell would cut it off without a word
         raise ValueError(f"write at most {MAX_VARIABLE >> 10} KiB")
     return found
 
 
-def _sound(found: str) -> str:
-    """Return the text if the system can be handed it."""
-    if "\0" in found:
-        raise ValueError("a NUL cannot be in it: take it out")
-    try:
-        size = len(found) if found.isascii() else len(found.encode())
-    except UnicodeEncodeError:  # SlowLoader takes "\ud800"
-        raise ValueError("half a surrogate pair cannot be in it: take it out") from None
-    if size > MAX_TEXT:
-        raise ValueError(f"it is longer than {MAX_TEXT >> 10} KiB: put it into a file of its own")
-    return found
-
-
 def _number(node: Node) -> float:
-    """Read a number, or a text that is one; NaN is what is neither."""
+    """Read a number, in quotes or not; return NaN for anything else."""
     refuse_tag(node)
     found = node.value if isinstance(node, ScalarNode) else ""
-    # `010` is 8 in YAML 1.1, and 10 to whoever wrote it.
+    # `010` is 8 in YAML 1.1, but its author means 10.
     is_octal = node.tag == _INT and re.match(r"[-+]?0[0-9_]", found)
     try:
         return float("nan" if is_octal or not found.isascii() else found)

@@ -1,10 +1,9 @@
-"""A hook: a command, or a webhook, that runs when something happens."""
+"""A hook: a command or a webhook that runs on events; and how hooks.yaml is read."""
 
 import base64
 import re
 from collections.abc import Callable
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Final, Literal, get_args
 
@@ -40,7 +39,7 @@ class Hook(Struct, frozen=True, kw_only=True):
     overlap: Overlap = "parallel"
 
     def __repr__(self) -> str:
-        # The secret, the headers and the address are nobody's business.
+        # The secret, the headers and the URL are confidential.
         return f"<Hook {self.name!r}>"
 
 
@@ -51,7 +50,7 @@ KIND: Final = Kind(
 MAX_PRIORITY: Final = 1_000_000
 
 WEBHOOK_RETRIES: Final = 3
-"""How often a webhook is tried again, if nothing else is written: servers do restart."""
+"""The default number of retries of a webhook, since servers do restart."""
 
 _TYPES: Final = {
     "command": ("shell",),
@@ -61,9 +60,9 @@ _TYPES: Final = {
     "headers": ("webhook",),
     "secret": ("webhook",),
 }
-"""The keys that not every type has."""
+"""The keys that only some types have."""
 
-# RFC 9110, section 5. What is beyond ASCII goes out as UTF-8.
+# RFC 9110, section 5. Non-ASCII characters are sent as UTF-8.
 _HEADER_NAME: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _HEADER_VALUE: Final = re.compile(r"(?![ \t])[^\x00-\x08\x0a-\x1f\x7f]*(?<![ \t])")
 
@@ -78,65 +77,68 @@ def load_hooks(directory: Path) -> Loaded[Hook]:
 
 
 def _hook(entry: Entry, directory: Path) -> Hook:
-    kind: Type | None = entry.type(get_args(Type), default="shell")
-    if kind is not None and entry.fits(kind, _TYPES):
+    kind: Type | None = entry.get_type(get_args(Type), default="shell")
+    if kind is not None and entry.check_type(kind, _TYPES):
         if kind == "shell":
             entry.require("command", 'echo "$CLARA_EVENT_TYPE"')
         else:
             entry.require("url", "https://example.org/hook")
-    events = entry.several("event", lambda node: _events(values.text(node)), example="tool:error")
+    events = entry.get_list(
+        "event", lambda node: _match_events(values.text(node)), example="tool:error"
+    )
     return Hook(
         name=entry.name,
         events=frozenset().union(*events),
         type=kind or "shell",
-        command=entry.get("command", "", values.some_text),
+        command=entry.get("command", "", values.non_empty_text),
         url=entry.get("url", "", _url, quote=False),
-        headers=entry.texts("headers", _header(set()), example="X-Source: clarad"),
+        headers=entry.get_mapping("headers", _header(set()), example="X-Source: clarad"),
         secret=entry.get("secret", None, _secret, quote=False),
         timeout=entry.get("timeout", 30, values.seconds),
         working_dir=entry.get("working_dir", directory.absolute(), values.directory(directory)),
-        enabled=entry.get("enabled", True, values.switch),
+        enabled=entry.get("enabled", True, values.boolean),
         description=entry.get("description", "", values.text),
-        priority=entry.get("priority", 0, values.whole(-MAX_PRIORITY, MAX_PRIORITY)),
-        match=entry.texts("match", _wanted, example="platform: discord"),
-        env=entry.texts("env", values.variable, example="CHANNEL: alerts"),
+        priority=entry.get("priority", 0, values.integer(-MAX_PRIORITY, MAX_PRIORITY)),
+        match=entry.get_mapping("match", _field_pattern, example="platform: discord"),
+        env=entry.get_mapping("env", values.variable, example="CHANNEL: alerts"),
         retries=entry.get("retries", WEBHOOK_RETRIES if kind == "webhook" else 0, values.retries),
         overlap=entry.get("overlap", "parallel", values.choice(get_args(Overlap))),
     )
 
 
-@lru_cache(maxsize=256)
-def _events(pattern: str) -> frozenset[EventType]:
-    """Return the types of event that a pattern matches; most patterns are simply one."""
+def _match_events(pattern: str) -> frozenset[EventType]:
+    """Return the event types that a pattern matches; most patterns name a single type."""
     found = frozenset(each for each in EventType if fnmatchcase(each, pattern))
     if found:
         return found
     types = tuple(EventType)
     rooms = tuple(dict.fromkeys(f"{each.partition(':')[0]}:*" for each in types))
     if "," in pattern:
-        mend = f"write a list: [{', '.join(pattern.replace(',', ' ').split())}]"
+        fix = f"write a list: [{', '.join(pattern.replace(',', ' ').split())}]"
     elif close := values.nearest(pattern, rooms if "*" in pattern else types):
-        mend = f"did you mean {close}?"
+        fix = f"did you mean {close}?"
     else:
-        mend = f"write one of {', '.join(types)}, or a pattern such as {rooms[0]}"
-    raise ValueError(mend)
+        fix = f"write one of {', '.join(types)}, or a pattern such as {rooms[0]}"
+    raise ValueError(fix)
 
 
-def _wanted(field: str, node: Node) -> str:
-    """Read what a field of the event has to be; a truth value is compared as `true` or `false`."""
+def _field_pattern(field: str, node: Node) -> str:
+    """Read the pattern for a field of the event; a boolean is matched as `true` or `false`."""
     try:
-        return str(values.switch(node)).lower()
+        return str(values.boolean(node)).lower()
     except ValueError:
-        return values.written(node)
+        return values.scalar(node)
 
 
 def _url(node: Node) -> str:
-    import httpx  # takes a tenth of a second, and only webhooks need it
+    import httpx  # here, since it takes 0.1 s and only webhooks need it
 
     found = values.text(node)
     try:
         url = httpx.URL(found)
-        host = url.host and url.raw_host.decode().encode("idna")  # refuses what DNS cannot have
+        host = url.host and url.raw_host.decode().encode(
+            "idna"
+        )  # raises for names that DNS cannot have
         is_good = url.scheme in ("http", "https") and host and (url.port or 80) < 65536
     except (httpx.InvalidURL, ValueError):
         is_good = False
@@ -146,7 +148,7 @@ def _url(node: Node) -> str:
 
 
 def _header(seen: set[str]) -> Callable[[str, Node], str]:
-    """Return what reads a header; `seen` are the names so far, in small letters."""
+    """Return a parser of headers; `seen` has the names so far, in lower case."""
 
     def read(name: str, node: Node) -> str:
         from clarad.automation.hooks.webhook import RESERVED  # imports httpx
@@ -158,7 +160,7 @@ def _header(seen: set[str]) -> Callable[[str, Node], str]:
         if name.lower() in seen:
             raise ValueError("it is here twice, as capitals make no difference: take one out")
         seen.add(name.lower())
-        found = values.written(node)
+        found = values.scalar(node)
         if not _HEADER_VALUE.fullmatch(found):
             raise ValueError("write its value on one line, without spaces at its ends")
         return found
@@ -167,7 +169,7 @@ def _header(seen: set[str]) -> Callable[[str, Node], str]:
 
 
 def _secret(node: Node) -> str:
-    """Read a secret, or several separated by spaces: one is on its way out."""
+    """Read a secret, or several separated by spaces while one replaces another."""
     found = values.text(node)
     if not found.split() or not all(map(_is_secret, found.split())):
         raise ValueError(

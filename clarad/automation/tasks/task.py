@@ -1,4 +1,4 @@
-"""A task: a command that runs by the clock."""
+"""A task: a command that runs by the clock; and how scheduler.yaml is read."""
 
 import re
 from collections.abc import Callable
@@ -52,7 +52,7 @@ _TYPES: Final = {
     "run_at": ("one_shot",),
     "delay": ("one_shot", "interval"),
 }
-"""The keys that not every type has."""
+"""The keys that only some types have."""
 
 _EXAMPLES: Final = {"cron": '"0 3 * * *"', "interval": "3600"}
 
@@ -63,7 +63,7 @@ _SPACE_BEFORE_OFFSET: Final = re.compile(r"\s+(?=(Z|[-+][0-9:]+)$)")
 def load_tasks(directory: Path) -> Loaded[Task]:
     """Read `scheduler.yaml` in `directory`; raises nothing.
 
-    If the machine's time zone cannot be told, that is a problem, and UTC stands in for it.
+    If the machine's time zone is unknown, a problem says so, and tasks default to UTC.
     """
     path = directory / "scheduler.yaml"
     problems = []
@@ -72,13 +72,12 @@ def load_tasks(directory: Path) -> Loaded[Task]:
     except ValueError as error:
         local = ZoneInfo("UTC")
         problems = [Problem(path, None, str(error))]
-    crons: dict[str, Cron] = {}
-    loaded = entries.load(path, KIND, lambda entry: _task(entry, directory, local, crons))
+    loaded = entries.load(path, KIND, lambda entry: _task(entry, directory, local))
     return Loaded(loaded.entries, problems + loaded.problems) if loaded.entries else loaded
 
 
-def _task(entry: Entry, directory: Path, local: ZoneInfo, crons: dict[str, Cron]) -> Task:
-    kind: Type | None = entry.type(get_args(Type), default="interval")
+def _task(entry: Entry, directory: Path, local: ZoneInfo) -> Task:
+    kind: Type | None = entry.get_type(get_args(Type), default="interval")
     if kind is not None:
         _check_schedule(entry, kind)
     zone = entry.get("timezone", local, lambda node: timezone.find(values.text(node)))
@@ -86,31 +85,31 @@ def _task(entry: Entry, directory: Path, local: ZoneInfo, crons: dict[str, Cron]
     return Task(
         name=entry.name,
         type=kind or "interval",
-        command=entry.need("command", "", values.some_text, example="./backup.sh"),
+        command=entry.get_required("command", "", values.non_empty_text, example="./backup.sh"),
         timeout=entry.get("timeout", 300, values.seconds),
         working_dir=entry.get("working_dir", directory.absolute(), values.directory(directory)),
-        enabled=entry.get("enabled", True, values.switch),
+        enabled=entry.get("enabled", True, values.boolean),
         description=entry.get("description", "", values.text),
         delay=entry.get("delay", delay, values.seconds_or_zero),
         run_at=entry.get("run_at", None, _moment(zone)),
         interval=entry.get("interval", None, _interval),
-        cron=entry.get("cron", None, _cron(crons), quote=False),
+        cron=entry.get("cron", None, lambda node: Cron.parse(values.text(node)), quote=False),
         timezone=zone,
         jitter=entry.get("jitter", 0, values.seconds_or_zero),
         overlap=entry.get("overlap", "skip", values.choice(get_args(Overlap))),
         catch_up=entry.get("catch_up", "one", values.choice(get_args(CatchUp))),
         catch_up_window=entry.get("catch_up_window", None, values.seconds_or_zero),
         retries=entry.get("retries", 0, values.retries),
-        env=entry.texts("env", values.variable, example="BACKUP_DIR: /srv/backup"),
+        env=entry.get_mapping("env", values.variable, example="BACKUP_DIR: /srv/backup"),
     )
 
 
 def _check_schedule(entry: Entry, kind: Type) -> None:
-    """Refuse keys that contradict the type, or else the lack of the one that it needs."""
-    if entry.fits(kind, _TYPES) and kind in _EXAMPLES:
+    """Report keys that contradict the type, or else the lack of the key that it requires."""
+    if entry.check_type(kind, _TYPES) and kind in _EXAMPLES:
         entry.require(kind, _EXAMPLES[kind])
     if "delay" in entry and "run_at" in entry:
-        entry.problem("delay", "delay and run_at say different times; take one of them out")
+        entry.report("delay", "delay and run_at say different times; take one of them out")
 
 
 def _interval(node: Node) -> float:
@@ -120,27 +119,15 @@ def _interval(node: Node) -> float:
     return found
 
 
-def _cron(known: dict[str, Cron]) -> Callable[[Node], Cron]:
-    """Return what reads an expression; many tasks may have the same."""
-
-    def read(node: Node) -> Cron:
-        text = values.text(node)
-        if text not in known:
-            known[text] = Cron.parse(text)
-        return known[text]
-
-    return read
-
-
 def _moment(zone: ZoneInfo) -> Callable[[Node], datetime]:
-    """Return what reads a time; without an offset it is one in `zone`.
+    """Return a parser of times; one without an offset is in `zone`.
 
-    PyYAML would make some of these datetimes that are naive and in UTC: the text is what counts.
+    It parses the text itself, since PyYAML makes naive datetimes in UTC of some.
     """
 
     def read(node: Node) -> datetime:
         try:
-            text = values.written(node).strip().upper()
+            text = values.scalar(node).strip().upper()
             moment = datetime.fromisoformat(_SPACE_BEFORE_OFFSET.sub("", text))
             if moment.tzinfo is None:
                 return timezone.instant(moment, zone)

@@ -8,14 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clarad.automation.config import values
-from clarad.automation.config.document import Loader
+from clarad.automation.config.document import LOADER
 
 Parse = Callable[[yaml.Node], Any]
 
 
 def node(written: str) -> yaml.Node:
     """Return the node of what is written after a key."""
-    root = yaml.compose(f"key: {written}\n", Loader=Loader)
+    root = yaml.compose(f"key: {written}\n", Loader=LOADER)
     assert isinstance(root, yaml.MappingNode)
     [(_, value)] = root.value
     assert isinstance(value, yaml.Node)
@@ -69,29 +69,20 @@ NUMBER: Final = "YAML reads that as a number: put it in quotes"
         ("!!python/object:os.system a", "take the tag !!python/object:os.system out"),
         ("!secret a", "take the tag !secret out"),
         ("!!binary YQ==", "take the tag !!binary out"),
-        ('"a\\0b"', "a NUL cannot be in it: take it out"),
-        ("a" * (127 * 1024 + 1), "it is longer than 127 KiB: put it into a file of its own"),
-        ("é" * 64 * 1024, "it is longer than 127 KiB: put it into a file of its own"),
     ],
 )
 def test_what_is_no_text_is_refused(written: str, said: str) -> None:
     assert refusal(values.text, written) == said
 
 
-def test_half_a_surrogate_pair_is_no_text() -> None:
-    said = "half a surrogate pair cannot be in it: take it out"
-    with pytest.raises(ValueError, match=said):
-        values.text(yaml.ScalarNode("tag:yaml.org,2002:str", "\ud800", style='"'))
-
-
 @pytest.mark.parametrize("written", ['""', '" "', '"\\n"'])
 def test_some_text_says_something(written: str) -> None:
-    assert refusal(values.some_text, written) == "write something"
+    assert refusal(values.non_empty_text, written) == "write something"
 
 
 @pytest.mark.parametrize("written", ["5", "1.50", "yes", "2027-03-28", "0x10", "a", '""'])
 def test_what_is_written_is_taken_as_it_is_written(written: str) -> None:
-    assert values.written(node(written)) == written.strip('"')
+    assert values.scalar(node(written)) == written.strip('"')
 
 
 @pytest.mark.parametrize(
@@ -101,11 +92,10 @@ def test_what_is_written_is_taken_as_it_is_written(written: str) -> None:
         ("~", 'write a value, or "" for an empty one'),
         ("[a]", "write a text"),
         ("{a}", "write a text"),
-        ('"a\\0b"', "a NUL cannot be in it: take it out"),
     ],
 )
 def test_what_is_not_written_is_refused(written: str, said: str) -> None:
-    assert refusal(values.written, written) == said
+    assert refusal(values.scalar, written) == said
 
 
 @pytest.mark.parametrize("written", ["backup", "Nächtliche Sicherung 2", "x" * 255])
@@ -160,13 +150,13 @@ def test_a_time_may_be_zero_where_that_means_something() -> None:
 
 @pytest.mark.parametrize(("written", "number"), [("-2", -2), ("3", 3), ('"0"', 0), ("2.0", 2)])
 def test_a_whole_number_lies_within_its_bounds(written: str, number: int) -> None:
-    found = values.whole(-2, 3)(node(written))
+    found = values.integer(-2, 3)(node(written))
     assert (found, type(found)) == (number, int)
 
 
 @pytest.mark.parametrize("written", [*NO_NUMBERS[:-3], "1.5", "-3", "4", *NO_NUMBERS_EITHER])
 def test_what_is_no_whole_number_within_its_bounds_is_refused(written: str) -> None:
-    assert refusal(values.whole(-2, 3), written) == "write a whole number from -2 to 3"
+    assert refusal(values.integer(-2, 3), written) == "write a whole number from -2 to 3"
 
 
 # --- everything else -----------------------------------------------------------------------------
@@ -177,12 +167,12 @@ def test_what_is_no_whole_number_within_its_bounds_is_refused(written: str) -> N
     [("true", True), ("Yes", True), ("ON", True), ("false", False), ("no", False), ("Off", False)],
 )
 def test_a_switch_is_on_or_off(written: str, switch: bool) -> None:
-    assert values.switch(node(written)) is switch
+    assert values.boolean(node(written)) is switch
 
 
 @pytest.mark.parametrize("written", ['"no"', "1", "0", "y", "maybe", "[true]", "!!bool maybe"])
 def test_a_switch_has_no_third_position(written: str) -> None:
-    assert refusal(values.switch, written) == "write true or false, without quotes"
+    assert refusal(values.boolean, written) == "write true or false, without quotes"
 
 
 @pytest.mark.parametrize(
@@ -268,7 +258,7 @@ def test_a_variable_that_would_be_cut_off_is_refused() -> None:
     ],
 )
 def test_a_value_is_named_as_it_is_written(written: str, shown: str) -> None:
-    assert values.shown(node(written)) == shown
+    assert values.describe(node(written)) == shown
 
 
 @given(st.text())

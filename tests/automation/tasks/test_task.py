@@ -275,10 +275,6 @@ WRONG: Final[dict[str, tuple[str, Said]]] = {
         "name: a\ninterval: 5\ncommand: ''",
         [(5, "command is empty; write something")],
     ),
-    "a command that is too long": (
-        f"name: a\ninterval: 5\ncommand: {'x' * 130_048 + 'x'}",
-        [(5, f"command is {'x' * 59}…; it is longer than 127 KiB: put it into a file of its own")],
-    ),
     "no interval": (
         "name: a\ncommand: b",
         [(3, "this task has no interval; add it, such as interval: 3600")],
@@ -455,7 +451,7 @@ WRONG: Final[dict[str, tuple[str, Said]]] = {
 
 
 @pytest.mark.parametrize("wrong", WRONG)
-def test_a_task_that_is_wrong_is_refused_with_the_mend(load: Load, wrong: str) -> None:
+def test_a_task_that_is_wrong_is_refused_with_its_fix(load: Load, wrong: str) -> None:
     keys, expected = WRONG[wrong]
     loaded = load(indented(keys))
     assert said(loaded) == expected
