@@ -4,13 +4,16 @@
 # without an index, name a base that is there, and put the wheels into wheelhouse/ beside this file:
 #     docker build -t clarad --build-arg BASE=clarad-sandbox --network none \
 #         --build-arg PIP_NO_INDEX=1 --build-arg PIP_FIND_LINKS=/source/wheelhouse .
+# The context has no git repository, so CLARAD_VERSION says which version it is (`make image`).
 ARG BASE=python:3.13-slim-bookworm
 
 FROM ${BASE} AS build
 ARG PIP_NO_INDEX
 ARG PIP_FIND_LINKS
+ARG CLARAD_VERSION
 COPY . /source
-RUN python3 -m venv --without-pip /opt/clarad \
+RUN if [ -n "$CLARAD_VERSION" ]; then echo "$CLARAD_VERSION" >/source/clarad/VERSION; fi \
+    && python3 -m venv --without-pip /opt/clarad \
     && pip="python3 -m pip --python /opt/clarad/bin/python --disable-pip-version-check" \
     && $pip install --no-cache-dir --require-hashes --requirement /source/packaging/requirements.lock \
     && $pip install --no-cache-dir --no-deps /source

@@ -14,8 +14,8 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-r
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run quick test test-systemd deb lint format bench bench-sandbox catalogue engines \
-    engines-stop soak bounds lock clean
+.PHONY: help install run quick test test-systemd deb image lint format bench bench-sandbox catalogue \
+    engines engines-stop soak bounds lock clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -55,6 +55,9 @@ engines: ## Install, start and provide Docker and Incus for the tests (as root, 
 
 engines-stop: ## End those engines, and all that runs in them
 	@.ci/engines/stop
+
+image: $(INSTALLED) ## Build the Docker image `clarad`, which compose.yaml runs
+	docker build --tag clarad --build-arg CLARAD_VERSION="$$($(BIN)/python -m hatchling version)" .
 
 lint: $(INSTALLED) ## Check style and types
 	$(BIN)/ruff check .

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from clarad import __version__
 from clarad.store.migrate import HEAD
+from clarad.version import read_version
 
 pytestmark = pytest.mark.process
 
+VERSION = read_version(mark_changes=True)
 ROOT = Path(__file__).parents[1]
 HOOKS = ROOT / "hooks" / "hooks.yaml.example"
 TASKS = ROOT / "scheduler.yaml.example"
@@ -96,7 +97,7 @@ def test_an_installed_clarad_rolls_back(installed: Installed) -> None:
 
 
 def test_an_installed_clarad_runs_as_a_module_too(installed: Installed) -> None:
-    assert installed.python("-m", "clarad", "--version") == f"clarad {__version__}\n"
+    assert installed.python("-m", "clarad", "--version") == f"clarad {VERSION}\n"
 
 
 def test_an_installed_clarad_writes_its_examples(installed: Installed) -> None:
@@ -133,10 +134,10 @@ def test_the_wheel_has_every_module_and_every_migration(wheel: Path) -> None:
 
 def test_the_wheel_says_what_it_is_and_what_it_needs(wheel: Path) -> None:
     packed = zipfile.ZipFile(wheel)
-    folder = f"clarad-{__version__}.dist-info"
+    folder = f"clarad-{VERSION}.dist-info"
     about = email.message_from_bytes(packed.read(f"{folder}/METADATA"))
     assert about["Name"] == "clarad"
-    assert about["Version"] == __version__
+    assert about["Version"] == VERSION
     assert about["License-Expression"] == "MIT"
     assert "psycopg[binary]<4,>=3.2; extra == 'postgres'" in about.get_all("Requires-Dist", [])
     assert f"{folder}/licenses/LICENSE" in packed.namelist()

@@ -11,7 +11,7 @@ from typing import Final
 import trio
 from sqlalchemy import Engine
 
-from clarad import __version__, log
+from clarad import log
 from clarad.app.budgets import CANCEL_BUDGET, CLOSE_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.app.operations import Operations
 from clarad.app.peers import Peers
@@ -60,6 +60,7 @@ from clarad.systemd.watchdog import Part, Watchdog
 from clarad.transport import outbox, stream
 from clarad.transport.activation import KeptEndpoint
 from clarad.transport.listeners import TcpEndpoint
+from clarad.version import VERSION
 
 STORE_PATIENCE: Final = 60.0
 """Seconds that one transaction may take before the store counts as stuck: a disk may be slow, and a
@@ -331,7 +332,7 @@ class Daemon:
             data={
                 "host": host,
                 "port": port,
-                "version": __version__,
+                "version": VERSION,
                 "hooks_loaded": len(self._defined.hooks),
                 "tasks_loaded": len(self._defined.tasks),
             },

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 
 import trio
 
-from clarad import __version__, config
+from clarad import config
 from clarad.automation import definitions
 from clarad.automation.definitions import Definitions
 from clarad.automation.hooks.hook import Hook
@@ -30,6 +30,7 @@ from clarad.store import Ending, StoreError
 from clarad.systemd import catalogue
 from clarad.systemd.status import Status
 from clarad.transport.tls import TlsError, server_context
+from clarad.version import VERSION
 from sandbox import Result, SandboxError
 
 log = logging.getLogger(__name__)
@@ -143,7 +144,7 @@ class Operations:
 
     async def status(self) -> Report:
         """Say how things are; refused if the database fails, without which nothing is answered."""
-        runs = f"clarad {__version__} runs, as process {os.getpid()}"
+        runs = f"clarad {VERSION} runs, as process {os.getpid()}"
         if (complaint := await self._complaint()) is not None:
             raise Refused([f"{runs}, and {complaint}"])
         return Report(f"{runs}\n{self._status.text()}\n{self._kept()}")

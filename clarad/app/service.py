@@ -17,7 +17,7 @@ import trio
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from clarad import __version__, log, responders
+from clarad import log, responders
 from clarad.app.daemon import Daemon
 from clarad.automation.definitions import Definitions
 from clarad.config import Settings, discovery, files, instance
@@ -33,6 +33,7 @@ from clarad.systemd import catalogue
 from clarad.systemd.extension import extending
 from clarad.systemd.handover import NOTHING, Handover
 from clarad.systemd.notify import Notifier
+from clarad.version import VERSION
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class _Listening:
             "listening on %s; now type in another terminal: %s chat",
             url,
             _how_called(settings.state_dir),
-            extra=catalogue.DAEMON_STARTED.about(url=url, version=__version__),
+            extra=catalogue.DAEMON_STARTED.about(url=url, version=VERSION),
         )
         self._nursery.start_soon(_reload_at_signal, self._hangups, self._daemon)
 

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Final
 
-from clarad import __version__
 from clarad.config import envfile
+from clarad.version import VERSION
 
 COMMANDS: Final = {
     "run": "run the daemon in the foreground",
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="The always-on backend of a self-hosted assistant.",
         epilog="Settings come from the environment and from CLARA_ENV_FILE; README.md lists them.",
     )
-    parser.add_argument("--version", action="version", version=f"clarad {__version__}")
+    parser.add_argument("--version", action="version", version=f"clarad {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(

@@ -8,7 +8,8 @@ from typing import Any, Final
 
 import msgspec
 
-from clarad import __version__, protocol
+from clarad import protocol
+from clarad.version import VERSION
 
 _SCHEMAS: Final = "#/components/schemas/{name}"
 
@@ -23,7 +24,7 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "The gateway of clarad",
             "version": f"{protocol.PROTOCOL_VERSION}",
-            "description": f"What platform adapters and the gateway say, in clarad {__version__}. "
+            "description": f"What platform adapters and the gateway say, in clarad {VERSION}. "
             "docs/protocol.md says what it means.",
             "license": {"name": "MIT"},
         },

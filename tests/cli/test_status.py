@@ -3,7 +3,7 @@
 import signal
 from pathlib import Path
 
-from clarad import __version__
+from clarad.version import VERSION
 from tests.installation import Installation
 
 
@@ -13,7 +13,7 @@ def test_a_running_daemon_says_so(tmp_path: Path) -> None:
         said = here.clarad("status")
     assert (said.status, said.err) == (0, "")
     runs, serves, database = said.out.splitlines()
-    assert runs == f"clarad {__version__} runs, as process {process.pid}"
+    assert runs == f"clarad {VERSION} runs, as process {process.pid}"
     assert serves == "0 adapters, 0 sessions, 0 messages running, 0 queued"
     assert database.startswith("database: 0.")
 

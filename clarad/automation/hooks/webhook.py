@@ -26,7 +26,7 @@ import httpx
 import trio
 from msgspec import Struct
 
-from clarad import __version__
+from clarad.version import VERSION
 
 MAX_BODY: Final = 64 * 1024
 """Bytes kept of an answer's body: the first ones. The rest is not read."""
@@ -86,7 +86,7 @@ def make_client() -> httpx.AsyncClient:
     try:
         return httpx.AsyncClient(
             headers={
-                "user-agent": f"clarad/{__version__}",
+                "user-agent": f"clarad/{VERSION}",
                 "accept-encoding": "identity",  # 64 KiB could unpack to 64 MiB
                 "connection": "close",
             },

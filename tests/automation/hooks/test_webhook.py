@@ -23,7 +23,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from clarad import __version__
 from clarad.automation.hooks.webhook import (
     MAX_BODY,
     MAX_RETRY_AFTER,
@@ -33,6 +32,7 @@ from clarad.automation.hooks.webhook import (
     post,
     sign,
 )
+from clarad.version import VERSION
 from tests.receiver import (
     PATIENCE,
     Answer,
@@ -156,7 +156,7 @@ async def test_a_webhook_is_a_signed_post_of_json(client: httpx.AsyncClient) -> 
     assert request.target == "/hook"
     assert request.body == b'{"type":"tool:error"}'
     assert request.headers["content-type"] == "application/json"
-    assert request.headers["user-agent"] == f"clarad/{__version__}"
+    assert request.headers["user-agent"] == f"clarad/{VERSION}"
     assert request.headers["accept-encoding"] == "identity"
     assert request.headers["webhook-id"] == "event-1"
     assert request.headers["webhook-timestamp"] == str(int(now.timestamp()))
