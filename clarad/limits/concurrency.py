@@ -1,93 +1,125 @@
-"""How many messages run at once, and whose is next when more are ready. No I/O.
+"""How many messages or runs go on at once, and whose is next when more are ready. No I/O.
 
-A node may have another slot while it has fewer than `SHARE` times as many as are free, and nodes
-whose messages wait take turns. So a node that is alone has nearly all of them, however long its
+Whoever needs a slot asks under a key: a message under its node, a run under its hook. A rule says
+how many slots a key may hold. Keys that wait take turns; within a key, the first to ask is first.
+
+Messages have the rule `fair_share`. A node that is alone has nearly all slots, however long its
 messages run the next node finds one, and among many that want more they even out. It is the rule of
-`clarad.limits.memory` with another factor: memory has to be free for who comes next, of slots a few
-will do.
+`clarad.limits.memory` with another factor: memory has to be free for whoever comes next, while a
+few free slots are enough.
 
 Rejected: turns alone. A node whose messages run for minutes would have all, and the next one would
 wait for minutes.
 """
 
 from collections import OrderedDict
-from collections.abc import Hashable
-from typing import Final
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, TypeVar
 
 import trio
 
 SHARE: Final = 8
-"""How many times as many as are free a node may have."""
+"""How many times as many slots as are free a node may have."""
+
+K = TypeVar("K", bound=Hashable)
 
 
-class Slots:
-    """Gives them to nodes, to each in the order in which it asks."""
+def fair_share(_key: object, held: int, free: int) -> bool:
+    """Allow a key another slot while it holds fewer than `SHARE` times as many as are free."""
+    return held < SHARE * free
 
-    def __init__(self, capacity: int) -> None:
-        self.taken = 0
+
+class Slots(Generic[K]):
+    """A limit on what goes on at once, in all and for each key."""
+
+    def __init__(
+        self, capacity: int, may_acquire: Callable[[K, int, int], bool] = fair_share
+    ) -> None:
+        """`may_acquire` is asked with a key, how many slots it holds, and how many are free.
+
+        If it allows more from some moment on, call `grant`.
+        """
+        self.in_use = 0
         self._capacity = capacity
-        self._held: dict[Hashable, int] = {}
-        # The nodes in the order in which they are looked at.
-        self._waiting: OrderedDict[Hashable, OrderedDict[trio.Event, None]] = OrderedDict()
+        self._may_acquire = may_acquire
+        self._held: dict[K, int] = {}
+        # The first key in this order that may have a slot is given the next one.
+        self._waiting: OrderedDict[K, OrderedDict[Callable[[], None], None]] = OrderedDict()
 
     def resize(self, capacity: int) -> None:
-        """Have so many from here on; of fewer, those that are taken stay so until given back."""
+        """Change the capacity. Slots above a smaller one stay in use until they are released."""
         self._capacity = capacity
-        self._look()
+        self.grant()
 
-    def take(self, node: Hashable) -> bool:
-        """Take one at once, if the node may have it and does not wait for others already."""
-        if node in self._waiting or not self._may_have(node):
+    def held(self, key: K) -> int:
+        """Return how many slots this key holds."""
+        return self._held.get(key, 0)
+
+    def is_waiting(self, key: K) -> bool:
+        """Whether somebody waits for a slot under this key."""
+        return key in self._waiting
+
+    def acquire_nowait(self, key: K) -> bool:
+        """Acquire a slot if the key may have one and nobody waits under it; say whether it did."""
+        if key in self._waiting or not self._is_allowed(key):
             return False
-        self._give(node)
+        self._acquire(key)
         return True
 
-    async def enter(self, node: Hashable) -> None:
-        """Wait for one and take it. Cancelling takes none."""
-        if self.take(node):
-            return
-        given = trio.Event()
-        self._waiting.setdefault(node, OrderedDict())[given] = None
+    async def acquire(self, key: K) -> None:
+        """Wait for a slot and acquire it. Cancelling acquires none."""
+        granted = trio.Event()
+        self.call_when_acquired(key, granted.set)
         try:
-            await given.wait()
+            await granted.wait()
         except trio.Cancelled:
-            if given.is_set():
-                self.leave(node)
+            if granted.is_set():  # between the grant and this task's next step
+                self.release(key)
             else:
-                self._forget(node, given)
+                self.withdraw(key, granted.set)
             raise
 
-    def leave(self, node: Hashable) -> None:
-        """Give one back."""
-        self.taken -= 1
-        self._held[node] -= 1
-        if not self._held[node]:
-            del self._held[node]
-        self._look()
+    def call_when_acquired(self, key: K, start: Callable[[], None]) -> None:
+        """Call `start` once a slot is acquired for it, at once if that can be."""
+        if self.acquire_nowait(key):
+            start()
+        else:
+            self._waiting.setdefault(key, OrderedDict())[start] = None
 
-    def _may_have(self, node: Hashable) -> bool:
-        return self._held.get(node, 0) < SHARE * (self._capacity - self.taken)
+    def withdraw(self, key: K, start: Callable[[], None]) -> None:
+        """Do not wait any longer in order to call `start`."""
+        del self._waiting[key][start]
+        if not self._waiting[key]:
+            del self._waiting[key]
 
-    def _give(self, node: Hashable) -> None:
-        self.taken += 1
-        self._held[node] = self._held.get(node, 0) + 1
+    def release(self, key: K) -> None:
+        """Give a slot back; whoever is next has it then."""
+        self.in_use -= 1
+        self._held[key] -= 1
+        if not self._held[key]:
+            del self._held[key]
+        self.grant()
 
-    def _look(self) -> None:
-        """Give what is free to those that wait. Who is passed over has `SHARE` at the least."""
-        while self.taken < self._capacity:
-            node = next(filter(self._may_have, self._waiting), None)
-            if node is None:
+    def grant(self) -> None:
+        """Give the free slots to those that wait."""
+        while self.in_use < self._capacity:
+            for key in self._waiting:
+                if self._is_allowed(key):
+                    break
+            else:
                 return
-            given, _ = self._waiting[node].popitem(last=False)
-            self._waiting.move_to_end(node)
-            self._drop_if_empty(node)
-            self._give(node)
-            given.set()
+            start, _ = self._waiting[key].popitem(last=False)
+            if self._waiting[key]:
+                self._waiting.move_to_end(key)  # a long queue starves no other key
+            else:
+                del self._waiting[key]
+            self._acquire(key)
+            start()
 
-    def _forget(self, node: Hashable, given: trio.Event) -> None:
-        del self._waiting[node][given]
-        self._drop_if_empty(node)
+    def _is_allowed(self, key: K) -> bool:
+        free = self._capacity - self.in_use
+        return free > 0 and self._may_acquire(key, self.held(key), free)
 
-    def _drop_if_empty(self, node: Hashable) -> None:
-        if not self._waiting[node]:
-            del self._waiting[node]
+    def _acquire(self, key: K) -> None:
+        self.in_use += 1
+        self._held[key] = self.held(key) + 1

@@ -5,6 +5,7 @@ from functools import partial
 
 import trio
 
+from clarad.delivery.node import Node
 from clarad.limits.concurrency import Slots
 from clarad.messages.cluster import SharedChannels
 from clarad.messages.completion import STORE_RETRY
@@ -26,7 +27,7 @@ class Executor:
         responder: Responder,
         store: Messages,
         elsewhere: SharedChannels,
-        slots: Slots,
+        slots: Slots[Node],
         timeout: float,
     ) -> None:
         """`timeout` is how long an answer may take, in seconds."""
@@ -38,14 +39,14 @@ class Executor:
 
     def take_slot(self, turn: Turn) -> bool:
         """Take a slot for the message at once, if there is one for it."""
-        turn.has_slot = self.slots.take(turn.node)
+        turn.has_slot = self.slots.acquire_nowait(turn.node)
         return turn.has_slot
 
     def leave_slot(self, turn: Turn) -> None:
         """Give its slot back, if it has one."""
         if turn.has_slot:
             turn.has_slot = False
-            self.slots.leave(turn.node)
+            self.slots.release(turn.node)
 
     async def answer(self, turn: Turn) -> None:
         """Answer the message. Its outcome is decided then.
@@ -76,7 +77,7 @@ class Executor:
         while not turn.begun:
             await trio.lowlevel.checkpoint_if_cancelled()  # what follows need not be one
             if not turn.has_slot:
-                await self.slots.enter(turn.node)
+                await self.slots.acquire(turn.node)
                 turn.has_slot = True
             await self._begin(turn)
 

@@ -21,10 +21,10 @@ from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.hooks.hook_run import HookRun, into_tiers, opened_by
 from clarad.automation.hooks.matching import Index
-from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.retries import RetryQueue, Write
 from clarad.automation.runs.run import PAGE, Run, Tried
 from clarad.events import Event, EventType
+from clarad.limits.concurrency import Slots
 from clarad.process import shell
 from clarad.store import Ending, HookRuns, Outcome, StoredHookRun, StoreError
 from clarad.systemd import catalogue
@@ -68,9 +68,8 @@ class Hooks:
         self._store = store
         self._given_up = given_up
         self._poster = WebhookClient()
-        self._lanes = Lanes(MAX_RUNNING)
-        self._last_lanes = Lanes(MAX_LIVING)
-        self._lane_of: dict[str, Lane] = {}
+        self._slots = Slots[str](MAX_RUNNING, self._may_run)
+        self._last_slots = Slots[str](MAX_LIVING, lambda *_: True)
         self._living: set[HookRun] = set()
         self._retries = RetryQueue(given_up)
         self._idle = trio.Event()
@@ -89,7 +88,7 @@ class Hooks:
         Raises:
             StoreError: what was left cannot be read.
         """
-        self._lanes, self._lane_of = Lanes(MAX_RUNNING), {}
+        self._slots = Slots[str](MAX_RUNNING, self._may_run)
         self.replace(self.current)
         self._living.clear()
         self._retries = RetryQueue(self._given_up)
@@ -113,10 +112,7 @@ class Hooks:
         """The hooks that are in force; those that are off are among them."""
         self._hooks = {hook.name: hook for hook in self.current if hook.enabled}
         self._index = Index(self._hooks.values())
-        for hook in self._hooks.values():
-            capacity = MAX_PARALLEL if hook.overlap == "parallel" else 1
-            self._lane_of.setdefault(hook.name, Lane(capacity)).capacity = capacity
-        self._lanes.look()
+        self._slots.grant()
 
     async def inherit(self, lives: Collection[int]) -> None:
         """Go on with what these lives of daemons have left.
@@ -216,14 +212,20 @@ class Hooks:
 
     # --- a run's way -----------------------------------------------------------------------------
 
+    def _may_run(self, name: str, running: int, _free: int) -> bool:
+        """Return whether another run of a hook may go on; the rule of `Slots`."""
+        hook = self._hooks.get(name)
+        is_parallel = hook is not None and hook.overlap == "parallel"
+        return running < (MAX_PARALLEL if is_parallel else 1)
+
     def _deliver(self, run_id: str, hook: Hook, event: Event | None, attempts: int = 0) -> HookRun:
         is_last = event is not None and event.type is EventType.GATEWAY_SHUTDOWN
         delivery = HookRun(
             run_id,
             hook,
             event,
-            lanes=self._last_lanes if is_last else self._lanes,
-            lane=Lane(1) if is_last else self._lane_of.setdefault(hook.name, Lane(1)),
+            slots=self._last_slots if is_last else self._slots,
+            key=run_id if is_last else hook.name,
             attempts=attempts,
         )
         delivery.when_tried = self._tried

@@ -11,7 +11,6 @@ from typing import Final
 import trio
 
 from clarad.automation.runs import command, environment
-from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import PAGE, Run, Tried, retry_until_stored
 from clarad.automation.runs.subject import Subject
 from clarad.automation.tasks import schedule
@@ -20,6 +19,7 @@ from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
 from clarad.automation.tasks.task_run import Publish, TaskRun
 from clarad.automation.tasks.watermark import Watermarks
+from clarad.limits.concurrency import Slots
 from clarad.process import shell
 from clarad.store import MISSED, Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
 from clarad.systemd import catalogue
@@ -48,8 +48,7 @@ class TaskRunner:
         self._publish = publish
         self._given_up = given_up
         self._accounts = Watermarks()
-        self._lanes = Lanes(MAX_RUNNING)
-        self._lane = Lane(MAX_RUNNING)
+        self._slots = Slots[None](MAX_RUNNING, lambda *_: True)
         boot = secrets.token_hex(4)
         self._run_ids = (f"task-{boot}-{n}" for n in count(1))
         self._nursery: trio.Nursery | None = None
@@ -154,8 +153,7 @@ class TaskRunner:
             caused_by=caused_by,
             attempts=attempts,
             is_stored=run_id is not None,
-            lanes=self._lanes,
-            lane=self._lane,
+            slots=self._slots,
             publish=self._publish,
             when_tried=self.lines.note_change,
         )

@@ -54,7 +54,7 @@ class Turns:
         responder: Responder,
         session_timeout: float,
         message_timeout: float,
-        slots: Slots,
+        slots: Slots[Node],
         rates: Rates,
     ) -> None:
         """The timeouts are in seconds."""
@@ -112,7 +112,7 @@ class Turns:
             not turn.has_slot and turn.life.state is State.WAITING for turn in self._roster
         )
         waiting += self._recovery.count()
-        return len(self.sessions), self.answering.slots.taken, waiting
+        return len(self.sessions), self.answering.slots.in_use, waiting
 
     def refuse(self) -> None:
         """Take no new messages, and begin none: those that wait are the next start's.

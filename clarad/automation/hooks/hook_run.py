@@ -10,10 +10,10 @@ from typing import Any
 import trio
 
 from clarad.automation.hooks.hook import Hook
-from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run
 from clarad.automation.runs.subject import Subject
 from clarad.events import Event
+from clarad.limits.concurrency import Slots
 from clarad.store import Ending
 from clarad.systemd.catalogue import Entry
 
@@ -27,11 +27,14 @@ class HookRun:
         hook: Hook,
         event: Event | None,
         *,
-        lanes: Lanes,
-        lane: Lane,
+        slots: Slots[str],
+        key: str,
         attempts: int = 0,
     ) -> None:
-        """Without the `event` it is to be read from the store when it is needed."""
+        """Runs overlap that have the same `key` of `slots`.
+
+        Without `event` it is read from the store when it is needed.
+        """
         self.run_id = run_id
         self.hook = hook
         self.event = event
@@ -46,8 +49,8 @@ class HookRun:
         self.ended = trio.Event()
         self.when_tried: Callable[[HookRun], None] = lambda _: None
         """Called after each attempt, and when it is clear that there will be none."""
-        self._lanes = lanes
-        self._lane = lane
+        self._slots = slots
+        self._key = key
         self._is_tried = False
 
     @property
@@ -64,7 +67,7 @@ class HookRun:
     @property
     def overlaps(self) -> bool:
         """Whether another run of the hook goes on, or waits to."""
-        return self._lane.running > 0 or bool(self._lane.waiting)
+        return self._slots.held(self._key) > 0 or self._slots.is_waiting(self._key)
 
     def wait_for_place(self, start: Callable[[], None]) -> None:
         """Have `start` called once it has a place."""
@@ -73,17 +76,17 @@ class HookRun:
             self.is_placed = True
             start()
 
-        self._lanes.wait(self._lane, take)
+        self._slots.call_when_acquired(self._key, take)
 
     async def enter(self) -> None:
         """Wait for a place."""
-        await self._lanes.enter(self._lane)
+        await self._slots.acquire(self._key)
         self.is_placed = True
 
     def leave(self) -> None:
         """Give the place back."""
         self.is_placed = False
-        self._lanes.leave(self._lane)
+        self._slots.release(self._key)
 
     # --- its attempts: the `Watcher` of its run --------------------------------------------------
 

@@ -5,11 +5,11 @@ from typing import Any, Final
 
 import trio
 
-from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
 from clarad.events import EventType
+from clarad.limits.concurrency import Slots
 from clarad.store import Ending, Outcome
 
 OUTPUT_TAIL: Final = 4096
@@ -31,8 +31,7 @@ class TaskRun:
         caused_by: Sequence[str] = (),
         attempts: int = 0,
         is_stored: bool = False,
-        lanes: Lanes,
-        lane: Lane,
+        slots: Slots[None],
         publish: Publish,
         when_tried: Callable[[], None],
     ) -> None:
@@ -48,8 +47,7 @@ class TaskRun:
         self.is_parked = False
         self.ending: Ending | None = None
         self.ended = trio.Event()
-        self._lanes = lanes
-        self._lane = lane
+        self._slots = slots
         self._publish = publish
         self._when_tried = when_tried
 
@@ -57,16 +55,16 @@ class TaskRun:
 
     def take_place(self) -> bool:
         """Take a place at once, if it is its turn and there is one."""
-        return self.turn.is_set() and self._lanes.take(self._lane)
+        return self.turn.is_set() and self._slots.acquire_nowait(None)
 
     async def enter(self) -> None:
         """Wait for its turn, then for a place."""
         await self.turn.wait()
-        await self._lanes.enter(self._lane)
+        await self._slots.acquire(None)
 
     def leave(self) -> None:
         """Give the place back."""
-        self._lanes.leave(self._lane)
+        self._slots.release(None)
 
     # --- its attempts: the `Watcher` of its run --------------------------------------------------
 

@@ -9,8 +9,8 @@ from trio.testing import wait_all_tasks_blocked
 
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.hooks.hook_run import HookRun, into_tiers, opened_by
-from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run, Tried
+from clarad.limits.concurrency import Slots
 from clarad.process.shell import Output
 from clarad.store import Ending, Outcome
 from tests.in_trio import run_in_trio
@@ -22,15 +22,20 @@ FAILED = Ending(Outcome.FAILED)
 
 
 def delivery(
-    name: str, priority: int = 0, *, lanes: Lanes | None = None, lane: Lane | None = None
+    name: str, priority: int = 0, *, slots: Slots[str] | None = None, key: str = ""
 ) -> HookRun:
     hook = Hook(name=name, events=frozenset(), priority=priority, working_dir=Path("/"))
-    return HookRun(f"run of {name}", hook, None, lanes=lanes or Lanes(9), lane=lane or Lane(9))
+    return HookRun(f"run of {name}", hook, None, slots=slots or one_each(9), key=key or name)
 
 
-def two_of(lanes: Lanes, lane: Lane) -> tuple[HookRun, HookRun]:
+def one_each(capacity: int) -> Slots[str]:
+    """Return slots of which each hook may have one."""
+    return Slots(capacity, lambda _hook, held, _free: held < 1)
+
+
+def two_of(slots: Slots[str]) -> tuple[HookRun, HookRun]:
     """Return two deliveries of the same hook."""
-    return delivery("first", lanes=lanes, lane=lane), delivery("second", lanes=lanes, lane=lane)
+    return delivery("first", slots=slots, key="hook"), delivery("second", slots=slots, key="hook")
 
 
 def nothing() -> None:
@@ -205,7 +210,7 @@ def _run_of(one: HookRun) -> Run:
 
 @run_in_trio
 def test_one_that_has_a_place_overlaps_the_next() -> None:
-    first, second = two_of(Lanes(9), Lane(1))
+    first, second = two_of(one_each(9))
     assert not first.overlaps
     first.wait_for_place(nothing)
     assert first.is_placed
@@ -217,9 +222,9 @@ def test_one_that_has_a_place_overlaps_the_next() -> None:
 
 @run_in_trio
 def test_one_that_waits_for_a_place_overlaps_the_next() -> None:
-    lanes = Lanes(1)
-    first, second = two_of(lanes, Lane(1))
-    delivery("another hook", lanes=lanes).wait_for_place(nothing)
+    slots = one_each(1)
+    first, second = two_of(slots)
+    delivery("another hook", slots=slots).wait_for_place(nothing)
     first.wait_for_place(nothing)
     assert not first.is_placed
     assert second.overlaps
@@ -227,7 +232,7 @@ def test_one_that_waits_for_a_place_overlaps_the_next() -> None:
 
 @run_in_trio
 def test_one_that_gets_a_place_has_it_before_it_is_started() -> None:
-    first, second = two_of(Lanes(9), Lane(1))
+    first, second = two_of(one_each(9))
     started = list[bool]()
     first.wait_for_place(nothing)
     second.wait_for_place(lambda: started.append(second.is_placed))
@@ -237,8 +242,8 @@ def test_one_that_gets_a_place_has_it_before_it_is_started() -> None:
 
 
 async def test_one_that_is_cancelled_while_it_waits_has_no_place(nursery: trio.Nursery) -> None:
-    lane = Lane(1)
-    first, second = two_of(Lanes(9), lane)
+    slots = one_each(9)
+    first, second = two_of(slots)
     await first.enter()
     assert first.is_placed
     scope = trio.CancelScope()
@@ -253,4 +258,4 @@ async def test_one_that_is_cancelled_while_it_waits_has_no_place(nursery: trio.N
     await wait_all_tasks_blocked()
     assert not second.is_placed
     first.leave()
-    assert lane.running == 0
+    assert slots.in_use == 0

@@ -8,13 +8,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from clarad.automation.runs.concurrency import Lane, Lanes
 from clarad.automation.runs.run import Run, Tried
 from clarad.automation.runs.subject import Subject
 from clarad.automation.tasks.run_queue import RunQueues
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task_run import OUTPUT_TAIL, TaskRun
 from clarad.events import EventType
+from clarad.limits.concurrency import Slots
 from clarad.process.shell import Output
 from clarad.store import Ending, Outcome
 from tests.schedules import every, utc
@@ -43,7 +43,7 @@ class Workshop:
     def __init__(self, nursery: trio.Nursery, places: int = 100) -> None:
         self.nursery = nursery
         self.lines = RunQueues()
-        self.lanes, self.lane = Lanes(places), Lane(places)
+        self.slots = Slots[None](places, lambda *_: True)
         self.begun: list[str] = []
         self.ended: list[tuple[str, Outcome, str]] = []
         self.running: set[str] = set()
@@ -56,8 +56,7 @@ class Workshop:
             run_id,
             every(60, task, **keys),
             Occurrence(NOON),
-            lanes=self.lanes,
-            lane=self.lane,
+            slots=self.slots,
             publish=self._publish,
             when_tried=self.lines.note_change,
             caused_by=("hook-1",),
@@ -452,4 +451,4 @@ async def test_of_each_task_one_run_goes_on_and_they_begin_in_order(
         assert begun == sorted(set(begun))
         assert shop.lines.length(task) == 0
     assert sorted(run_id for run_id, _, _ in shop.ended) == [run_id for run_id, _ in joined]
-    assert shop.lane.running == 0
+    assert shop.slots.in_use == 0
