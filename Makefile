@@ -14,8 +14,8 @@ WORKERS := --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-r
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install run quick test test-systemd deb image lint format bench bench-sandbox catalogue \
-    engines engines-stop soak bounds lock clean
+.PHONY: help install run quick test test-systemd deb image lint format bench bench-sandbox generate \
+    engines engines-stop soak lock clean
 
 help: ## Say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' $(MAKEFILE_LIST) | expand -t 15
@@ -59,10 +59,11 @@ engines-stop: ## End those engines, and all that runs in them
 image: $(INSTALLED) ## Build the Docker image `clarad`, which compose.yaml runs
 	docker build --tag clarad --build-arg CLARAD_VERSION="$$($(BIN)/python -m hatchling version)" .
 
-lint: $(INSTALLED) ## Check style and types
+lint: $(INSTALLED) ## Check style and types, and that generated files are up to date
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python .ci/generate.py --check
 
 format: $(INSTALLED) ## Put the code into the project's form
 	$(BIN)/ruff check --fix .
@@ -77,11 +78,8 @@ bench-sandbox: $(INSTALLED) ## Measure the sandboxes, on each engine that answer
 soak: $(INSTALLED) ## Run a daemon for MINUTES=30, with all that can go wrong (DATABASE=postgresql: two)
 	$(BIN)/python -m tests.soak --minutes $(MINUTES) --database $(DATABASE)
 
-catalogue: $(INSTALLED) ## Write systemd/clarad.catalog anew
-	$(BIN)/python -m clarad.systemd.catalogue > systemd/clarad.catalog
-
-bounds: $(INSTALLED) ## Write docs/bounds.md anew, from the constants in the code
-	$(BIN)/python -m docs.bounds
+generate: $(INSTALLED) ## Write the files that are made from code: docs/bounds.md, systemd/clarad.catalog
+	$(BIN)/python .ci/generate.py
 
 lock: ## Resolve requirements.lock anew, and what of it is packaged (needs uv)
 	uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header \

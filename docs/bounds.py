@@ -1,8 +1,8 @@
 """Writes docs/bounds.md: every limit of clarad, with the constants that set it.
 
-`make bounds` runs this. docs/bounds.md.in is the page with the paths of constants in the places of
-their values, such as `{clarad.transport.outbox.MAX_BYTES:bytes}`. In a table the last column gets
-the names of the constants in the row.
+`make generate` calls this. docs/bounds.md.in is the page with the paths of constants in the places
+of their values, such as `{clarad.transport.outbox.MAX_BYTES:bytes}`. In a table the last column
+gets the names of the constants in the row.
 """
 
 import string
@@ -18,7 +18,6 @@ from clarad.messages import admission, turn
 from clarad.transport import outbox, stream
 
 TEMPLATE: Final = Path(__file__).with_name("bounds.md.in")
-PAGE: Final = Path(__file__).with_name("bounds.md")
 
 KIB: Final = 1024
 MIB: Final = 1024 * KIB
@@ -100,7 +99,3 @@ def _period(seconds: float) -> str:
         if seconds >= 2 * unit and seconds % unit == 0:
             return f"{seconds // unit:,.0f} {name}"
     return f"{seconds * 1000:g} ms" if seconds < 0.1 else f"{seconds:g} s"
-
-
-if __name__ == "__main__":
-    PAGE.write_text(page())

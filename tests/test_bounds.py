@@ -4,10 +4,6 @@ from clarad.messages.inflight import MAX_WAITING
 from docs import bounds
 
 
-def test_the_page_is_made_from_the_constants() -> None:
-    assert bounds.PAGE.read_text() == bounds.page(), "run `make bounds`"
-
-
 def test_a_row_has_the_value_and_the_name_of_its_constant() -> None:
     row = f"| messages that wait in a channel | {MAX_WAITING}, then `queue_full` | "
     assert f"{row}`messages.inflight.MAX_WAITING` |" in bounds.page().splitlines()

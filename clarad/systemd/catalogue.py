@@ -1,8 +1,8 @@
-"""What the log can say, and how it is mended: the single source of the journal's catalogue.
+"""What the log can say, and how it is fixed: the single source of the journal's catalogue.
 
-`journalctl -x` shows these texts below the records that carry their ids. The ids are for ever:
-people search and alert by them. `python -m clarad.systemd.catalogue > systemd/clarad.catalog`
-writes them as journald wants them (https://systemd.io/CATALOG).
+`journalctl -x` shows these texts below the records that carry their ids. The ids never change:
+people search and alert by them. `make generate` writes systemd/clarad.catalog, the file that
+journald reads (https://systemd.io/CATALOG).
 """
 
 import textwrap
@@ -371,7 +371,7 @@ ENTRIES: Final = tuple(entry for entry in globals().values() if isinstance(entry
 
 def as_catalogue() -> str:
     """Return all entries in the form that `journalctl --update-catalog` reads."""
-    return "# Written by `make catalogue` from clarad/systemd/catalogue.py\n" + "".join(
+    return "# Written by `make generate` from clarad/systemd/catalogue.py\n" + "".join(
         f"\n-- {entry.message_id}\nSubject: {entry.subject}\nDefined-By: clarad\n\n{_body(entry)}"
         for entry in ENTRIES
     )
@@ -381,7 +381,3 @@ def _body(entry: Entry) -> str:
     text = textwrap.fill(entry.text, _WIDTH, break_long_words=False, break_on_hyphens=False)
     commands = "".join(f"    {command}\n" for command in entry.commands)
     return f"{text}\n" + (f"\n{commands}" if commands else "")
-
-
-if __name__ == "__main__":
-    print(as_catalogue(), end="")

@@ -1,18 +1,11 @@
 """The catalogue: what `journalctl -x` shows below a record."""
 
 import re
-from pathlib import Path
 
 import pytest
 
 from clarad.systemd.catalogue import ENTRIES, Entry, as_catalogue
 from clarad.systemd.journal import NAME
-
-FILE = Path(__file__).parents[2] / "systemd" / "clarad.catalog"
-
-
-def test_the_file_that_is_installed_is_what_the_catalogue_says() -> None:
-    assert FILE.read_text() == as_catalogue(), "run `make catalogue`"
 
 
 def test_no_two_entries_share_an_id() -> None:
