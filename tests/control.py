@@ -1,9 +1,10 @@
 """A control socket, and behind it operations that a test can hold anywhere."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import trio
 from trio_websocket import wrap_client_stream
@@ -11,8 +12,10 @@ from trio_websocket import wrap_client_stream
 from clarad.nurseries.control import OnStarted, OnText, OperatorConnection
 from clarad.nurseries.gateway import Gateway
 from clarad.protocol.control import Refused, Report
-from clarad.transport import outbox
+from clarad.store import Tokens
+from clarad.transport.auth import Authenticator
 from clarad.transport.listeners import UnixEndpoint, socket_name
+from clarad.transport.outbox import outbox_budget
 from tests.peer import Peer
 
 
@@ -106,17 +109,6 @@ class ScriptedOperations:
         self.ended[name].set()
 
 
-class Trusting:
-    """Lets everybody in, as the mode of a socket file has done already."""
-
-    async def refusal(self, headers: Mapping[str, str], address: str) -> None:
-        """Refuse nobody."""
-
-    def fails(self, address: str) -> bool:
-        """Remember nothing."""
-        return False
-
-
 class Control:
     """A control socket that is served, and the clients that a test has opened."""
 
@@ -125,10 +117,10 @@ class Control:
         self.operations = ScriptedOperations(nursery)
         self.gateway = Gateway(
             UnixEndpoint(path),
-            admission=Trusting(),
+            authenticator=Authenticator(None, frozenset(), cast(Tokens, None)),
             max_connections=8,
             make_connection=partial(
-                OperatorConnection, operations=self.operations, outboxes=outbox.shared()
+                OperatorConnection, operations=self.operations, outboxes=outbox_budget()
             ),
         )
         self._nursery = nursery

@@ -19,7 +19,7 @@ from trio_websocket import wrap_client_stream
 
 from clarad.config.proxies import parse
 from clarad.events import EventType
-from clarad.transport.access import MAX_FAILURES
+from clarad.transport.lockout import MAX_FAILURES
 from clarad.transport.tls import client_context
 from tests import certificates
 from tests.conftest import Running, Start

@@ -16,7 +16,7 @@ from clarad.messages import sessions
 from clarad.messages.admission import OWN_BYTES, QUEUE_RETRY
 from clarad.nurseries.connection import Connection
 from clarad.transport import outbox, sender, stream
-from clarad.transport.stream import text_frame
+from clarad.transport.sender import text_frame
 from tests import peer
 from tests.conftest import Running, Start
 from tests.daemon_process import clarad, daemon, environment

@@ -7,13 +7,13 @@ CLARA_DRAIN_TIMEOUT, and only ends a daemon that hangs.
 from typing import Final
 
 from clarad.config import Settings
-from clarad.nurseries.gateway import LAST_HANDSHAKES, LINGER
+from clarad.nurseries.gateway import LINGER, STOP_HANDSHAKE_TIMEOUT
 from clarad.transport.sender import CLOSE_TIMEOUT
 
 CANCEL_BUDGET: Final = 10.0
 """Seconds from the end of the drain until every cancelled message has ended and is stored."""
 
-CLOSE_BUDGET: Final = LAST_HANDSHAKES + CLOSE_TIMEOUT + LINGER
+CLOSE_BUDGET: Final = STOP_HANDSHAKE_TIMEOUT + CLOSE_TIMEOUT + LINGER
 """Seconds in which every connection ends, those among them that are still shaking hands."""
 
 HOOKS_BUDGET: Final = 10.0

@@ -57,9 +57,10 @@ from clarad.systemd.handover import Handover
 from clarad.systemd.notify import Notifier
 from clarad.systemd.status import Counts, Status
 from clarad.systemd.watchdog import Part, Watchdog
-from clarad.transport import outbox, stream
-from clarad.transport.activation import KeptEndpoint
+from clarad.transport.activation import ActivatedEndpoint
 from clarad.transport.listeners import TcpEndpoint
+from clarad.transport.outbox import outbox_budget
+from clarad.transport.stream import receive_budget
 from clarad.version import VERSION
 
 STORE_PATIENCE: Final = 60.0
@@ -130,7 +131,7 @@ class Daemon:
             kept=self._sweeper.text,
             overlay=overlay,
         )
-        outboxes = outbox.shared()
+        outboxes = outbox_budget()
         self._gateways = Servers(
             settings,
             self._listen_at(handed),
@@ -143,7 +144,7 @@ class Daemon:
                 desk=self.turns,
                 bus=self.bus,
                 outboxes=outboxes,
-                receiving=stream.receiving(),
+                receiving=receive_budget(),
             ),
             operations=self.operations,
             outboxes=outboxes,
@@ -365,12 +366,12 @@ class Daemon:
         with trio.move_on_after(HOOKS_BUDGET):
             await self._hooks.drained()
 
-    def _listen_at(self, handed: Handover) -> TcpEndpoint | KeptEndpoint:
+    def _listen_at(self, handed: Handover) -> TcpEndpoint | ActivatedEndpoint:
         host, port = self._settings.gateway_host, self._settings.gateway_port
         if handed == NOTHING_HANDED:
             return TcpEndpoint(host, port)
         is_guarded = self._settings.gateway_secret is not None
-        endpoint = KeptEndpoint(
+        endpoint = ActivatedEndpoint(
             host, port, handed=handed.sockets, notifier=self._notifier, is_guarded=is_guarded
         )
         self._at_end.callback(endpoint.release)

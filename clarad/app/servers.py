@@ -13,13 +13,12 @@ from clarad.config import Settings, discovery
 from clarad.limits.memory import MemoryBudget
 from clarad.nurseries.connection import Connection
 from clarad.nurseries.control import MAX_CONNECTIONS, Operations, OperatorConnection
-from clarad.nurseries.gateway import Endpoint, Gateway
+from clarad.nurseries.gateway import Gateway
 from clarad.nurseries.supervisor import Supervisor
 from clarad.protocol import MAX_FIRST_FRAME
 from clarad.store import StoreError, Tokens
-from clarad.transport.access import AuthGuard
 from clarad.transport.auth import Authenticator
-from clarad.transport.listeners import UnixEndpoint
+from clarad.transport.listeners import Endpoint, UnixEndpoint
 from clarad.transport.tls import server_context
 
 _PORT: Final = "gateway"
@@ -46,12 +45,13 @@ class Servers:
             TlsError: the certificate or its key cannot be used.
         """
         self._tokens = tokens
-        self._door = AuthGuard(settings.gateway_secret, settings.gateway_allowed_origins)
-        self._admission = admission = Authenticator(self._door, tokens)
-        make_connection = partial(connect, admission=admission)
+        self._authenticator = authenticator = Authenticator(
+            settings.gateway_secret, settings.gateway_allowed_origins, tokens
+        )
+        make_connection = partial(connect, authenticator=authenticator)
         self.port = Gateway(
             endpoint,
-            admission=admission,
+            authenticator=authenticator,
             max_connections=settings.gateway_max_connections,
             make_connection=make_connection,
             max_first_frame=MAX_FIRST_FRAME,
@@ -62,7 +62,7 @@ class Servers:
         if settings.gateway_socket is not None:
             self._socket = Gateway(
                 UnixEndpoint(settings.gateway_socket),
-                admission=admission,
+                authenticator=authenticator,
                 max_connections=settings.gateway_max_connections,
                 make_connection=make_connection,
                 max_first_frame=MAX_FIRST_FRAME,
@@ -70,8 +70,8 @@ class Servers:
             )
         self._control = Gateway(
             UnixEndpoint(discovery.control_path(settings.state_dir)),
-            # The mode of its file is its door; but no page in a browser has business there.
-            admission=Authenticator(AuthGuard(None, frozenset()), tokens),
+            # The mode of the socket file decides who may connect; web pages may not.
+            authenticator=Authenticator(None, frozenset(), tokens),
             max_connections=MAX_CONNECTIONS,
             make_connection=partial(OperatorConnection, operations=operations, outboxes=outboxes),
             spare_descriptors=0,
@@ -106,7 +106,7 @@ class Servers:
 
     async def close_token(self, token: str) -> int:
         """Close the connections of a token that was revoked; return how many they were."""
-        self._admission.forget_tokens()
+        self._authenticator.forget_tokens()
         with suppress(StoreError):
             await self._tokens.caught_up()  # a node of it may be about to be let in
         await trio.lowlevel.checkpoint()  # and has to hear of it
@@ -118,18 +118,18 @@ class Servers:
         Raises:
             StoreError: the database fails; none is closed.
         """
-        self._admission.forget_tokens()
+        self._authenticator.forget_tokens()
         await self._tokens.caught_up()
         await trio.lowlevel.checkpoint()
-        shown = {token for gateway in self._of_adapters() for token in gateway.tokens_shown()}
-        if shown:
-            revoked = await self._tokens.revoked(shown)
+        tokens = {token for gateway in self._of_adapters() for token in gateway.tokens()}
+        if tokens:
+            revoked = await self._tokens.revoked(tokens)
             for gateway in self._of_adapters():
-                gateway.close_shown(revoked)
+                gateway.close_tokens(revoked)
 
     def apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
         """Put reloaded settings in force, a renewed certificate among them."""
-        self._door.allowed_origins = settings.gateway_allowed_origins
+        self._authenticator.allowed_origins = settings.gateway_allowed_origins
         self.port.tls = tls
         for gateway in self._of_adapters():
             gateway.max_connections = settings.gateway_max_connections

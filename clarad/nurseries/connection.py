@@ -61,9 +61,9 @@ class Connection:
         self,
         websocket: WebSocketConnection,
         stream: ClientStream,
-        shown: str | None,
+        credential: str | None,
         *,
-        admission: Authenticator,
+        authenticator: Authenticator,
         nodes: Nodes,
         redelivery: Redelivery,
         causes: Causes,
@@ -72,21 +72,21 @@ class Connection:
         outboxes: MemoryBudget,
         receiving: MemoryBudget,
     ) -> None:
-        """`shown` is the secret or token that the handshake has shown, if any."""
+        """`credential` is the secret or token that the handshake has presented, if any."""
         self._websocket = websocket
         self._stream = stream
         self._address = stream.address
-        self._shown = shown
-        self._admission = admission
+        self._credential = credential
+        self._authenticator = authenticator
+        self.token_name: str | None = None
         self.token: str | None = None
-        self.shown: str | None = None
         self._nodes = nodes
         self._redelivery = redelivery
         self._causes = causes
         self._desk = desk
         self._bus = bus
         self._sender = Sender(websocket, stream, outboxes)
-        stream.watch(self.end, receiving)
+        stream.start_frames(self.end, receiving)
         self._nursery: trio.Nursery | None = None
         self.node: Node | None = None
 
@@ -112,30 +112,30 @@ class Connection:
         self._sender.end(code, reason)
 
     @property
-    def said_goodbye(self) -> bool:
+    def closed_cleanly(self) -> bool:
         """Whether the closing handshake was held, as far as trio-websocket lets us know."""
-        return self._sender.said_goodbye
+        return self._sender.closed_cleanly
 
     @property
-    def is_stranger(self) -> bool:
+    def is_unauthenticated(self) -> bool:
         """Whether it has not registered, and is not about to be closed either."""
         return self.node is None and self._sender.closing is None
 
     async def run(self) -> None:
         """Serve until either side closes. Cancelling drops the connection without a close frame."""
         try:
-            with self._sender.limit:
+            with self._sender.scope:
                 async with trio.open_nursery() as self._nursery:
                     nursery = self._nursery
-                    nursery.start_soon(self._sender.write, nursery.cancel_scope)
+                    nursery.start_soon(self._sender.run, nursery.cancel_scope)
                     nursery.start_soon(self._beat)
                     await self._read()
                     # If the close is ours, the writer is still waiting for the peer's answer to it.
                     if self._sender.closing is None:
                         nursery.cancel_scope.cancel("the peer has closed")
         finally:
-            self._sender.give_up()
-            self._stream.forget_received()
+            self._sender.discard()
+            self._stream.release_received()
             if self.node is not None:
                 self._disconnect(self.node)
 
@@ -166,7 +166,7 @@ class Connection:
         try:
             while True:
                 text = await self._websocket.get_message()
-                self._stream.forget_received()
+                self._stream.release_received()
                 if self._sender.closing is None:
                     await self._take(text)
         except ConnectionClosed:
@@ -211,7 +211,7 @@ class Connection:
             case protocol.Unregister():
                 self._nodes.forget(node)
                 self._redelivery.forget(node)
-                self._admission.free(node.platform, node.id)
+                self._authenticator.free(node.platform, node.id)
                 self._desk.abandon(node)
                 self.end(CloseCode.UNREGISTERED, "unregistered")
             case protocol.Register():
@@ -228,7 +228,9 @@ class Connection:
                 ErrorCode.NOT_REGISTERED, 'Send "register" first, with node_id and platform.'
             )
         try:
-            self.token = await self._admission.register(frame, self._address, self._shown)
+            self.token_name = await self._authenticator.authenticate(
+                frame, self._address, self._credential
+            )
         except protocol.Refused as refused:
             error = refused.error
             about = catalogue.ADAPTER_REFUSED.about(node_id=frame.node_id, address=self._address)
@@ -240,8 +242,8 @@ class Connection:
             if not error.recoverable:
                 self.end(CloseCode.REFUSED, "authentication failed")
             return
-        if self.token is not None:
-            self.shown = self._shown or frame.secret
+        if self.token_name is not None:
+            self.token = self._credential or frame.secret
         if self._sender.closing is None:
             await self._come(frame)
 

@@ -1,4 +1,4 @@
-"""One operator's connection to the control socket: its reader, its writer, and a task a request."""
+"""An operator's connection to the control socket: a reader, a writer, a task for each request."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,166 +23,166 @@ MAX_CONNECTIONS: Final = 64
 """Connections to the control socket."""
 
 MAX_REQUESTS: Final = 64
-"""Requests of one connection that are under way."""
+"""Requests of one connection at once."""
 
 OUTPUT_PAUSE: Final = 0.02
-"""Seconds between two frames of a command's output; what it writes in between is in one frame."""
+"""Seconds between two frames of a command's output; each has what was written in between."""
 
 OnStarted = Callable[[str], None]
 OnText = Callable[[str, str], None]
 
 
 class Operations(Protocol):
-    """What an operator can ask for: the daemon.
+    """The daemon's operations; `clarad.app.operations.Operations`.
 
-    Each raises `operator.Refused` if it is not to be done. Cancelling one ends only the waiting: a
-    run that has been started goes on, since it belongs to whoever runs it, and not to who asked.
-    What `sandbox_exec` runs is nobody else's, and ends.
+    Each raises `control.Refused` if it refuses. Cancelling `run_task` or `replay_run` ends only the
+    wait: the run goes on, since it belongs to the nursery that runs it. Cancelling `sandbox_exec`
+    kills the command.
     """
 
     async def reload(self) -> Report:
-        """Read the configuration again, and wait until it is in force or refused."""
+        """Read the configuration again; wait until it is in force or refused."""
 
     async def status(self) -> Report:
-        """Say how things are, if the database does its work."""
+        """Report the daemon's state, if the database works."""
 
     async def overview(self, of: Literal["hooks", "tasks"]) -> Report:
-        """Say which hooks or tasks run, and what a reload would change of them."""
+        """List the hooks or tasks in force, and what a reload would change."""
 
     async def run_task(self, name: str, caused_by: Sequence[str], started: OnStarted) -> Report:
-        """Run a task now and wait for its end; `started` is told the run's id."""
+        """Run a task now and wait for its end; `started` is called with the run's ID."""
 
     async def pause_task(self, name: str) -> Report:
-        """Do not run a task by the clock until it is resumed."""
+        """Stop running a task by its schedule until it is resumed."""
 
     async def resume_task(self, name: str) -> Report:
-        """Run a paused task by the clock again."""
+        """Run a paused task by its schedule again."""
 
     async def replay_run(self, run: str, caused_by: Sequence[str], started: OnStarted) -> Report:
-        """Run again what an earlier run did and wait for its end, as `run_task` does."""
+        """Repeat an earlier run and wait for its end, like `run_task`."""
 
     def sandbox_status(self) -> Report:
-        """Say which sandboxes there are."""
+        """List the sandboxes."""
 
     async def sandbox_exec(self, owner: str, argv: Sequence[str], say: OnText) -> Report:
-        """Run a command in an owner's sandbox, and pass on what it writes; cancelling kills it."""
+        """Run a command in an owner's sandbox; `say` is called with what it writes."""
 
     async def sandbox_reset(self, owner: str) -> Report:
-        """End an owner's sandbox, with its files."""
+        """Remove an owner's sandbox and its files."""
 
     async def sandbox_prune(self) -> Report:
-        """Remove sandboxes that were left behind."""
+        """Remove sandboxes that no daemon uses any more."""
 
     async def close_token(self, token: str) -> Report:
-        """Close the connections of a token that was revoked."""
+        """Close the connections of a revoked token."""
 
 
-class Gathered:
-    """What a command has written to each stream since it was passed on last.
+class OutputBuffer:
+    """A command's output on each stream since the last `drain`.
 
-    A frame for each write was rejected: a command that writes single bytes fills any outbox.
+    (Rejected: a frame for each write. A command that writes single bytes would fill any outbox.)
     """
 
     def __init__(self) -> None:
         self._texts: dict[str, list[str]] = {}
         self._changed = trio.Event()
-        self.is_whole = False
+        self.is_closed = False
 
     def add(self, stream: str, text: str) -> None:
-        """Take what a command has written."""
+        """Add what a command has written."""
         self._texts.setdefault(stream, []).append(text)
         self._changed.set()
 
     def close(self) -> None:
-        """Nothing more will come."""
-        self.is_whole = True
+        """Note that the command has ended."""
+        self.is_closed = True
         self._changed.set()
 
-    def take(self) -> dict[str, str]:
-        """Return what has come for each stream."""
+    def drain(self) -> dict[str, str]:
+        """Return the text of each stream, and empty the buffer."""
         texts, self._texts = self._texts, {}
         self._changed = trio.Event()
         return {stream: "".join(parts) for stream, parts in texts.items()}
 
     async def wait(self) -> None:
-        """Wait until something has come, or nothing more will."""
-        if not self.is_whole:
+        """Wait for output, or for the command's end."""
+        if not self.is_closed:
             await self._changed.wait()
 
 
 class OperatorConnection:
     """A WebSocket connection to the control socket, after its handshake.
 
-    There is no heartbeat: the peer is on this machine, and the kernel says when it has gone.
+    It needs no heartbeat: the peer is on this machine, and the kernel reports when it has gone.
     """
 
     def __init__(
         self,
         websocket: WebSocketConnection,
         stream: ClientStream,
-        _shown: str | None,
+        _credential: str | None,
         *,
         operations: Operations,
         outboxes: MemoryBudget,
     ) -> None:
-        """Whoever could connect is trusted: the socket's mode is the door."""
+        """Every peer is trusted: the mode of the socket file decides who may connect."""
         self._websocket = websocket
         self._address = stream.address
         self._operations = operations
         self._sender = Sender(websocket, stream, outboxes)
         stream.admit()
-        stream.watch(self.end)
-        self._under_way: set[str] = set()
+        stream.start_frames(self.end)
+        self._request_ids: set[str] = set()
+        self.token_name: str | None = None
         self.token: str | None = None
-        self.shown: str | None = None
-        self.is_stranger = False
+        self.is_unauthenticated = False
 
     def end(self, code: CloseCode, reason: str) -> None:
-        """Close, after writing what is queued, within `CLOSE_TIMEOUT`. The first call counts."""
+        """Write the queue, then close, within `CLOSE_TIMEOUT`. Only the first call counts."""
         self._sender.end(code, reason)
 
     @property
-    def said_goodbye(self) -> bool:
-        """Whether the closing handshake was held, as far as trio-websocket lets us know."""
-        return self._sender.said_goodbye
+    def closed_cleanly(self) -> bool:
+        """Whether the closing handshake has been completed, as far as trio-websocket tells."""
+        return self._sender.closed_cleanly
 
     async def run(self) -> None:
-        """Serve until either side closes; who waits for an outcome then waits no more."""
+        """Serve until either side closes; that cancels the requests."""
         try:
-            with self._sender.limit:
+            with self._sender.scope:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._sender.write, nursery.cancel_scope)
+                    nursery.start_soon(self._sender.run, nursery.cancel_scope)
                     await self._read(nursery)
-                    # If the close is ours, the writer is still waiting for the peer's answer to it.
+                    # If we close, the writer waits for the peer's answer, and cancels this then.
                     if self._sender.closing is None:
                         nursery.cancel_scope.cancel("the peer has closed")
         finally:
-            self._sender.give_up()
+            self._sender.discard()
 
     async def _read(self, requests: trio.Nursery) -> None:
-        """Take requests as they come; each is carried out in a task of its own."""
+        """Receive requests; each gets a task in `requests`."""
         try:
             while True:
                 text = await self._websocket.get_message()
                 if self._sender.closing is None:
-                    self._take(text, requests)
+                    self._start(text, requests)
         except ConnectionClosed:
             return
 
-    def _take(self, text: str | bytes, requests: trio.Nursery) -> None:
+    def _start(self, text: str | bytes, requests: trio.Nursery) -> None:
         try:
             request = self._decode(text)
         except protocol.Refused as refused:
             self._send(protocol.encode(refused.error))
             return
-        if len(self._under_way) >= MAX_REQUESTS:
+        if len(self._request_ids) >= MAX_REQUESTS:
             problem = f"{MAX_REQUESTS} requests are under way; wait until one of them has ended"
             self._send(protocol.encode(control.Refusal(request.id, [problem])))
             return
-        # A health check asks twice a minute, for ever.
+        # A health check sends one twice a minute, and would fill the log.
         level = logging.DEBUG if isinstance(request, control.Status) else logging.INFO
         log.log(level, "%s asks: %.1000r", self._address, request)
-        self._under_way.add(request.id)
+        self._request_ids.add(request.id)
         requests.start_soon(self._answer, request, requests)
 
     def _decode(self, text: str | bytes) -> control.Request:
@@ -191,7 +191,7 @@ class OperatorConnection:
                 ErrorCode.INVALID_MESSAGE, "Frames are text; this one was binary."
             )
         request = control.decode(text)
-        if request.id in self._under_way:
+        if request.id in self._request_ids:
             raise protocol.Refused(
                 ErrorCode.INVALID_MESSAGE,
                 "A request with this id is under way; take another id.",
@@ -200,9 +200,9 @@ class OperatorConnection:
         return request
 
     async def _answer(self, request: control.Request, requests: trio.Nursery) -> None:
-        """Carry out a request and answer it, whatever happens."""
+        """Perform a request and send the answer, also if it fails."""
         try:
-            frame = protocol.encode(await self._carry_out(request, requests))
+            frame = protocol.encode(await self._outcome(request, requests))
         except Exception:
             text = "what %s asked for failed; this is a bug: %r"
             about = catalogue.INTERNAL_ERROR.about()
@@ -210,10 +210,10 @@ class OperatorConnection:
             problems = ["this failed inside the daemon; its log says why"]
             frame = protocol.encode(control.Refusal(request.id, problems))
         finally:
-            self._under_way.discard(request.id)
+            self._request_ids.discard(request.id)
         self._send(frame)
 
-    async def _carry_out(
+    async def _outcome(
         self, request: control.Request, requests: trio.Nursery
     ) -> control.Done | control.Refusal:
         try:
@@ -223,7 +223,7 @@ class OperatorConnection:
         return control.Done(request.id, **msgspec.structs.asdict(outcome))
 
     async def _perform(self, request: control.Request, requests: trio.Nursery) -> Report:
-        started = partial(self._started, request.id)
+        started = partial(self._send_started, request.id)
         match request:
             case control.Reload():
                 return await self._operations.reload()
@@ -251,25 +251,26 @@ class OperatorConnection:
                 return await self._operations.close_token(request.token)
 
     async def _execute(self, request: control.SandboxExec, requests: trio.Nursery) -> Report:
-        output = Gathered()
-        requests.start_soon(self._pass_on, request.id, output)
+        # `sandbox_exec` hands output over synchronously. A second task sends it, at intervals.
+        output = OutputBuffer()
+        requests.start_soon(self._stream_output, request.id, output)
         try:
             return await self._operations.sandbox_exec(request.owner, request.argv, output.add)
         finally:
             output.close()
-            self._say(request.id, output)
+            self._send_output(request.id, output)
 
-    async def _pass_on(self, request_id: str, output: Gathered) -> None:
-        while not output.is_whole:
+    async def _stream_output(self, request_id: str, output: OutputBuffer) -> None:
+        while not output.is_closed:
             await output.wait()
-            self._say(request_id, output)
+            self._send_output(request_id, output)
             await trio.sleep(OUTPUT_PAUSE)
 
-    def _say(self, request_id: str, output: Gathered) -> None:
-        for stream, text in output.take().items():
+    def _send_output(self, request_id: str, output: OutputBuffer) -> None:
+        for stream, text in output.drain().items():
             self._send(protocol.encode(control.Output(request_id, stream, text)))
 
-    def _started(self, request_id: str, run: str) -> None:
+    def _send_started(self, request_id: str, run: str) -> None:
         self._send(protocol.encode(control.Started(request_id, run)))
 
     def _send(self, frame: bytes) -> None:

@@ -1,65 +1,63 @@
-"""Listens: takes connections in, checks their handshakes, and contains whatever they break."""
+"""The gateway: accepts connections at one endpoint, and serves each in its own scope."""
 
 import logging
 import math
 import ssl
-from collections.abc import Callable, Collection, Iterable, Mapping
-from http import HTTPStatus
+from collections.abc import Callable, Collection, Iterable
 from typing import Final, Generic, Protocol, TypeVar
 
 import trio
-from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
+from trio_websocket import ConnectionClosed, WebSocketConnection
 from wsproto.utilities import ProtocolError
 
-from clarad.config.proxies import NO_PROXIES, ForwardedError, Proxies
+from clarad.config.proxies import NO_PROXIES, Proxies
 from clarad.protocol import MAX_FRAME_BYTES, CloseCode
 from clarad.systemd import catalogue
-from clarad.transport.access import bearer
-from clarad.transport.listeners import is_among_last, peer
-from clarad.transport.plain_http import bad_request, is_plain, upgrade_required
-from clarad.transport.proxy_protocol import ProxyHeaderError, begins_with_header, read_header
+from clarad.transport.auth import Authenticator
+from clarad.transport.handshake import shake_hands
+from clarad.transport.listeners import Endpoint, is_near_fd_limit, peer_address
 from clarad.transport.stream import ClientStream
-from clarad.transport.unauthenticated import Present, UnauthenticatedPeers
+from clarad.transport.unauthenticated import LiveListener, UnauthenticatedPeers
 
 log = logging.getLogger(__name__)
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 """Seconds from the TCP connection to the end of the WebSocket handshake."""
 
-LAST_HANDSHAKES: Final = 1.0
-"""Seconds that a stop leaves to the handshakes that are under way."""
+STOP_HANDSHAKE_TIMEOUT: Final = 1.0
+"""Seconds that a handshake may still take once the daemon stops."""
 
 MAX_HANDSHAKES: Final = 1024
-"""Handshakes at once; of more, the one that takes longest is cut. Real ones take milliseconds."""
+"""Handshakes at once; one more evicts the oldest. Real ones take milliseconds."""
 
 SPARE_DESCRIPTORS: Final = 256
 """File descriptors that connections leave to the store, to commands and to operators."""
 
 LINGER: Final = 2.0
-"""Seconds that a peer which is still sending has to read why it was closed."""
+"""Seconds for which a closed connection is still read, so that the peer can read why it closed."""
 
 MAX_LINGERING: Final = 64
-"""Strangers that have this time at once; with one more, the oldest of them is cut."""
+"""Unauthenticated peers that linger at once; one more evicts the oldest."""
 
 
 class Connection(Protocol):
-    """What the gateway needs of one; `clarad.nurseries.connection.Connection`."""
+    """An adapter's connection, or an operator's, after the handshake."""
 
     @property
-    def said_goodbye(self) -> bool:
-        """Whether the closing handshake was held."""
+    def closed_cleanly(self) -> bool:
+        """Whether the closing handshake has been completed."""
+
+    @property
+    def token_name(self) -> str | None:
+        """The name of the token that was presented, if one was."""
 
     @property
     def token(self) -> str | None:
-        """What the token is called that it has shown, if any."""
-
-    @property
-    def shown(self) -> str | None:
         """The token itself."""
 
     @property
-    def is_stranger(self) -> bool:
-        """Whether nobody knows yet who it is."""
+    def is_unauthenticated(self) -> bool:
+        """Whether no node has been registered on it, and it is not closing."""
 
     def end(self, code: CloseCode, reason: str) -> None:
         """Begin to close."""
@@ -71,46 +69,21 @@ class Connection(Protocol):
 MakeConnection = Callable[[WebSocketConnection, ClientStream, str | None], Connection]
 
 
-class Authenticator(Protocol):
-    """Who decides on handshakes; `clarad.transport.auth.Authenticator`."""
-
-    async def refusal(self, headers: Mapping[str, str], address: str) -> tuple[int, str] | None:
-        """Return the HTTP status and the reason if a handshake may not be."""
-
-    def fails(self, address: str) -> bool:
-        """Count something wrong from an address; return whether there was too much of it before."""
-
-
 Address = TypeVar("Address")
-Address_co = TypeVar("Address_co", covariant=True)
-
-
-class Endpoint(Protocol[Address_co]):
-    """Where to listen; see `clarad.transport.listeners`. To be opened again once it is closed."""
-
-    async def open(self) -> list[trio.SocketListener]:
-        """Bind and listen; raises `CannotListen`."""
-
-    @property
-    def address(self) -> Address_co:
-        """What `open` has bound."""
-
-    def close(self) -> None:
-        """Stop listening."""
 
 
 class Gateway(Generic[Address]):
-    """Listens at one endpoint.
+    """Listens at one endpoint; no failure of one connection reaches another.
 
-    `make_connection` is given the WebSocket, its stream, and the secret or token that the handshake
-    has shown, if any.
+    `make_connection` is called after each handshake, with the WebSocket, its stream, and the secret
+    or token that the handshake presented, if any.
     """
 
     def __init__(
         self,
         endpoint: Endpoint[Address],
         *,
-        admission: Authenticator,
+        authenticator: Authenticator,
         max_connections: int,
         make_connection: MakeConnection,
         max_first_frame: int = MAX_FRAME_BYTES,
@@ -118,13 +91,13 @@ class Gateway(Generic[Address]):
         proxies: Proxies = NO_PROXIES,
         spare_descriptors: int = SPARE_DESCRIPTORS,
     ) -> None:
-        """`tls` is what connections are encrypted with, `proxies` are trusted; replace them freely.
+        """`tls`, `proxies` (which are trusted) and `max_connections` may be replaced at any time.
 
-        `max_first_frame` is in characters, and holds until a connection allows itself more. When
-        only so many descriptors are left, no connection gets one of them.
+        `max_first_frame` is in characters, and holds until the connection raises it. No connection
+        gets one of the last `spare_descriptors` file descriptors.
         """
         self._endpoint = endpoint
-        self._admission = admission
+        self._authenticator = authenticator
         self.tls = tls
         self.proxies = proxies
         self.max_connections = max_connections
@@ -132,22 +105,23 @@ class Gateway(Generic[Address]):
         self._max_first_frame = max_first_frame
         self._listening = trio.CancelScope()
         self._stopping = False
-        self._connections: dict[Connection, None] = {}  # in the order in which they came, as
-        self._handshakes: dict[trio.CancelScope, None] = {}  # a set is not
-        self._handshakes_until = math.inf
+        # Dictionaries, since sets do not keep the order of arrival: the oldest is evicted first.
+        self._connections: dict[Connection, None] = {}
+        self._streams: dict[ClientStream, trio.CancelScope] = {}
+        self._handshakes: dict[trio.CancelScope, None] = {}
         self._lingering: dict[trio.CancelScope, None] = {}
-        self._strangers = UnauthenticatedPeers()
+        self._handshake_deadline = math.inf
+        self._unauthenticated = UnauthenticatedPeers()
         self._spare_descriptors = spare_descriptors
-        self._streams: dict[ClientStream, trio.CancelScope] = {}  # in this order, too
         self._listeners: list[trio.SocketListener] = []
         self._probe = trio.CancelScope()
-        self._taken = trio.Event()
+        self._accepted = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[Address] = trio.TASK_STATUS_IGNORED) -> None:
-        """Serve; `started` with the address that was bound, once connections are taken.
+        """Serve until `stop_listening` is called and the last connection has ended.
 
-        After `stop_listening` and when the last connection has ended, this returns. Cancelling
-        drops all connections.
+        `started` is called with the bound address, once connections are accepted. Cancelling drops
+        all connections.
 
         Raises:
             CannotListen: the port is taken, the address is not ours, …
@@ -156,42 +130,43 @@ class Gateway(Generic[Address]):
         self._listening = trio.CancelScope()
         if self._stopping:
             self._listening.cancel("stopping")
-        # Two nurseries: the listeners can be ended while their connections live on.
+        # The handlers' nursery is around the listeners': connections outlive the listening.
         async with trio.open_nursery() as handlers:
             try:
                 with self._listening:
                     task_status.started(self._endpoint.address)
-                    taking = [Present(one, self._note_taken) for one in self._listeners]
-                    await trio.serve_listeners(self._contain, taking, handler_nursery=handlers)
+                    listeners = [LiveListener(one, self._on_accept) for one in self._listeners]
+                    await trio.serve_listeners(self._handle, listeners, handler_nursery=handlers)
             finally:
                 self._endpoint.close()
 
     def stop_listening(self) -> None:
-        """Take no new connection."""
+        """Accept no more connections; those that are open stay open."""
         self._stopping = True
         self._listening.cancel("stopping")
         self._probe.cancel("stopping")
 
     async def progress(self) -> None:
-        """Wait until a connection has been taken: one of our own, unless another comes first.
+        """Wait until a connection has been accepted: one of our own, unless another comes first.
 
-        Returns at once after `stop_listening`, and if there is an error: the gateway is then
-        being started again, or has no descriptors left, and a restart is not the mend for that.
+        Returns at once after `stop_listening`, and if the connection cannot be made: the supervisor
+        is then starting the gateway anew, or there are no descriptors left, and restarting the
+        daemon would help with neither.
         """
         if self._stopping:
             return
-        self._taken = trio.Event()
+        self._accepted = trio.Event()
         with trio.CancelScope() as self._probe:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._connect_to_ourselves)
-                await self._taken.wait()
-                nursery.cancel_scope.cancel("a connection was taken")
+                await self._accepted.wait()
+                nursery.cancel_scope.cancel("a connection was accepted")
 
-    def _note_taken(self) -> None:
-        self._taken.set()
+    def _on_accept(self) -> None:
+        self._accepted.set()
 
     async def _connect_to_ourselves(self) -> None:
-        """Connect, and have the connection taken; what then ends a handshake is that we go."""
+        """Connect, and stay connected until cancelled; the handshake then ends at our EOF."""
         try:
             name = self._listeners[0].socket.getsockname()
             with trio.socket.socket(self._listeners[0].socket.family) as ours:
@@ -199,64 +174,79 @@ class Gateway(Generic[Address]):
                 await trio.sleep_forever()
         except OSError as error:
             log.debug("the gateway cannot connect to itself: %s", error)
-            self._taken.set()
+            self._accepted.set()
 
     def close_all(self) -> None:
         """Close every connection with 1001, after what is queued for it.
 
-        A handshake has `LAST_HANDSHAKES` to end, also one whose task has not begun yet: the peer
-        was taken away from the listener, so only this daemon can answer it.
+        Every handshake has `STOP_HANDSHAKE_TIMEOUT` to end, also one whose task has not started:
+        the listener has given the connection away, so no other daemon could answer the peer.
         """
-        self._handshakes_until = trio.current_time() + LAST_HANDSHAKES
+        self._handshake_deadline = trio.current_time() + STOP_HANDSHAKE_TIMEOUT
         for scope in self._handshakes:
-            scope.deadline = min(scope.deadline, self._handshakes_until)
+            scope.deadline = min(scope.deadline, self._handshake_deadline)
         for connection in self._connections:
             connection.end(CloseCode.STOPPING, "the daemon is stopping")
 
-    async def _contain(self, socket_stream: trio.SocketStream) -> None:
-        """Serve one connection and let no exception out: it would take all the others along."""
+    def close_token(self, name: str) -> int:
+        """Close the connections that presented the token of this name; return how many."""
+        matching = [one for one in self._connections if one.token_name == name]
+        _end_revoked(matching)
+        return len(matching)
+
+    def tokens(self) -> set[str]:
+        """Return the tokens that open connections have presented."""
+        return {connection.token for connection in self._connections if connection.token}
+
+    def close_tokens(self, tokens: Collection[str]) -> None:
+        """Close the connections that presented one of these tokens."""
+        _end_revoked(one for one in self._connections if one.token in tokens)
+
+    # --- one connection, from the outside to the inside ------------------------------------------
+
+    async def _handle(self, socket_stream: trio.SocketStream) -> None:
+        """Serve one accepted connection. Raises no `Exception`: it would cancel all the others."""
         try:
-            address = peer(socket_stream.socket)
-        except OSError:  # it has gone before we looked
+            address = peer_address(socket_stream.socket)
+        except OSError:  # the peer has gone
             await trio.aclose_forcefully(socket_stream)
             return
-        if is_among_last(socket_stream.socket, self._spare_descriptors):
-            # To let it in for the other's place would have it keep one of the last descriptors.
-            self._cut_a_stranger()
+        if is_near_fd_limit(socket_stream.socket, self._spare_descriptors):
+            # Close this one, too: if it took the place of the evicted one, it would still hold one
+            # of the last descriptors.
+            self._evict_unauthenticated()
             await trio.aclose_forcefully(socket_stream)
             return
-        stream = ClientStream(socket_stream, address, self._strangers, self.tls)
+        stream = ClientStream(socket_stream, address, self._unauthenticated, self.tls)
         with trio.CancelScope() as self._streams[stream]:
             try:
-                await self._contain_stream(stream, socket_stream.socket)
+                await self._contain(stream, socket_stream.socket)
             finally:
                 del self._streams[stream]
 
-    def _cut_a_stranger(self) -> None:
-        """Make room for the next connection: end the oldest one that has not registered."""
+    def _evict_unauthenticated(self) -> None:
+        """End the oldest connection that has not registered, so that the next has a descriptor."""
         for stream, scope in self._streams.items():
             if not stream.is_admitted and not scope.cancel_called:
                 scope.cancel("there are few descriptors left")
                 return
 
-    async def _contain_stream(
-        self, stream: ClientStream, connected: trio.socket.SocketType
-    ) -> None:
-        patience = LINGER
+    async def _contain(self, stream: ClientStream, connected: trio.socket.SocketType) -> None:
+        linger = LINGER
         try:
             if not await self._serve(stream, connected):
-                patience = 0
+                linger = 0
         except* (ConnectionClosed, ProtocolError, trio.BrokenResourceError) as group:
             log.debug("the connection from %s broke: %r", stream.address, group.exceptions)
         except* Exception:
             about = catalogue.CONNECTION_FAILED.about(address=stream.address)
             log.exception("the connection from %s failed", stream.address, extra=about)
         finally:
-            await self._hang_up(stream, patience)
+            await self._close(stream, linger)
 
-    async def _hang_up(self, stream: ClientStream, patience: float) -> None:
+    async def _close(self, stream: ClientStream, linger: float) -> None:
         if stream.is_admitted:
-            await stream.hang_up(patience)
+            await stream.lingering_close(linger)
             return
         if len(self._lingering) >= MAX_LINGERING:
             oldest = next(iter(self._lingering))
@@ -265,131 +255,63 @@ class Gateway(Generic[Address]):
         with trio.CancelScope() as scope:
             self._lingering[scope] = None
             try:
-                await stream.hang_up(patience)
+                await stream.lingering_close(linger)
             finally:
                 self._lingering.pop(scope, None)
 
     async def _serve(self, stream: ClientStream, connected: trio.socket.SocketType) -> bool:
-        """Serve one connection; return whether the peer may still have to read why it is closed."""
-        # trio-websocket's own task, which reads, lives here: what it raises ends this connection.
+        """Serve one connection; return whether the peer may not have read yet why it is closed."""
+        # trio-websocket's reader task lives in this nursery, so its failures end only this
+        # connection.
         async with trio.open_nursery() as nursery:
             timeout = trio.current_time() + HANDSHAKE_TIMEOUT
-            with trio.CancelScope(deadline=min(timeout, self._handshakes_until)) as limit:
-                if len(self._handshakes) >= MAX_HANDSHAKES:
-                    # Not only cancelled: it takes some steps to end, and others come meanwhile.
-                    longest = next(iter(self._handshakes))
-                    del self._handshakes[longest]
-                    longest.cancel("too many handshakes")
-                self._handshakes[limit] = None
-                try:
-                    connection = await self._shake_hands(nursery, stream, connected, limit)
-                finally:
-                    self._handshakes.pop(limit, None)  # unless it was cut
-            if not limit.cancelled_caught and connection is not None:
-                await self._talk(connection)
+            with trio.CancelScope(deadline=min(timeout, self._handshake_deadline)) as scope:
+                connection = await self._shake_hands(stream, connected, scope, nursery)
+            if not scope.cancelled_caught and connection is not None:
+                await self._run_connection(connection)
             nursery.cancel_scope.cancel("the connection is closed")
-        if limit.cancelled_caught:
-            return False  # it was told nothing
-        return connection is None or not connection.said_goodbye
-
-    async def _introduce(self, stream: ClientStream, connected: trio.socket.SocketType) -> Proxies:
-        """Have a trusted proxy's PROXY header say the address; return whose headers to believe.
-
-        Raises:
-            ProxyHeaderError: what it has sent is none, or it is not trusted and has sent one.
-        """
-        if not self.proxies.trusts(stream.address):
-            if await begins_with_header(connected):
-                raise ProxyHeaderError(
-                    "it sends a PROXY header and is not in CLARA_TRUSTED_PROXIES"
-                )
-            return NO_PROXIES
-        header = await read_header(connected)
-        if header.source is not None:
-            stream.address = header.source
-        elif header.size:  # it passes on the words of somebody whom it does not name
-            return NO_PROXIES
-        return self.proxies
+        if scope.cancelled_caught:
+            return False  # nothing was sent
+        return connection is None or not connection.closed_cleanly
 
     async def _shake_hands(
         self,
-        nursery: trio.Nursery,
         stream: ClientStream,
         connected: trio.socket.SocketType,
-        limit: trio.CancelScope,
+        scope: trio.CancelScope,
+        nursery: trio.Nursery,
     ) -> Connection | None:
-        """Return the connection, or `None` if there is to be none."""
+        """Return the connection; `None` if the handshake was refused."""
+        if len(self._handshakes) >= MAX_HANDSHAKES:
+            # Delete it here, not when its task ends some steps later: more may arrive before that.
+            oldest = next(iter(self._handshakes))
+            del self._handshakes[oldest]
+            oldest.cancel("too many handshakes")
+        self._handshakes[scope] = None
         try:
-            proxies = await self._introduce(stream, connected)
-        except ProxyHeaderError as error:
-            about = catalogue.ADAPTER_REFUSED.about(address=stream.address)
-            # Of an address that is locked out it was said once.
-            level = logging.DEBUG if self._admission.fails(stream.address) else logging.WARNING
-            line = "refused a connection from %s: %s"
-            log.log(level, line, stream.address, error, extra=about)
-            await stream.send_all(bad_request(f"Refused {stream.address}: {error}."))
-            return None
-        # What is no request costs no more than reading it.
-        head = await stream.receive_head()
-        if stream.ended.is_set():
-            return None
-        if is_plain(head):
-            await stream.send_all(upgrade_required())
-            return None
-        async with trio.open_nursery() as watch:
-            watch.start_soon(_cancel_at_end, stream, limit)
-            request = await wrap_server_stream(
-                nursery,
+            accepted = await shake_hands(
                 stream,
-                max_message_size=self._max_first_frame,
+                connected,
+                scope,
+                nursery,
+                authenticator=self._authenticator,
+                proxies=self.proxies,
+                max_first_frame=self._max_first_frame,
             )
-            headers = {
-                name.decode("latin-1").lower(): value.decode(errors="replace")
-                for name, value in request.headers
-            }
-            refusal: tuple[int, str] | None
-            try:
-                stream.address = proxies.client(stream.address, request.headers)
-            except ForwardedError as error:
-                refusal = HTTPStatus.BAD_REQUEST, f"{error}"
-            else:
-                refusal = await self._admission.refusal(headers, stream.address)
-            if refusal is None:
-                websocket = await request.accept()
-            else:
-                status, text = refusal
-                about = catalogue.ADAPTER_REFUSED.about(address=stream.address, status=status)
-                line = "refused a handshake from %s: %d %s"
-                # Of an address that is locked out it was said once.
-                level = logging.DEBUG if status == HTTPStatus.TOO_MANY_REQUESTS else logging.WARNING
-                log.log(level, line, stream.address, status, text, extra=about)
-                await request.reject(status, body=f"{text}\n".encode())
-            watch.cancel_scope.cancel("the handshake is done")
-        if refusal is not None:
+        finally:
+            self._handshakes.pop(scope, None)  # it may have been evicted
+        if accepted is None:
             return None
-        return self._make_connection(websocket, stream, bearer(headers))
+        websocket, credential = accepted
+        return self._make_connection(websocket, stream, credential)
 
-    def close_token(self, token: str) -> int:
-        """Close the connections whose nodes have shown this token; return how many they are."""
-        closed = [connection for connection in self._connections if connection.token == token]
-        _end_revoked(closed)
-        return len(closed)
-
-    def tokens_shown(self) -> set[str]:
-        """Return the tokens that nodes have shown."""
-        return {connection.shown for connection in self._connections if connection.shown}
-
-    def close_shown(self, tokens: Collection[str]) -> None:
-        """Close the connections whose nodes have shown one of these tokens."""
-        _end_revoked(one for one in self._connections if one.shown in tokens)
-
-    async def _talk(self, connection: Connection) -> None:
+    async def _run_connection(self, connection: Connection) -> None:
         if self._stopping:
             connection.end(CloseCode.STOPPING, "the daemon is stopping")
         elif len(self._connections) >= self.max_connections:
-            # Nobody is to keep adapters out by connections that cost nothing but a handshake.
-            strangers = (one for one in self._connections if one.is_stranger)
-            surplus = next(strangers, connection)
+            # Evict an unauthenticated peer first: a handshake alone must not keep adapters out.
+            unauthenticated = (one for one in self._connections if one.is_unauthenticated)
+            surplus = next(unauthenticated, connection)
             surplus.end(CloseCode.TOO_MANY_CONNECTIONS, "too many connections; try later")
         self._connections[connection] = None
         try:
@@ -401,8 +323,3 @@ class Gateway(Generic[Address]):
 def _end_revoked(connections: Iterable[Connection]) -> None:
     for connection in connections:
         connection.end(CloseCode.REFUSED, "the token was revoked")
-
-
-async def _cancel_at_end(stream: ClientStream, scope: trio.CancelScope) -> None:
-    await stream.ended.wait()
-    scope.cancel("the peer has gone")

@@ -1,8 +1,8 @@
-"""The gateway's listening sockets where systemd keeps them over a restart.
+"""Socket activation: systemd holds the gateway's listening sockets over a restart.
 
-Whoever connects while no daemon is there waits in the socket's backlog, and is served by the next
-one. The sockets come from systemd's store, into which an earlier daemon has put them, or from
-`clarad.socket`; what neither has is bound here, and put into the store.
+A client that connects while no daemon runs waits in the socket's backlog, and the next daemon
+accepts it. The sockets come from `clarad.socket`, or from systemd's file descriptor store, into
+which an earlier daemon has put them. Addresses that neither has are bound here and stored.
 """
 
 import logging
@@ -21,17 +21,17 @@ from clarad.transport.listeners import CannotListen, TcpEndpoint
 log = logging.getLogger(__name__)
 
 STORED: Final = "clarad-gateway"
-"""The name that our sockets have in systemd's store (FDNAME=)."""
+"""The name of our sockets in systemd's store (FDNAME=)."""
 
 UNIT: Final = "clarad.socket"
-"""The name that sockets of the unit of this name have (FileDescriptorName=)."""
+"""The name of the sockets that this unit passes on (FileDescriptorName=)."""
 
-_RELEASE: Final = 3.0
-"""Seconds that systemd has to close a socket that it is no longer to keep."""
+_RELEASE_TIMEOUT: Final = 3.0
+"""Seconds for systemd to close a socket that was removed from its store."""
 
 
 class _Place(NamedTuple):
-    """Where to listen: an address in numbers. Port 0 is any port."""
+    """A numeric address to listen at. Port 0 stands for any port."""
 
     family: int
     host: str
@@ -44,11 +44,11 @@ class _Place(NamedTuple):
         return self[:2] == other[:2] and self.port in (0, other.port)
 
 
-class KeptEndpoint:
-    """A TCP port of one host, as `TcpEndpoint`, whose sockets outlive this process.
+class ActivatedEndpoint:
+    """A TCP port of one host, like `TcpEndpoint`, whose sockets outlive this process.
 
-    They stay open when this is closed, and connections wait in them. (Rejected: closing ours, and
-    binding again. systemd's copy still listens there.)
+    The sockets stay open after `close`, and connections wait in their backlog. (Rejected: closing
+    ours and binding again. That fails, since systemd's copy still listens.)
     """
 
     def __init__(
@@ -60,39 +60,39 @@ class KeptEndpoint:
         notifier: Notifier,
         is_guarded: bool,
     ) -> None:
-        """`is_guarded` says whether there is a secret, so that others may reach the gateway."""
+        """`is_guarded`: a secret is set, so other machines may reach the gateway."""
         self.address = (host, port)
         self._handed = handed
         self._notifier = notifier
         self._is_guarded = is_guarded
-        self._kept: list[socket.socket] = []
+        self._sockets: list[socket.socket] = []
         self._listeners: list[trio.SocketListener] = []
 
     async def open(self) -> list[trio.SocketListener]:
-        """Listen; the first time, find out on what.
+        """Listen; the first call chooses the sockets.
 
         Raises:
             CannotListen: an address cannot be bound, or that of `clarad.socket` cannot be used.
         """
-        if not self._kept:
-            self._kept = await self._choose()
+        if not self._sockets:
+            self._sockets = await self._choose()
         await trio.lowlevel.checkpoint()
         self._listeners = [
-            trio.SocketListener(trio.socket.from_stdlib_socket(kept.dup())) for kept in self._kept
+            trio.SocketListener(trio.socket.from_stdlib_socket(one.dup())) for one in self._sockets
         ]
-        _, host, port = _bound(self._kept[0])
+        _, host, port = _bound(self._sockets[0])
         self.address = (host, port)
         return self._listeners
 
     def close(self) -> None:
-        """Take no more connections; those that come wait."""
+        """Accept no more connections; new ones wait in the backlog."""
         for listener in self._listeners:
             listener.socket.close()
 
     def release(self) -> None:
-        """Close our copies, at the end of the daemon; those who wait are systemd's to keep."""
-        for ours in (*self._kept, *(one.socket for one in self._handed)):
-            ours.close()
+        """Close our copies at the daemon's end; systemd's copies keep the waiting connections."""
+        for copy in (*self._sockets, *(one.socket for one in self._handed)):
+            copy.close()
 
     async def _choose(self) -> list[socket.socket]:
         from_unit = [one.socket for one in self._handed if one.name == UNIT]
@@ -111,17 +111,19 @@ class KeptEndpoint:
     async def _complete(
         self, stored: list[socket.socket], wanted: list[_Place]
     ) -> list[socket.socket]:
-        """Use what is stored and wanted, and bind what is missing."""
-        fitting = {place: _take_fitting(place, stored) for place in wanted}
-        stale = bool(stored)
+        """Use the stored sockets that are wanted, and bind those that are missing."""
+        fitting = {place: _pop_fitting(place, stored) for place in wanted}
+        stale = bool(stored)  # what is left of them after the line above
         self._drop(stored)
-        chosen = [found or await self._bind(at, after=stale) for at, found in fitting.items()]
+        chosen = [
+            found or await self._bind(at, after_release=stale) for at, found in fitting.items()
+        ]
         if stale or not all(fitting.values()):
             self._notifier.keep(STORED, chosen)
         return chosen
 
     def _drop(self, stale: list[socket.socket]) -> None:
-        """Let go of what is stored and not wanted, and have systemd do so, too."""
+        """Close stored sockets that are not wanted, and remove them from systemd's store."""
         for one in stale:
             log.warning(
                 "the socket on %s, kept from the last daemon, is not where the gateway is to be; "
@@ -133,13 +135,13 @@ class KeptEndpoint:
             self._notifier.forget(STORED)
 
     def _accept(self, from_unit: list[socket.socket], wanted: list[_Place]) -> None:
-        """See whether the gateway can be where the unit says: who wrote the unit wants it there.
+        """Check that the gateway can use the unit's sockets, which take precedence over settings.
 
         Raises:
-            CannotListen: it cannot.
+            CannotListen: a socket is not a TCP listener, or is reachable though no secret is set.
         """
         for one in from_unit:
-            if one.family not in (socket.AF_INET, socket.AF_INET6) or not _listens(one):
+            if one.family not in (socket.AF_INET, socket.AF_INET6) or not _is_tcp_listener(one):
                 raise CannotListen(
                     f"{UNIT} has something else than a TCP port: write ListenStream= with an "
                     "address and a port, and no Accept="
@@ -159,19 +161,19 @@ class KeptEndpoint:
                 " and ".join(map(str, wanted)),
             )
 
-    async def _bind(self, place: _Place, *, after: bool) -> socket.socket:
-        """Bind; `after` a socket was let go of that may be in the way for another moment."""
+    async def _bind(self, place: _Place, *, after_release: bool) -> socket.socket:
+        """Bind; if `after_release`, try again while systemd still has a socket in the way."""
         endpoint = TcpEndpoint(place.host, place.port)
-        deadline = trio.current_time() + (_RELEASE if after else 0)
+        deadline = trio.current_time() + (_RELEASE_TIMEOUT if after_release else 0)
         while trio.current_time() < deadline:
             with suppress(CannotListen):
-                return _plain(*await endpoint.open())
+                return _detach(*await endpoint.open())
             await trio.sleep(0.05)
-        return _plain(*await endpoint.open())
+        return _detach(*await endpoint.open())
 
 
 async def _resolve(host: str, port: int) -> list[_Place]:
-    """Return the addresses of a host, without those of a family that this machine does not have."""
+    """Return the addresses of a host, without families that this machine does not support."""
     try:
         found = await trio.socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -182,10 +184,10 @@ async def _resolve(host: str, port: int) -> list[_Place]:
             "address of this machine"
         ) from None
     places = [_Place(family, str(name[0]), int(name[1])) for family, _, _, _, name in found]
-    return [place for place in dict.fromkeys(places) if _has(place.family)] or places
+    return [place for place in dict.fromkeys(places) if _is_supported(place.family)] or places
 
 
-def _has(family: int) -> bool:
+def _is_supported(family: int) -> bool:
     try:
         socket.socket(family).close()
     except OSError:
@@ -200,19 +202,19 @@ def _bound(one: socket.socket) -> _Place:
     return _Place(one.family, name[0], name[1])
 
 
-def _listens(one: socket.socket) -> bool:
+def _is_tcp_listener(one: socket.socket) -> bool:
     is_stream = one.type == socket.SOCK_STREAM
     return is_stream and one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
 
 
-def _take_fitting(place: _Place, stored: list[socket.socket]) -> socket.socket | None:
-    """Take the socket that listens there out of those that are stored."""
+def _pop_fitting(place: _Place, stored: list[socket.socket]) -> socket.socket | None:
+    """Remove from `stored` the socket that listens at this place, and return it."""
     for one in stored:
-        if place.covers(_bound(one)) and _listens(one):
+        if place.covers(_bound(one)) and _is_tcp_listener(one):
             stored.remove(one)
             return one
     return None
 
 
-def _plain(listener: trio.SocketListener) -> socket.socket:
+def _detach(listener: trio.SocketListener) -> socket.socket:
     return socket.socket(fileno=listener.socket.detach())

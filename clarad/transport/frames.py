@@ -1,23 +1,23 @@
-"""Where the frames of a WebSocket client begin and end, and how many they are. No I/O.
+"""Finds where the frames of a WebSocket client begin and end, and counts them. No I/O.
 
-trio-websocket bounds the characters of a message. A frame costs the same whether or not it carries
-any, so the stream below trio-websocket counts frames too, and passes on a few at a time. Only heads
-are looked at here (RFC 6455, section 5.2); whether they are valid is for wsproto to say.
+trio-websocket bounds the characters of a message, but an empty frame costs as much as a full one.
+So the stream below trio-websocket counts frames, too, and passes on a few at a time. This parses
+only their heads (RFC 6455, section 5.2); wsproto decides whether they are valid.
 """
 
 from typing import Final
 
 FEW_FRAGMENTS: Final = 64
-"""Frames that any message may consist of, whatever its length."""
+"""Frames that a message may have, whatever its length."""
 
 FRAGMENT_SIZE: Final = 1024
-"""Bytes of a message for each of which it may have one frame more."""
+"""Bytes of a message that allow it one more frame."""
 
 CONTROL_INTERVAL: Final = 0.1
-"""Seconds between two control frames in the long run."""
+"""Seconds between two control frames, on average."""
 
 MAX_CONTROL: Final = 64
-"""Control frames that may come at once."""
+"""Control frames that may come at once (the burst)."""
 
 _CONTROL: Final = 0x08
 _FINAL: Final = 0x80
@@ -31,9 +31,9 @@ class Frames:
 
     def __init__(self) -> None:
         self.count = 0
-        """Frames that have begun."""
+        """Frames whose head has been read."""
         self.received = 0
-        """Bytes of messages; it is the caller's to set back."""
+        """Bytes of messages; the caller resets it."""
         self._left = 0
         self._head = b""
         self._is_control = False
@@ -44,13 +44,13 @@ class Frames:
         self._is_final = True
 
     def advance(self, data: bytes | bytearray, begin: int, most: int) -> int:
-        """Follow `data` from `begin` on, through at most `most` frames; return where that ends.
+        """Parse `data` from `begin` on, until `most` frames have begun; return where to go on.
 
-        The end is that of a frame, or of the data.
+        That is the end of a frame, or the end of the data.
         """
         at, end = begin, len(data)
         if end - at > 8 and data[at] == _WHOLE_TEXT and not (self._left or self._head):
-            # Nearly every read is one whole message, which is worth a short way.
+            # The fast path: nearly every read is one whole message.
             length, head = data[at + 1] - _MASKED, 6
             if length == 126:
                 length, head = data[at + 2] << 8 | data[at + 3], 8
@@ -96,10 +96,11 @@ class Frames:
             self._fragments += 1
         return at + size - known
 
-    def find_too_many(self, now: float) -> str | None:
-        """Say what there was too much of: fragments for the message's length, or control frames."""
+    def find_excess(self, now: float) -> str | None:
+        """Return a description of what there is too much of: fragments or control frames."""
         if self._fragments > FEW_FRAGMENTS + self._size // FRAGMENT_SIZE:
             return "a message in too many fragments"
+        # Control frames fill a leaky bucket, which one frame leaves every CONTROL_INTERVAL.
         if self._controls:
             self._control_due = max(self._control_due, now) + self._controls * CONTROL_INTERVAL
             self._controls = 0

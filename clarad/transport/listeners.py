@@ -1,7 +1,7 @@
-"""Where the daemon can be reached: opens a gateway's listeners, and puts them away again.
+"""Endpoints: the TCP ports and socket files that the daemon listens at.
 
-An endpoint can be opened again after it was closed, and is then where it was before: a gateway that
-failed is found by its clients once the supervisor has started it anew.
+An endpoint that is closed and opened again has the same address: clients find a gateway that failed
+and was restarted by its supervisor.
 """
 
 import errno
@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol, TypeVar
 
 import trio
 
@@ -30,10 +30,27 @@ class CannotListen(Exception):  # noqa: N818 - it is an answer, not a fault
     """The address cannot be bound; the text says why and what to do."""
 
 
-class TcpEndpoint:
-    """A TCP port of one host. Port 0 takes a free one, and keeps to it from then on.
+Address_co = TypeVar("Address_co", covariant=True)
 
-    `address` is what was bound, the first address if `host` is a name that has several.
+
+class Endpoint(Protocol[Address_co]):
+    """An address to listen at; it can be opened again after it was closed."""
+
+    async def open(self) -> list[trio.SocketListener]:
+        """Bind and listen; raises `CannotListen`."""
+
+    @property
+    def address(self) -> Address_co:
+        """The address that `open` has bound."""
+
+    def close(self) -> None:
+        """Stop listening."""
+
+
+class TcpEndpoint:
+    """A TCP port of one host. Port 0 takes a free port, which stays the same from then on.
+
+    `address` is the bound address; the first one if the name `host` has several.
     """
 
     def __init__(self, host: str, port: int) -> None:
@@ -63,7 +80,7 @@ class TcpEndpoint:
 
 
 class UnixEndpoint:
-    """A socket file. Its mode is the door: who may write to it may connect."""
+    """A socket file. Its mode decides who may connect: whoever may write to it."""
 
     def __init__(self, path: Path, mode: int = 0o660) -> None:
         self.address = path
@@ -71,16 +88,16 @@ class UnixEndpoint:
         self._listener: trio.SocketListener | None = None
 
     async def open(self) -> list[trio.SocketListener]:
-        """Make the socket file and listen. One that a dead daemon has left is replaced.
+        """Create the socket file and listen. Replaces a file that a dead daemon has left.
 
         Raises:
-            CannotListen: somebody listens there, or the directory cannot be written.
+            CannotListen: another process listens there, or the directory cannot be written.
         """
         await trio.lowlevel.checkpoint()
         path = self.address
         try:
             with socket_name(path) as name:
-                _make_room(path, name)
+                _remove_stale(path, name)
                 self._listener = _listen(name, self._mode)
         except OSError as error:
             raise CannotListen(
@@ -90,9 +107,9 @@ class UnixEndpoint:
         return [self._listener]
 
     def close(self) -> None:
-        """Remove the socket file and stop listening, in this order: what nobody answers is stale.
+        """Remove the socket file, then stop listening.
 
-        Whoever starts in between would take a file without a listener for a dead daemon's.
+        In the other order, a daemon that starts in between would take the file for a dead one's.
         """
         if self._listener is None:
             return
@@ -106,9 +123,9 @@ class UnixEndpoint:
 
 @contextmanager
 def socket_name(path: Path) -> Iterator[str]:
-    """Give `path` a name that fits into a socket address, for as long as the block lasts.
+    """Provide a name of `path` that fits into a socket address, for the length of the block.
 
-    One that is too long is reached through its directory, opened for the purpose.
+    A path that is too long is named through a descriptor of its directory.
     """
     if len(os.fsencode(path)) <= MAX_NAME:
         yield os.fspath(path)
@@ -120,8 +137,8 @@ def socket_name(path: Path) -> Iterator[str]:
         os.close(directory)
 
 
-def peer(connected: trio.socket.SocketType) -> str:
-    """Say who is at the other end: the IP address, or of a unix socket the user, as `uid 1000`.
+def peer_address(connected: trio.socket.SocketType) -> str:
+    """Return the peer's IP address; for a unix socket its user, as `uid 1000`.
 
     Raises:
         OSError: the connection is gone.
@@ -132,30 +149,30 @@ def peer(connected: trio.socket.SocketType) -> str:
     return str(connected.getpeername()[0])
 
 
-def is_among_last(connected: trio.socket.SocketType, spare: int) -> bool:
-    """Whether it has one of the last `spare` descriptors, or of the last quarter, if that is less.
+def is_near_fd_limit(connected: trio.socket.SocketType, spare: int) -> bool:
+    """Return whether a socket has one of the last `spare` descriptors, or of the last quarter.
 
-    The kernel gives out the lowest number that is free, so a high one says how many are in use, by
-    whatever part of the process.
+    The smaller of the two counts. The kernel gives out the lowest free number, so a high number
+    tells that many descriptors are in use, by whatever part of the process.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return connected.fileno() >= limit - min(spare, limit // 4)
 
 
 def _credentials(connected: socket.socket | trio.socket.SocketType) -> tuple[int, int]:
-    """Return the process and the user that have connected, or that listen."""
+    """Return the process ID and user ID of the peer."""
     found = connected.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     process, uid, _gid = _CREDENTIALS.unpack(found)
     return process, uid
 
 
-def _make_room(path: Path, name: str) -> None:
-    """Remove the socket of a dead daemon; nothing else is removed."""
+def _remove_stale(path: Path, name: str) -> None:
+    """Remove a socket file that nobody listens at; raises `CannotListen` for anything else."""
     try:
         if not stat.S_ISSOCK(os.lstat(name).st_mode):
             raise CannotListen(f"cannot listen on {path}: a file is in the way; move it elsewhere")
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            probe.setblocking(False)  # a connect waits while the queue of the listener is full
+            probe.setblocking(False)  # `connect` would block while the listener's queue is full
             try:
                 probe.connect(name)
                 who = f"process {_credentials(probe)[0]}"
@@ -173,8 +190,8 @@ def _listen(name: str, mode: int) -> trio.SocketListener:
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listening.bind(name)
-        # Until it listens nobody can connect, so the mode is right before it matters. (Rejected:
-        # the umask. It is the whole process's, and the store's thread makes files, too.)
+        # Nobody can connect before `listen`, so the mode is set in time. (Rejected: the umask. It
+        # is the whole process's, and the store's thread creates files, too.)
         os.chmod(name, mode)
         listening.listen(socket.SOMAXCONN)
     except BaseException:

@@ -1,20 +1,16 @@
-"""The stream between trio-websocket and a socket, and the way around for frames that are ready.
+"""The stream between trio-websocket and a socket: bounds what is read, keeps writes whole.
 
-trio-websocket's `send_message` costs a lock, a pass through the scheduler and a system call each;
-three frames that are ready together can do with one of each. So the connection's writer encodes
-them itself and writes them here, under a lock that trio-websocket's own frames (pong, close) also
-pass through: `ClientStream` is its stream.
+Frames are written past trio-websocket (`clarad.transport.sender`); its own frames (pong, close) go
+through the same lock, since `ClientStream` is its stream.
 """
 
 import re
 import ssl
-import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
 import trio
-from trio_websocket import WebSocketConnection
 
 from clarad.limits.memory import MemoryBudget
 from clarad.protocol import CloseCode
@@ -24,52 +20,46 @@ from clarad.transport.unauthenticated import Socket, UnauthenticatedPeers
 _READ_SIZE: Final = 64 * 1024
 
 _FRAMES_AT_ONCE: Final = 16
-"""Frames of a peer that is in which trio-websocket gets before others run."""
+"""Frames of an admitted peer that trio-websocket handles before other tasks run."""
 
 MAX_FIRST_FRAMES: Final = 16
-"""Frames of any kind that a stranger may send."""
+"""Frames of any kind that an unauthenticated peer may send."""
 
 _MAX_HEAD: Final = 16 * 1024
 """Bytes of an HTTP request's head; h11 refuses more."""
 
-_HEAD_ENDS: Final = re.compile(rb"\n\r?\n")  # as h11 has it: both have to find the same end
+_HEAD_ENDS: Final = re.compile(rb"\n\r?\n")  # as in h11: both have to find the same end
 
 MAX_RECEIVED: Final = 128 * 1024 * 1024
-"""Bytes of messages that are not whole yet, of all connections; `clarad.limits.memory` says who has
-what."""
+"""Bytes of incomplete messages of all connections; `clarad.limits.memory` says how they share."""
 
 OWN_BYTES: Final = 64 * 1024
-"""Bytes beside those that every connection may have sent of one."""
+"""Bytes of an incomplete message that every connection may have in any case."""
 
-_FINAL_TEXT: Final = 0x81
-_SHORT: Final = struct.Struct("!BB")
-_MEDIUM: Final = struct.Struct("!BBH")
-_LONG: Final = struct.Struct("!BBQ")
-
-Refuse = Callable[[CloseCode, str], None]
-"""Closes a connection that sends too much."""
+Close = Callable[[CloseCode, str], None]
+"""Closes the connection of a peer that sends too much."""
 
 
 class ClientStream(trio.abc.Stream):
-    """One client's byte stream; several tasks may write, a write is never torn apart by another.
+    """One client's byte stream. Several tasks may write; each write stays in one piece.
 
-    `address` is the peer's, for the log, for the door and for its turns. `ended` is set when
-    nothing more can come: trio-websocket alone would let a handshake wait for ever on a connection
-    that is gone.
+    `address` is the peer's, for the log, the lockout and the time slices. `ended` is set when
+    nothing more can come: trio-websocket alone would go on with the handshake of a connection that
+    is lost, without end.
 
-    trio-websocket is passed the head of the HTTP request first, then, once there is somebody to
-    `watch`, a few frames at a time: it handles all that it is given in one step of the event loop.
+    trio-websocket handles everything that one read returns in one step of the event loop. So it
+    gets the head of the HTTP request first, and after `start_frames` a few frames at a time.
     """
 
     def __init__(
         self,
         stream: trio.SocketStream,
         address: str,
-        strangers: UnauthenticatedPeers,
+        peers: UnauthenticatedPeers,
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        """The peer is one of `strangers` until `admit`. The TLS handshake is made with a read."""
-        self._socket = Socket(stream, address, strangers)
+        """The peer is one of `peers` until `admit`. The first read makes the TLS handshake."""
+        self._socket = Socket(stream, address, peers)
         self._stream: Socket | trio.SSLStream[Socket] = self._socket
         if tls is not None:
             self._stream = trio.SSLStream(
@@ -82,16 +72,16 @@ class ClientStream(trio.abc.Stream):
         self._at = 0
         self._head_size = 0
         self._frames = Frames()
-        self._room: MemoryBudget | None = None
+        self._budget: MemoryBudget | None = None
         self._charged = 0
-        self._refuse: Refuse | None = None
-        self._refused = False
-        self._watched = trio.Event()
+        self._close: Close | None = None
+        self._is_rejected = False
+        self._may_pass_frames = trio.Event()
         self.ended = trio.Event()
 
     @property
     def address(self) -> str:
-        """Where the peer is; a proxy may say so later."""
+        """The peer's address; a proxy's header may replace it."""
         return self._socket.address
 
     @address.setter
@@ -100,21 +90,21 @@ class ClientStream(trio.abc.Stream):
 
     @property
     def is_admitted(self) -> bool:
-        """Whether the peer is no stranger any more."""
+        """Whether the peer is authenticated."""
         return self._socket.is_admitted
 
     def admit(self) -> None:
-        """Let the peer send as much as one may that is known."""
+        """Lift the bounds for unauthenticated peers."""
         self._socket.admit()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Write everything.
 
-        If this is cancelled half way nothing can be written any more: every later write raises
-        `BrokenResourceError`, since a frame without its end would corrupt all that follows.
+        If this is cancelled half way, every later write raises `BrokenResourceError`: half a frame
+        would corrupt all that follows.
         """
         try:
-            self._lock.acquire_nowait()  # `acquire` would go through the scheduler each time
+            self._lock.acquire_nowait()  # `acquire` costs a pass through the scheduler
         except trio.WouldBlock:
             await self._lock.acquire()
         try:
@@ -130,25 +120,26 @@ class ClientStream(trio.abc.Stream):
         """Wait until there is room in the socket's buffer."""
         await self._stream.wait_send_all_might_not_block()
 
-    def watch(self, refuse: Refuse, room: MemoryBudget | None = None) -> None:
-        """Pass on frames from here on. When there are too many, call `refuse`, and drop the rest.
+    def start_frames(self, close: Close, budget: MemoryBudget | None = None) -> None:
+        """Pass on WebSocket frames from now on.
 
-        `room` is for the bytes of messages that have come in part.
+        Once there are too many, call `close` and drop the rest. Incomplete messages are charged to
+        `budget`.
         """
-        self._refuse, self._room = refuse, room
-        self._watched.set()
+        self._close, self._budget = close, budget
+        self._may_pass_frames.set()
 
-    def forget_received(self) -> None:
-        """Count anew: the message has come whole, or nobody waits for it."""
+    def release_received(self) -> None:
+        """Give the bytes of a message back to the budget: it is complete, or not wanted."""
         self._frames.received = 0
-        if self._room is not None:
-            self._room.change(self._charged, 0)
+        if self._budget is not None:
+            self._budget.change(self._charged, 0)
             self._charged = 0
 
     async def receive_head(self) -> bytes:
-        """Read the head of an HTTP request, to the end of the empty line; `receive_some` is next.
+        """Read the head of an HTTP request, up to the empty line; `receive_some` returns it again.
 
-        What is returned has no such end if the stream has, or if the head is too long.
+        If the stream ends early, or the head is too long, what is returned lacks the empty line.
         """
         head = bytearray()
         while (found := _HEAD_ENDS.search(head)) is None and len(head) < _MAX_HEAD:
@@ -159,19 +150,21 @@ class ClientStream(trio.abc.Stream):
         return bytes(head[: self._head_size])
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Return the next piece of what has come; sets `ended` at the end of the stream.
+        """Return the next piece of data; set `ended` at the end of the stream.
 
-        A piece is as long as it has to be: `max_bytes` is not looked at.
+        `max_bytes` is ignored: a piece consists of whole frames, or of what there is of one.
         """
-        if self._head_size:
+        if self._head_size:  # `receive_head` has read the head for `clarad.transport.handshake`
             await trio.lowlevel.checkpoint()
             self._at, self._head_size = self._head_size, 0
             return self._data[: self._at]
-        if self._refuse is None:
-            await self._watched.wait()
+        if self._close is None:
+            await self._may_pass_frames.wait()
         while True:
+            # Either the last read has more frames than were passed on, or read again. Both let
+            # other tasks run first.
             if self._at < len(self._data):
-                if not await self._socket.turn():
+                if not await self._socket.time_slice():
                     self.ended.set()
                     return b""
             else:
@@ -184,28 +177,28 @@ class ClientStream(trio.abc.Stream):
             if self._is_within_bounds():
                 whole = begin == 0 and self._at == len(self._data)
                 return self._data if whole else self._data[begin : self._at]
-            self._at = len(self._data)
+            self._at = len(self._data)  # drop it, and read on until the peer has closed
 
     def _is_within_bounds(self) -> bool:
-        if self._refused:
+        if self._is_rejected:
             return False
-        too_much = self._find_too_much()
-        if too_much is not None:
-            assert self._refuse is not None
-            self._refused = True
-            self._refuse(*too_much)
+        violation = self._find_violation()
+        if violation is not None:
+            assert self._close is not None
+            self._is_rejected = True
+            self._close(*violation)
             return False
-        if self._room is not None:
-            self._room.change(self._charged, self._frames.received)
+        if self._budget is not None:
+            self._budget.change(self._charged, self._frames.received)
             self._charged = self._frames.received
         return True
 
-    def _find_too_much(self) -> tuple[CloseCode, str] | None:
+    def _find_violation(self) -> tuple[CloseCode, str] | None:
         if not self._socket.is_admitted and self._frames.count > MAX_FIRST_FRAMES:
             return CloseCode.REFUSED, "too many frames before the registration"
-        if what := self._frames.find_too_many(trio.current_time()):
-            return CloseCode.REFUSED, what
-        if self._room is not None and not self._room.fits(self._charged, self._frames.received):
+        if excess := self._frames.find_excess(trio.current_time()):
+            return CloseCode.REFUSED, excess
+        if self._budget is not None and not self._budget.fits(self._charged, self._frames.received):
             return CloseCode.TOO_MANY_CONNECTIONS, "too much is being received; try later"
         return None
 
@@ -222,16 +215,16 @@ class ClientStream(trio.abc.Stream):
         return data
 
     async def aclose(self) -> None:
-        """Say that nothing more will be written. The socket itself is closed by `hang_up`.
+        """Send EOF. `lingering_close` closes the socket itself.
 
-        trio-websocket calls this as soon as it has written its last word; closing the socket while
-        there is unread data would reset it, and the peer could lose that word.
+        trio-websocket calls this right after its close frame. Closing the socket while there is
+        unread data would reset the connection, and the peer might lose the close frame.
         """
         first, self._closed = not self._closed, True
         self.ended.set()
-        # A TLS connection that is half closed is none that clients expect.
+        # Over TLS there is no EOF: clients do not expect a half-closed connection.
         if first and self._stream is self._socket:
-            # A write that is under way ends the connection anyway, by being cancelled.
+            # If a write is under way, its cancellation ends the connection anyway.
             with suppress(trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
                 self._lock.acquire_nowait()
                 try:
@@ -240,57 +233,26 @@ class ClientStream(trio.abc.Stream):
                     self._lock.release()
         await trio.lowlevel.checkpoint()
 
-    async def hang_up(self, patience: float) -> None:
-        """Read what comes until the peer has closed, for `patience` seconds, then close the socket.
+    async def lingering_close(self, timeout: float) -> None:
+        """Read and drop until the peer has closed, for `timeout` seconds; then close the socket.
 
         So the peer can read why it was closed (RFC 9112, section 9.6). Cancelling closes at once.
         """
         try:
             await self.aclose()
-            with trio.move_on_after(patience):
+            with trio.move_on_after(timeout):
                 await self._socket.drain()
         finally:
             stream, self._stream = self._stream, self._socket
             try:
                 await trio.aclose_forcefully(stream)
             finally:
-                # Trio's SSLStream refers to itself, so OpenSSL's buffers and keys would wait for
-                # the garbage collector, which counts objects and not their many bytes.
+                # Trio's SSLStream refers to itself. OpenSSL's buffers and keys would stay until
+                # the garbage collector runs, which counts objects, not bytes.
                 if isinstance(stream, trio.SSLStream):
                     vars(stream).clear()
 
 
-def receiving() -> MemoryBudget:
-    """Return the room that all connections share for what they have received in part."""
+def receive_budget() -> MemoryBudget:
+    """Return the budget that all connections share for incomplete messages."""
     return MemoryBudget(MAX_RECEIVED, OWN_BYTES)
-
-
-class FrameWriter:
-    """Writes text frames to a connection, all that are ready in one go."""
-
-    def __init__(self, websocket: WebSocketConnection, stream: ClientStream) -> None:
-        self._websocket = websocket
-        self._stream = stream
-
-    async def write(self, frames: Iterable[bytes]) -> bool:
-        """Write frames; `False` if the connection is closed or closing, and they are not written.
-
-        Cancelling this half way makes the connection unusable; see `ClientStream.send_all`.
-        """
-        if self._websocket.closed is not None:
-            return False
-        try:
-            await self._stream.send_all(b"".join(map(text_frame, frames)))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return True
-
-
-def text_frame(payload: bytes) -> bytes:
-    """Return a whole text message of a server: one frame, final, not masked (RFC 6455, 5.2)."""
-    length = len(payload)
-    if length < 126:
-        return _SHORT.pack(_FINAL_TEXT, length) + payload
-    if length < 1 << 16:
-        return _MEDIUM.pack(_FINAL_TEXT, 126, length) + payload
-    return _LONG.pack(_FINAL_TEXT, 127, length) + payload

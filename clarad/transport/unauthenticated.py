@@ -1,4 +1,4 @@
-"""Connections that nobody has admitted yet, and how they share the event loop with the others."""
+"""Unauthenticated peers, and how they share the event loop with everybody else."""
 
 import select
 from collections.abc import Callable
@@ -8,84 +8,84 @@ from weakref import WeakValueDictionary
 
 import trio
 
-from clarad.transport.access import household
+from clarad.transport.lockout import source_network
 
 _READ_SIZE: Final = 16 * 1024
-"""Bytes of a stranger that are read in one turn: as much as a TLS record holds."""
+"""Bytes of an unauthenticated peer to read in one time slice: as much as a TLS record holds."""
 
 _LONGEST_PAUSE: Final = 0.005
-"""Seconds between two turns that others wait for."""
+"""Seconds at most between two time slices that others wait for."""
 
 
 class UnauthenticatedPeers:
-    """Lets all of them take turns, one in each step of the event loop, and address by address.
+    """A fair scheduler: one time slice in each step of the event loop, round robin by address.
 
-    A turn is at most a TLS handshake, an HTTP request or a frame, some 2 ms. So however many they
-    are and whatever they send, everybody else's task waits for one turn in each step, and not for
-    all of them. Between two turns that others wait for, the loop has as much time without them: the
-    store's thread needs the interpreter, too.
+    A slice is at most one TLS handshake, HTTP request or frame, some 2 ms. However many
+    unauthenticated peers there are and whatever they send, every other task waits for one slice in
+    each step, not for all of them. If others wait for the next slice, the loop first runs as long
+    without them: the store's thread needs the interpreter, too.
 
-    Of those with one address one at a time waits in the common queue, so an address has every
-    second turn at the most while others want some, however many connections it has.
+    Only one peer of each address waits in the common queue, so an address gets at most every second
+    slice while other addresses want some, however many connections it has.
 
-    (Rejected: a rate of connections. One that protects a busy daemon on a slow machine has a
-    thousand adapters wait for minutes after a restart of an idle one.)
+    (Rejected: limiting the rate of connections. A rate that protects a busy daemon on a slow
+    machine makes a thousand adapters wait for minutes after an idle daemon was restarted.)
     """
 
     def __init__(self) -> None:
-        self._turn = trio.Lock()  # first come, first served: those who have their address's own
-        self._of_address = WeakValueDictionary[str, trio.Lock]()  # for as long as somebody waits
-        self._given_at = 0.0
+        self._lock = trio.Lock()  # the common queue: first come, first served
+        self._of_network = WeakValueDictionary[str, trio.Lock]()  # while somebody holds or waits
+        self._slice_began = 0.0
 
-    async def turn(self, connected: trio.socket.SocketType, address: str) -> bool:
-        """Wait for a turn; it lasts until the task next waits for anything.
+    async def time_slice(self, connected: trio.socket.SocketType, address: str) -> bool:
+        """Wait for a time slice, which lasts until the task next waits for anything.
 
-        Networks of IPv6 count as one address, as `clarad.transport.access` has them.
+        The addresses of one IPv6 network count as one; see `clarad.transport.lockout`.
 
         Returns:
-            Whether there is one: a peer that has gone gets none, and takes no time from the others.
+            `False` if the peer has gone: it gets no slice.
         """
-        if has_gone(connected):
+        if has_hung_up(connected):
             await trio.lowlevel.checkpoint()
             return False
-        others = self._of_address.setdefault(household(address), trio.Lock())
-        had_to_wait = others.locked() or self._turn.locked()
-        # Trio hands a lock on in the step after its release, so one task gets through in each.
-        async with others, self._turn:
-            if has_gone(connected):
+        of_network = self._of_network.setdefault(source_network(address), trio.Lock())
+        had_to_wait = of_network.locked() or self._lock.locked()
+        # A trio.Lock wakes its next waiter in the step after `release`: one slice in each step.
+        async with of_network, self._lock:
+            if has_hung_up(connected):
                 return False
             if had_to_wait:
-                await trio.sleep(min(trio.current_time() - self._given_at, _LONGEST_PAUSE))
-            self._given_at = trio.current_time()
+                await trio.sleep(min(trio.current_time() - self._slice_began, _LONGEST_PAUSE))
+            self._slice_began = trio.current_time()
         return True
 
 
-def has_gone(connected: trio.socket.SocketType) -> bool:
-    """Whether the peer has closed its end, however much of what it sent has not been read."""
+def has_hung_up(connected: trio.socket.SocketType) -> bool:
+    """Return whether the peer has closed its end, even if not all that it sent has been read."""
     events = select.poll()
     events.register(connected.fileno(), select.POLLRDHUP)
     return bool(events.poll(0))
 
 
-class Present(trio.abc.Listener[trio.SocketStream]):
-    """Takes connections of a listener, and drops those whose peers have gone already.
+class LiveListener(trio.abc.Listener[trio.SocketStream]):
+    """Accepts connections of a listener, and drops those whose peers have already hung up.
 
-    To drop them here and not in a task of their own costs a third, and keeps the kernel's queue
-    short that everybody waits in. One is taken in each step of the loop, whatever comes.
+    Dropping them here costs a third of dropping them in tasks of their own, and keeps the kernel's
+    queue short, in which everybody waits. One connection is accepted in each step of the loop.
     """
 
-    def __init__(self, listener: trio.SocketListener, taken: Callable[[], None]) -> None:
-        """`taken` is called for each one, gone or not."""
+    def __init__(self, listener: trio.SocketListener, on_accept: Callable[[], None]) -> None:
+        """`on_accept` is called for each connection, also for one that is dropped."""
         self._listener = listener
-        self._taken = taken
+        self._on_accept = on_accept
         self.socket = listener.socket
 
     async def accept(self) -> trio.SocketStream:
-        """Wait for a connection that has a peer. Cancelling loses none."""
+        """Wait for a connection whose peer is there. Cancelling loses none."""
         while True:
             stream = await self._listener.accept()
-            self._taken()
-            if not has_gone(stream.socket):
+            self._on_accept()
+            if not has_hung_up(stream.socket):
                 return stream
             stream.socket.close()
 
@@ -95,50 +95,50 @@ class Present(trio.abc.Listener[trio.SocketStream]):
 
 
 class Socket(trio.abc.HalfCloseableStream):
-    """A client's socket; what comes from a stranger is read in pieces, each in its turn.
+    """A client's socket; reads wait for time slices until the peer is admitted.
 
-    It is the lowest stream, so that each step of a TLS handshake has to wait for its turn as well.
+    It is the lowest stream, so each step of a TLS handshake waits for its time slice as well.
     """
 
     def __init__(
-        self, stream: trio.SocketStream, address: str, strangers: UnauthenticatedPeers
+        self, stream: trio.SocketStream, address: str, peers: UnauthenticatedPeers
     ) -> None:
-        """`address` is whose turns it takes; replace it freely."""
+        """`address` says whose time slices the peer takes; it may be replaced at any time."""
         self.address = address
         self._stream = stream
-        self._strangers: UnauthenticatedPeers | None = strangers
+        self._peers: UnauthenticatedPeers | None = peers
 
     @property
     def is_admitted(self) -> bool:
-        """Whether this is no stranger's any more."""
-        return self._strangers is None
+        """Whether the peer is authenticated."""
+        return self._peers is None
 
     def admit(self) -> None:
-        """Read without waiting for turns from here on."""
-        self._strangers = None
+        """Read without waiting for time slices from now on."""
+        self._peers = None
 
-    async def turn(self) -> bool:
-        """Let others run before the next piece of what was read already.
+    async def time_slice(self) -> bool:
+        """Let other tasks run before the next piece of data that was already read.
 
         Returns:
-            Whether that is worth it: what a stranger sent before it went is not.
+            `False` if an unauthenticated peer has gone: what it has sent is not worth the work.
         """
-        if self._strangers is None:
+        if self._peers is None:
             await trio.lowlevel.checkpoint()
             return True
-        return await self._strangers.turn(self._stream.socket, self.address)
+        return await self._peers.time_slice(self._stream.socket, self.address)
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Read what has come, at most `max_bytes`; a stranger that has gone has sent nothing."""
-        if self._strangers is None:
+        """Read at most `max_bytes`; nothing from an unauthenticated peer that has gone."""
+        if self._peers is None:
             return await self._stream.receive_some(max_bytes)
         data = await self._stream.receive_some(_READ_SIZE)
-        if data and not await self.turn():
+        if data and not await self.time_slice():
             return b""
         return data
 
     async def drain(self) -> None:
-        """Read until the peer has closed, and drop it all: that costs too little to take turns."""
+        """Read and drop everything until the peer has closed; that is too cheap for time slices."""
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             while await self._stream.receive_some(_READ_SIZE):
                 pass

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from clarad.app.budgets import CANCEL_BUDGET, CLOSE_BUDGET, END_BUDGET, HOOKS_BUDGET, stop_budget
 from clarad.config import Settings
-from clarad.nurseries.gateway import LAST_HANDSHAKES, LINGER
+from clarad.nurseries.gateway import LINGER, STOP_HANDSHAKE_TIMEOUT
 from clarad.process.shell import GRACE
 from clarad.transport.sender import CLOSE_TIMEOUT
 
@@ -12,7 +12,7 @@ SETTINGS = Settings(state_dir=Path("/nowhere"), database_url="sqlite:////nowhere
 
 
 def test_it_is_the_sum_of_the_steps() -> None:
-    assert CLOSE_BUDGET == LAST_HANDSHAKES + CLOSE_TIMEOUT + LINGER
+    assert CLOSE_BUDGET == STOP_HANDSHAKE_TIMEOUT + CLOSE_TIMEOUT + LINGER
     steps = (SETTINGS.drain_timeout, CANCEL_BUDGET, CLOSE_BUDGET, HOOKS_BUDGET, END_BUDGET)
     assert stop_budget(SETTINGS) == sum(steps) == 73
 

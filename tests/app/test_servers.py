@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from clarad.transport.access import MAX_FAILURES
+from clarad.transport.lockout import MAX_FAILURES
 from tests.conftest import Running, Start
 from tests.nurseries.test_gateway import SECRET, handshake, refusal
 from tests.peer import Peer, connect_unix

@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from clarad.nurseries import gateway
-from clarad.transport.access import MAX_FAILURES
-from clarad.transport.listeners import CannotListen, peer
+from clarad.transport.listeners import CannotListen, peer_address
+from clarad.transport.lockout import MAX_FAILURES
 from tests.conftest import Running, Start
 from tests.raw import RawPeer
 
@@ -180,10 +180,10 @@ async def test_who_connects_and_closes_costs_no_task(
     begun = list[str]()
 
     def begin(connected: trio.socket.SocketType) -> str:
-        begun.append(peer(connected))
+        begun.append(peer_address(connected))
         return begun[-1]
 
-    monkeypatch.setattr(gateway, "peer", begin)  # what a connection's task does first
+    monkeypatch.setattr(gateway, "peer_address", begin)  # what a connection's task does first
     # All have come and gone before the gateway takes the first one.
     for _ in range(20):
         with socket.create_connection((running.host, running.port)) as one:
@@ -326,7 +326,7 @@ async def has_ended(running: Running) -> None:
 async def test_who_was_accepted_before_a_stop_finishes_the_handshake_and_is_told(
     start: Start, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    monkeypatch.setattr(gateway, "LAST_HANDSHAKES", 3600)
+    monkeypatch.setattr(gateway, "STOP_HANDSHAKE_TIMEOUT", 3600)
     running = await start()
     async with accepted_at_a_stop(running, monkeypatch, moment) as stream:
         await trio.testing.wait_all_tasks_blocked()

@@ -11,24 +11,24 @@ import trio
 
 from clarad.systemd.handover import Handed
 from clarad.systemd.notify import Notifier
-from clarad.transport.activation import STORED, UNIT, KeptEndpoint
+from clarad.transport.activation import STORED, UNIT, ActivatedEndpoint
 from clarad.transport.listeners import CannotListen
 from tests.daemon_process import daemon
 from tests.peer import connect
 from tests.systemd.manager import Manager
 
-Make = Callable[..., KeptEndpoint]
+Make = Callable[..., ActivatedEndpoint]
 
 
 @pytest.fixture
 async def endpoint(notifier: Notifier) -> AsyncIterator[Make]:
     """Make endpoints; what they have open ends with the test."""
-    made: list[KeptEndpoint] = []
+    made: list[ActivatedEndpoint] = []
 
     def make(
         *handed: Handed, host: str = "127.0.0.1", port: int = 0, is_guarded: bool = False
-    ) -> KeptEndpoint:
-        one = KeptEndpoint(host, port, handed=handed, notifier=notifier, is_guarded=is_guarded)
+    ) -> ActivatedEndpoint:
+        one = ActivatedEndpoint(host, port, handed=handed, notifier=notifier, is_guarded=is_guarded)
         made.append(one)
         return one
 
@@ -46,7 +46,7 @@ def listening(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
     return made
 
 
-async def answers(endpoint: KeptEndpoint, listener: trio.SocketListener) -> bool:
+async def answers(endpoint: ActivatedEndpoint, listener: trio.SocketListener) -> bool:
     """Whether who connects gets to this listener."""
     with trio.fail_after(10):
         async with await trio.open_tcp_stream(*endpoint.address), await listener.accept() as server:

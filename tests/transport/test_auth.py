@@ -1,24 +1,27 @@
-"""Who is let in by a real daemon, with the secret, with a token, and with neither."""
+"""Who may connect and register: with the secret, with a token, with neither, from a web page."""
 
 import threading
-from typing import cast
+from typing import Final, cast
 
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from clarad.store import StoreError, Tokens
 from clarad.store.history import open_writable
 from clarad.store.tokens import PREFIX, create_token, digest, free_node, revoke_token
 from clarad.transport import auth
-from clarad.transport.access import MAX_FAILURES
-from clarad.transport.auth import KnownTokens
+from clarad.transport.auth import Authenticator, KnownTokens, bearer
+from clarad.transport.lockout import MAX_FAILURES
 from tests.conftest import Running, Start
 from tests.nurseries.test_gateway import SECRET, refusal
 from tests.peer import Frame, Peer
 
 WRONG = PREFIX + "x" * 43
+PAGE: Final = "https://chat.example.org"
 
 
 @pytest.fixture
@@ -58,6 +61,91 @@ def why(frame: Frame) -> tuple[str, str]:
     """Return what an adapter is refused with."""
     assert frame["type"] == "error", frame
     return frame["code"], frame["message"]
+
+
+# --- the secret, the header, the origin: without a daemon -----------------------------------------
+
+
+def authenticator(
+    secret: str | None = "swordfish", origins: frozenset[str] = frozenset()
+) -> Authenticator:
+    return Authenticator(secret, origins, cast(Tokens, None))
+
+
+@pytest.mark.parametrize(
+    ("secret", "presented", "is_right"),
+    [
+        ("swordfish", "swordfish", True),
+        ("pässwörd 🔑", "pässwörd 🔑", True),
+        *(
+            ("swordfish", wrong, False)
+            for wrong in (None, "", "Swordfish", "swordfish ", "swordfis", "s" * 10_000)
+        ),
+        # No secret could be set to these: they are not UTF-8, or have a NUL.
+        *(("swordfish", wrong, False) for wrong in ("\ud800", "a\0b", "\udfff swordfish")),
+        *((None, anything, True) for anything in (None, "", "anything")),
+    ],
+)
+def test_only_the_secret_is_right_and_without_one_everything(
+    secret: str | None, presented: str | None, *, is_right: bool
+) -> None:
+    assert authenticator(secret).is_secret(presented) == is_right
+
+
+@given(st.text(min_size=1), st.text())
+def test_no_other_text_is_right(secret: str, presented: str) -> None:
+    assert authenticator(secret).is_secret(presented) == (secret == presented)
+
+
+@pytest.mark.parametrize("secret", ["swordfish", None])
+@pytest.mark.parametrize(
+    ("origin", "is_allowed"),
+    [
+        (PAGE, True),
+        ("HTTPS://Chat.Example.org", True),
+        (f"{PAGE}/", True),
+        ("http://chat.example.org", False),
+        (f"{PAGE}:8443", False),
+        (f"{PAGE}.evil.example", False),
+        (f"https://evil.example/{PAGE}", False),
+        ("chat.example.org", False),
+        ("http://127.0.0.1:18789", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_a_web_page_connects_only_if_its_origin_is_listed(
+    origin: str, secret: str | None, *, is_allowed: bool
+) -> None:
+    listed = authenticator(secret, frozenset({PAGE}))
+    assert listed.is_origin_allowed({"origin": origin}) == is_allowed
+    assert not authenticator(secret).is_origin_allowed({"origin": origin})
+
+
+def test_an_adapter_has_no_origin_and_is_let_in() -> None:
+    assert authenticator().is_origin_allowed({"host": "127.0.0.1:18789"})
+
+
+@pytest.mark.parametrize(
+    ("header", "token"),
+    [
+        ("Bearer swordfish", "swordfish"),
+        ("bearer swordfish", "swordfish"),
+        ("BEARER  swordfish ", "swordfish"),
+        ("Bearer sword fish", "sword fish"),
+        ("Bearer ", ""),
+        ("Bearer", ""),
+        ("Basic c3dvcmQ6ZmlzaA==", None),
+        ("swordfish", None),
+        ("", None),
+    ],
+)
+def test_the_token_is_what_follows_bearer(header: str, token: str | None) -> None:
+    assert bearer({"authorization": header}) == token
+
+
+def test_a_handshake_without_the_header_has_no_token() -> None:
+    assert bearer({"host": "127.0.0.1"}) is None
 
 
 # --- tokens --------------------------------------------------------------------------------------
@@ -276,21 +364,21 @@ async def test_strangers_that_make_tokens_up_ask_the_store_once_a_second(
 
     async def ask(number: int) -> None:
         await trio.sleep(number / 100)
-        found.append(await known.has(f"{PREFIX}{number}"))
+        found.append(await known.contains(f"{PREFIX}{number}"))
 
     async with trio.open_nursery() as nursery:
         for number in range(1000):  # ten seconds of them
             nursery.start_soon(ask, number)
     assert found == [False] * 1000
     assert counted.asked <= 12
-    assert await known.has(f"{PREFIX}right")
+    assert await known.contains(f"{PREFIX}right")
 
 
 async def test_a_token_that_is_known_is_not_asked_for_again() -> None:
     counted = Counted(f"{PREFIX}right")
     known = KnownTokens(cast(Tokens, counted))
     for _ in range(10):
-        assert await known.has(f"{PREFIX}right")
+        assert await known.contains(f"{PREFIX}right")
     assert counted.asked == 1
 
 
@@ -300,10 +388,10 @@ async def test_a_token_that_is_made_while_the_store_is_asked_is_found(
     counted = Counted()
     known = KnownTokens(cast(Tokens, counted))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(known.has, f"{PREFIX}wrong")
+        nursery.start_soon(known.contains, f"{PREFIX}wrong")
         await trio.testing.wait_all_tasks_blocked()
         counted.tokens.add(f"{PREFIX}new")
-        assert await known.has(f"{PREFIX}new")
+        assert await known.contains(f"{PREFIX}new")
 
 
 async def test_a_store_that_fails_is_the_answer_to_all_who_wait(
@@ -317,7 +405,7 @@ async def test_a_store_that_fails_is_the_answer_to_all_who_wait(
     async def ask() -> None:
         nonlocal failed
         with pytest.raises(StoreError, match="the disk is full"):
-            await known.has(WRONG)
+            await known.contains(WRONG)
         failed += 1
 
     async with trio.open_nursery() as nursery:
@@ -326,7 +414,7 @@ async def test_a_store_that_fails_is_the_answer_to_all_who_wait(
     assert failed == 100
     assert counted.asked == 1
     counted.fails = False
-    assert not await known.has(WRONG)
+    assert not await known.contains(WRONG)
 
 
 async def test_who_goes_while_the_store_is_asked_leaves_the_others_their_answer(
@@ -335,9 +423,9 @@ async def test_who_goes_while_the_store_is_asked_leaves_the_others_their_answer(
     known = KnownTokens(cast(Tokens, Counted(f"{PREFIX}right")))
     async with trio.open_nursery() as nursery:
         with trio.move_on_after(0.1):
-            nursery.start_soon(known.has, f"{PREFIX}right")
-            await known.has(f"{PREFIX}right")
-        assert await known.has(f"{PREFIX}right")
+            nursery.start_soon(known.contains, f"{PREFIX}right")
+            await known.contains(f"{PREFIX}right")
+        assert await known.contains(f"{PREFIX}right")
 
 
 async def test_what_is_refused_for_its_node_or_platform_is_no_guess(start: Start) -> None:

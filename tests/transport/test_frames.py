@@ -86,7 +86,7 @@ def sent(*frames: Frame, now: float = 0.0) -> str | None:
     counted = Frames()
     for frame in frames:
         counted.advance(frame.data, 0, 1)
-        if what := counted.find_too_many(now):
+        if what := counted.find_excess(now):
             return what
     return None
 
@@ -117,5 +117,5 @@ def test_control_frames_may_come_again_and_again_with_time_between() -> None:
     counted = Frames()
     for n in range(100_000):
         counted.advance(Frame(PING | FINAL, 4).data, 0, 1)
-        assert counted.find_too_many(n * CONTROL_INTERVAL) is None
+        assert counted.find_excess(n * CONTROL_INTERVAL) is None
     assert counted.received == 0

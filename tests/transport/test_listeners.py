@@ -15,7 +15,7 @@ from clarad.transport.listeners import (
     CannotListen,
     TcpEndpoint,
     UnixEndpoint,
-    peer,
+    peer_address,
     socket_name,
 )
 from tests.unprivileged import unprivileged
@@ -76,7 +76,7 @@ async def test_the_peer_of_a_tcp_connection_is_its_address() -> None:
     endpoint = TcpEndpoint("127.0.0.1", 0)
     (listener,) = await endpoint.open()
     async with await trio.open_tcp_stream(*endpoint.address), await listener.accept() as server:
-        assert peer(server.socket) == "127.0.0.1"
+        assert peer_address(server.socket) == "127.0.0.1"
     endpoint.close()
 
 
@@ -130,7 +130,7 @@ async def test_its_path_may_be_longer_than_a_socket_address(tmp_path: Path, leng
 async def test_the_peer_of_its_connection_is_a_user(endpoint: UnixEndpoint) -> None:
     (listener,) = await endpoint.open()
     async with await connect(endpoint), await listener.accept() as server:
-        assert peer(server.socket) == f"uid {os.geteuid()}"
+        assert peer_address(server.socket) == f"uid {os.geteuid()}"
     endpoint.close()
 
 

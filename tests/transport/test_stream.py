@@ -1,4 +1,4 @@
-"""The stream below trio-websocket: what it passes on at once, and who has to wait for whom."""
+"""The stream below trio-websocket: what it passes on at once, and which peers wait for which."""
 
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -9,7 +9,7 @@ import trio
 import trio.testing
 
 from clarad.protocol import CloseCode
-from clarad.transport.stream import MAX_FIRST_FRAMES, ClientStream, receiving
+from clarad.transport.stream import MAX_FIRST_FRAMES, ClientStream, receive_budget
 from clarad.transport.unauthenticated import UnauthenticatedPeers
 from tests.strangers import frame
 
@@ -49,9 +49,9 @@ async def pair() -> AsyncIterator[Pair]:
         await client.send_all(HEAD)
         assert await made.stream.receive_head() == HEAD
         assert await made.stream.receive_some() == HEAD
-        made.stream.watch(made.refuse, receiving())
+        made.stream.start_frames(made.refuse, receive_budget())
         yield made
-        await made.stream.hang_up(0)
+        await made.stream.lingering_close(0)
 
 
 async def test_what_comes_at_once_is_passed_on_a_few_frames_at_a_time() -> None:
@@ -71,7 +71,7 @@ async def test_what_comes_at_once_is_passed_on_a_few_frames_at_a_time() -> None:
     assert len(seen) == len(set(seen))  # no two of them in one step
 
 
-async def test_a_stranger_s_frames_are_passed_on_one_by_one() -> None:
+async def test_the_frames_of_an_unauthenticated_peer_are_passed_on_one_by_one() -> None:
     async with pair() as made:
         one = frame(WHOLE_TEXT, b"x")
         await made.client.send_all(one * MAX_FIRST_FRAMES)
@@ -79,23 +79,23 @@ async def test_a_stranger_s_frames_are_passed_on_one_by_one() -> None:
             assert await made.stream.receive_some() == one
 
 
-async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
-    steps, turns = Steps(), Counter[int]()
+async def test_in_each_step_of_the_loop_one_unauthenticated_peer_has_a_time_slice() -> None:
+    steps, slices = Steps(), Counter[int]()
     trio.lowlevel.add_instrument(steps)
-    strangers = UnauthenticatedPeers()
+    peers = UnauthenticatedPeers()
     ours, theirs = trio.socket.socketpair()
 
-    async def stranger() -> None:
+    async def unauthenticated() -> None:
         for _ in range(10):
-            assert await strangers.turn(ours, "here")
-            turns[steps.count] += 1
+            assert await peers.time_slice(ours, "here")
+            slices[steps.count] += 1
 
     with ours, theirs:
         async with trio.open_nursery() as nursery:
             for _ in range(20):
-                nursery.start_soon(stranger)
-    assert turns.total() == 200
-    assert set(turns.values()) == {1}
+                nursery.start_soon(unauthenticated)
+    assert slices.total() == 200
+    assert set(slices.values()) == {1}
 
 
 @pytest.mark.parametrize(
@@ -106,18 +106,18 @@ async def test_in_each_step_of_the_loop_one_stranger_has_a_turn() -> None:
         (["2001:db8::1", "2001:db8::2", "2001:db8::3"], "2001:db8::4", True),
     ],
 )
-async def test_a_crowd_with_one_address_leaves_every_second_turn_to_another_address(
+async def test_a_crowd_with_one_address_leaves_every_second_slice_to_another_address(
     crowd: list[str], other: str, is_one: bool
 ) -> None:
-    strangers, given = UnauthenticatedPeers(), list[str]()
+    peers, given = UnauthenticatedPeers(), list[str]()
     ours, theirs = trio.socket.socketpair()
 
     async def wait(address: str) -> None:
-        assert await strangers.turn(ours, address)
+        assert await peers.time_slice(ours, address)
         given.append(address)
 
     with ours, theirs:
-        async with trio.open_nursery() as nursery, strangers._turn:
+        async with trio.open_nursery() as nursery, peers._lock:
             for _ in range(30):
                 for address in crowd:
                     nursery.start_soon(wait, address)
@@ -127,16 +127,16 @@ async def test_a_crowd_with_one_address_leaves_every_second_turn_to_another_addr
     assert given.index(other) == (len(given) - 1 if is_one else 1)
 
 
-async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
-    strangers, given = UnauthenticatedPeers(), dict[str, bool]()
+async def test_a_peer_that_goes_while_it_waits_gets_no_time_slice() -> None:
+    peers, given = UnauthenticatedPeers(), dict[str, bool]()
     ours, theirs = trio.socket.socketpair()
     other, at_other = trio.socket.socketpair()
 
     async def wait(name: str, connected: trio.socket.SocketType) -> None:
-        given[name] = await strangers.turn(connected, "here")
+        given[name] = await peers.time_slice(connected, "here")
 
     with ours, theirs, other, at_other:
-        async with trio.open_nursery() as nursery, strangers._turn:
+        async with trio.open_nursery() as nursery, peers._lock:
             nursery.start_soon(wait, "goes", ours)
             nursery.start_soon(wait, "stays", other)
             await trio.testing.wait_all_tasks_blocked()
@@ -144,17 +144,17 @@ async def test_a_stranger_that_goes_while_it_waits_gets_no_turn() -> None:
             await theirs.send(b"what nobody waits for an answer to")
             theirs.close()
         assert given == {"goes": False, "stays": True}
-        async with strangers._turn:
-            assert not await strangers.turn(ours, "here")  # nor does it wait for one
+        async with peers._lock:
+            assert not await peers.time_slice(ours, "here")  # nor does it wait for one
 
 
-async def test_who_is_hung_up_on_waits_for_no_turn() -> None:
-    strangers = UnauthenticatedPeers()
+async def test_a_lingering_close_waits_for_no_time_slice() -> None:
+    peers = UnauthenticatedPeers()
     ours, theirs = trio.socket.socketpair()
-    stream = ClientStream(trio.SocketStream(ours), "here", strangers)
+    stream = ClientStream(trio.SocketStream(ours), "here", peers)
     with theirs:
-        async with strangers._turn, trio.open_nursery() as nursery:
-            nursery.start_soon(stream.hang_up, 3600)
+        async with peers._lock, trio.open_nursery() as nursery:
+            nursery.start_soon(stream.lingering_close, 3600)
             await theirs.send(b"x" * 100_000)
             theirs.shutdown(trio.socket.SHUT_WR)
             with trio.fail_after(10):
@@ -166,7 +166,7 @@ async def test_who_is_hung_up_on_waits_for_no_turn() -> None:
     ("first", "then"),
     [(TEXT, CONTINUATION), (PING, PING), (PONG, PONG), (WHOLE_TEXT, WHOLE_TEXT)],
 )
-async def test_a_stranger_that_sends_many_frames_is_refused_once_and_the_rest_is_dropped(
+async def test_an_unauthenticated_peer_with_many_frames_is_refused_once_and_the_rest_is_dropped(
     first: int, then: int
 ) -> None:
     async with pair() as made:
@@ -185,16 +185,16 @@ async def test_a_stranger_that_sends_many_frames_is_refused_once_and_the_rest_is
 
 
 async def test_pings_are_no_part_of_a_message_that_is_waited_for() -> None:
-    room = receiving()
+    room = receive_budget()
     async with pair() as made:
         made.stream.admit()
-        made.stream.watch(made.refuse, room)
+        made.stream.start_frames(made.refuse, room)
         await made.client.send_all(frame(TEXT, b"x" * 100) + frame(PING, b"x" * 100) * 10)
         await made.client.send_eof()
         while await made.stream.receive_some():
             pass
         assert made.stream._charged == 100
-        made.stream.forget_received()
+        made.stream.release_received()
         assert made.stream._charged == 0
     assert not made.refused
 
