@@ -40,3 +40,9 @@ def test_a_term_of_the_glossary_is_in_a_module_that_is_there(row: list[str]) -> 
     _, _, where, _ = row
     for module in re.findall(r"`([a-z_.]+)`", where):
         assert find_spec(module if module.startswith("sandbox.") else f"clarad.{module}"), module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    for path in re.findall(r"`((?:\w+/)+\w+\.py)`", page.read_text()):
+        assert (ROOT / path).exists() or (ROOT / "clarad" / path).exists(), path
