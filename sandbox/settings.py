@@ -3,15 +3,14 @@
 Names and defaults are those of an older Clara where it had them.
 """
 
-import difflib
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final
 
-T = TypeVar("T")
+from sandbox.variables import Variables
 
 MODES: Final = ("off", "auto", "docker", "incus", "incus-vm")
 NETWORKS: Final = ("none", "internet")
@@ -68,83 +67,46 @@ class SettingsError(Exception):
         self.problems = problems
 
 
-class _Reader:
-    """Reads variables one by one and collects what is wrong with them."""
-
-    def __init__(self, environ: Mapping[str, str]) -> None:
-        self._environ = environ
-        self.problems: list[str] = []
-        self.known: set[str] = set()
-
-    def read(self, name: str, default: T, parse: Callable[[str], T]) -> T:
-        """Read one variable; an empty one counts as not set."""
-        self.known.add(name)
-        text = self._environ.get(name, "").strip()
-        if not text:
-            return default
-        try:
-            text.encode()
-        except UnicodeEncodeError:  # os.environ keeps such bytes as lone surrogates
-            self.problems.append(f"{name}: write it in UTF-8")
-            return default
-        try:
-            return parse(text)
-        except ValueError as error:
-            self.problems.append(f"{name}={text!r}: {error}")
-            return default
-
-    def engine(self, name: str, image: str) -> EngineSettings:
-        """Read what each engine has, under its prefix."""
-        return EngineSettings(
-            image=self.read(f"{name}_SANDBOX_IMAGE", image, _image),
-            timeout=self.read(f"{name}_SANDBOX_TIMEOUT", EngineSettings.timeout, _seconds),
-            memory=self.read(f"{name}_SANDBOX_MEMORY", EngineSettings.memory, _memory),
-            cpu=self.read(f"{name}_SANDBOX_CPU", EngineSettings.cpu, _cpus),
-        )
-
-
 def load(environ: Mapping[str, str] = os.environ) -> Settings:
     """Read the settings from `environ`.
 
     Raises:
         SettingsError: naming every variable that is wrong and what to write instead.
     """
-    reader = _Reader(environ)
-    settings = _read(reader, environ)
+    variables = Variables(environ)
+    settings = _read(variables)
     if settings.mode == "incus-vm" and environ.get("INCUS_SANDBOX_TYPE") == "container":
-        reader.problems.append(
+        variables.problems.append(
             "SANDBOX_MODE=incus-vm and INCUS_SANDBOX_TYPE=container contradict each other: "
             "drop one of them"
         )
     if settings.pool > settings.max:
-        reader.problems.append(
+        variables.problems.append(
             f"SANDBOX_POOL={settings.pool} is more than SANDBOX_MAX={settings.max}: "
             "the warm ones count among all; raise SANDBOX_MAX or lower SANDBOX_POOL"
         )
-    if reader.problems:
-        raise SettingsError(settings, reader.problems)
+    if variables.problems:
+        raise SettingsError(settings, variables.problems)
     return settings
 
 
 def unknown(environ: Mapping[str, str] = os.environ) -> list[str]:
     """Return a sentence for each variable that is named as a setting, and is none."""
-    _read(reader := _Reader(environ), environ)
-    warnings = []
-    for name in sorted(environ):
-        if name.startswith(PREFIXES) and name not in reader.known:
-            close = difflib.get_close_matches(name, sorted(reader.known), n=1, cutoff=0.85)
-            hint = f"; did you mean {close[0]}?" if close else ", and has no effect"
-            warnings.append(f"{name} is not a setting{hint}")
-    return warnings
+    _read(variables := Variables(environ))
+    return [
+        f"{name} is not a setting"
+        + (f"; did you mean {similar}?" if similar else ", and has no effect")
+        for name, similar in variables.unknown(*PREFIXES)
+    ]
 
 
-def _read(reader: _Reader, environ: Mapping[str, str]) -> Settings:
-    read = reader.read
+def _read(variables: Variables) -> Settings:
+    read, environ = variables.read, variables.environ
     default = Settings()
     return Settings(
         mode=read("SANDBOX_MODE", default.mode, _one_of(MODES)),
-        docker=reader.engine("DOCKER", default.docker.image),
-        incus=reader.engine("INCUS", default.incus.image),
+        docker=_engine(variables, "DOCKER", default.docker.image),
+        incus=_engine(variables, "INCUS", default.incus.image),
         docker_host=read("DOCKER_HOST", None, _docker_host),
         docker_runtime=read("DOCKER_SANDBOX_RUNTIME", None, str),
         incus_type=read("INCUS_SANDBOX_TYPE", default.incus_type, _one_of(TYPES)),
@@ -156,6 +118,17 @@ def _read(reader: _Reader, environ: Mapping[str, str]) -> Settings:
         network=read("SANDBOX_NETWORK", default.network, _one_of(NETWORKS)),
         pool=read("SANDBOX_POOL", default.pool, _number(0)),
         max=read("SANDBOX_MAX", default.max, _number(1)),
+    )
+
+
+def _engine(variables: Variables, name: str, image: str) -> EngineSettings:
+    """Read what each engine has, under its prefix."""
+    read = variables.read
+    return EngineSettings(
+        image=read(f"{name}_SANDBOX_IMAGE", image, _image),
+        timeout=read(f"{name}_SANDBOX_TIMEOUT", EngineSettings.timeout, _seconds),
+        memory=read(f"{name}_SANDBOX_MEMORY", EngineSettings.memory, _memory),
+        cpu=read(f"{name}_SANDBOX_CPU", EngineSettings.cpu, _cpus),
     )
 
 

@@ -24,8 +24,8 @@ from clarad.nurseries.supervisor import open_supervisor
 from clarad.nurseries.task_runs import TaskRunner
 from clarad.process.shell import Output, Result
 from clarad.store import StoreError, TaskRuns, Tasks, Writer
+from clarad.store.job import Job, Then
 from clarad.store.models import Base, TaskRunRow
-from clarad.store.writer import Job, Then
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from sqlalchemy import Connection, Engine, text
 
 from clarad.events import EventType
 from clarad.messages import recovery
-from clarad.store import messages, open_engine
+from clarad.store import open_engine, unfinished
 from tests.conftest import Start
 from tests.migrated import migrate
 from tests.peer import message
@@ -65,7 +65,7 @@ def leave(
 async def test_messages_that_wait_for_one_that_is_taken_over_later_do_not_keep_it_unread(
     url: str, engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(messages, "PAGE_CHARACTERS", 1)
+    monkeypatch.setattr(unfinished, "PAGE_CHARACTERS", 1)
     monkeypatch.setattr(recovery, "MAX_LIVING", 0)
     with engine.begin() as connection:
         dead, dying = life(connection, "dead", -5), life(connection, "dying", 1000)

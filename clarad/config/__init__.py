@@ -1,10 +1,9 @@
 """What this installation is: its settings, its name, its directory, where it can be reached."""
 
+from clarad.config.parsers import LOG_FORMATS, RESPONDERS
 from clarad.config.settings import (
-    LOG_FORMATS,
     LONG_SECRET,
     RELOADED,
-    RESPONDERS,
     ConfigError,
     Settings,
     is_loopback,

@@ -85,19 +85,19 @@ class Overlay:
 
 def parse(text: str) -> tuple[dict[str, str], list[str]]:
     """Return the variables, and what is wrong: sentences that begin with a line's number."""
-    reader = _Reader(text)
+    parser = _Parser(text)
     found = {}
-    for line, name, value in reader.assignments():
+    for line, name, value in parser.assignments():
         if not _NAME.fullmatch(name):
-            reader.note(line, f"{name!r} is not the name of a variable; write NAME=value")
+            parser.note(line, f"{name!r} is not the name of a variable; write NAME=value")
         elif "\0" in value:
-            reader.note(line, f"{name} has a NUL character in it; remove it")
+            parser.note(line, f"{name} has a NUL character in it; remove it")
         else:
             found[name] = value
-    return found, reader.problems
+    return found, parser.problems
 
 
-class _Reader:
+class _Parser:
     """Walks through the text once; each method takes over where the one before it stopped."""
 
     def __init__(self, text: str) -> None:

@@ -6,15 +6,12 @@ from clarad.store.epoch import Epoch, Heartbeat, InDoubt, LeaseLost
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.interrupting import interruptible
 from clarad.store.lock import Taken, alone
+from clarad.store.message_rows import KEPT_FOR, MessageKey
 from clarad.store.messages import (
-    KEPT_FOR,
     UNREGISTERED,
     ChannelFull,
-    MessageKey,
     Messages,
     Stored,
-    ToCancel,
-    Unfinished,
 )
 from clarad.store.missed import Missed, MissedFrame
 from clarad.store.node_sessions import NodeSession, NodeSessions
@@ -33,6 +30,7 @@ from clarad.store.runs import MISSED, Ending, Outcome
 from clarad.store.task_runs import StoredTaskRun, TaskRuns
 from clarad.store.tasks import Tasks, TaskState
 from clarad.store.tokens import Claim, Tokens
+from clarad.store.unfinished import ToCancel, Unfinished
 from clarad.store.writer import Writer
 
 __all__ = [

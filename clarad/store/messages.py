@@ -3,38 +3,23 @@
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
+from functools import partial
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import Connection, bindparam, case, exists, func, select, update
+from sqlalchemy import ColumnElement, Connection, bindparam, case, exists, func, select, update
 from sqlalchemy.orm import aliased
 
-from clarad.store.attachments import join, keep, split
+from clarad.store.attachments import keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.store.epoch import owned
-from clarad.store.models import AttachmentsRow, MessageRow
+from clarad.store.message_rows import IS_OWED, THIS, MessageKey, owed_since, this_message
+from clarad.store.models import MessageRow
+from clarad.store.unfinished import ToCancel, Unfinished, count_by_node, read_cancelled, read_page
 from clarad.store.writer import Writer
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
-
-PAGE: Final = 500
-PAGE_CHARACTERS: Final = 1024 * 1024
-"""Unfinished messages, and characters of theirs, that are read at once; a longer one is alone."""
-
-_AT_A_TIME: Final = 4
-"""Messages that a database may hand over at once."""
-
-KEPT_FOR: Final = timedelta(hours=24)
-"""How long a terminal frame is kept for its node, and the session of a node that is lost."""
-
-
-class MessageKey(NamedTuple):
-    """A message's identity, on the wire and in the store."""
-
-    platform: str
-    channel_id: str
-    request_id: str
 
 
 class Stored(NamedTuple):
@@ -48,40 +33,14 @@ class Stored(NamedTuple):
     owed_to: str | None = None
 
 
-class Unfinished(NamedTuple):
-    """A message that an earlier run of the daemon accepted and did not end."""
-
-    number: int
-    key: MessageKey
-    node_id: str
-    frame: str
-    begun: bool
-    cancel_reason: str | None = None
-    wanted: bool = True
-    """Whether its node is still to be given its end."""
-
-
 class ChannelFull(StoreError):  # noqa: N818 - it is what has happened
     """Too many unfinished messages are in the channel; the message was not inserted."""
-
-
-class ToCancel(NamedTuple):
-    """An unfinished message that is to be cancelled; `wanted` is as of `Unfinished`."""
-
-    key: MessageKey
-    reason: str
-    wanted: bool
 
 
 UNREGISTERED: Final = "the node unregistered"
 """Why messages of a node are cancelled that is gone for good."""
 
 _ROW: Final = MessageRow.__table__
-THIS: Final = (
-    (MessageRow.platform == bindparam("key_platform"))
-    & (MessageRow.channel_id == bindparam("key_channel_id"))
-    & (MessageRow.request_id == bindparam("key_request_id"))
-)
 _BEGIN: Final = (
     update(_ROW).where(THIS).values(begun_at=bindparam("begun_at"))  # type: ignore[arg-type]
 )
@@ -106,6 +65,9 @@ _AHEAD: Final = select(func.count()).where(
     MessageRow.channel_id == bindparam("key_channel_id"),
     MessageRow.ended_at.is_(None),
 )
+_FIND: Final = select(
+    MessageRow.frame, MessageRow.terminal, case((IS_OWED, MessageRow.node_id))
+).where(THIS)
 _EARLIER: Final = aliased(MessageRow)
 _BEGIN_IF_FIRST: Final = _BEGIN.where(
     ~exists().where(
@@ -114,29 +76,6 @@ _BEGIN_IF_FIRST: Final = _BEGIN.where(
         _EARLIER.ended_at.is_(None),
         _EARLIER.id < MessageRow.id,
     )
-)
-_EVERY: Final = 2**63 - 1
-"""Above all numbers that there are."""
-
-_UNFINISHED: Final = (
-    select(
-        MessageRow.id,
-        MessageRow.platform,
-        MessageRow.channel_id,
-        MessageRow.request_id,
-        MessageRow.node_id,
-        MessageRow.frame,
-        AttachmentsRow.attachments,
-        MessageRow.begun_at,
-        MessageRow.cancel_reason,
-        MessageRow.delivered_at.is_(None),
-    )
-    .outerjoin(AttachmentsRow, AttachmentsRow.message_id == MessageRow.id)
-    .where(MessageRow.ended_at.is_(None), MessageRow.id > bindparam("after"))
-    .where(MessageRow.id <= bindparam("last"))
-    .order_by(MessageRow.id)
-    .limit(PAGE)
-    .execution_options(yield_per=_AT_A_TIME)
 )
 
 
@@ -274,13 +213,10 @@ class Messages:
 
     async def find(self, key: MessageKey) -> Stored | None:
         """Return what is there of a message, `None` if nothing is."""
-        since = kept_since(self._writer.now())
-        owed = MessageRow.delivered_at.is_(None) & (MessageRow.ended_at > since)
-        owed_to = case((owed, MessageRow.node_id))
-        statement = select(MessageRow.frame, MessageRow.terminal, owed_to).where(THIS)
+        given = this_message(key) | owed_since(self._writer.now())
 
         def find(connection: Connection) -> Stored | None:
-            row = connection.execute(statement, this_message(key)).one_or_none()
+            row = connection.execute(_FIND, given).one_or_none()
             return None if row is None else Stored(*row)
 
         with errors_in_one_line():
@@ -294,19 +230,10 @@ class Messages:
     async def backlog(self) -> tuple[int, Counter[tuple[str, str]]]:
         """Return the highest number of all messages, and how many of each node are unfinished.
 
-        Nodes are by platform and id. Only what this daemon has to see to is counted.
+        Nodes are by platform and id. Messages of other daemons are not counted.
         """
-        mine = owned(MessageRow.owner, self._writer.life)
-        nodes = (MessageRow.platform, MessageRow.node_id)
-        unfinished = select(*nodes, func.count()).where(MessageRow.ended_at.is_(None), mine)
-
-        def find(connection: Connection) -> tuple[int, Counter[tuple[str, str]]]:
-            last = connection.scalar(select(func.max(MessageRow.id))) or 0
-            rows = connection.execute(unfinished.group_by(*nodes))
-            return last, Counter({(platform, node): count for platform, node, count in rows})
-
         with errors_in_one_line():
-            return await self._writer.call(find)
+            return await self._writer.call(partial(count_by_node, which=self._owned()))
 
     async def begin_if_first(self, key: MessageKey) -> bool:
         """Note that work on the message begins, unless one before it in its channel is unfinished.
@@ -355,54 +282,28 @@ class Messages:
         """Tell whoever may have the messages; there is nobody else."""
 
     async def to_cancel(self, after: int = 0, last: int | None = None) -> Sequence[ToCancel]:
-        """Return those of this daemon that it was asked to cancel in the table, with the reasons.
+        """Return this daemon's messages that the table says to cancel.
 
-        It is all of them, or those with numbers from after `after` to `last`.
+        With `after` and `last`, only those with numbers from after the one to the other.
         """
-        columns = (MessageRow.platform, MessageRow.channel_id, MessageRow.request_id)
-        mine = (
-            select(*columns, MessageRow.cancel_reason, MessageRow.delivered_at.is_(None))
-            .where(MessageRow.ended_at.is_(None), MessageRow.cancel_reason.is_not(None))
-            .where(owned(MessageRow.owner, self._writer.life))
-            .where(MessageRow.id > after, MessageRow.id <= (_EVERY if last is None else last))
-        )
-
-        def find(connection: Connection) -> list[ToCancel]:
-            rows = connection.execute(mine)
-            return [
-                ToCancel(MessageKey(*key), str(reason), wanted) for *key, reason, wanted in rows
-            ]
-
+        read = partial(read_cancelled, which=self._owned(), after=after, last=last)
         with errors_in_one_line():
-            return await self._writer.call(find)
+            return await self._writer.call(read)
 
     async def unfinished(
         self, after: int = 0, of: Collection[int] | None = None, last: int | None = None
     ) -> Sequence[Unfinished]:
-        """Return the next of what was accepted and has not ended, in the order in which it came.
+        """Return the next page of unfinished messages, by their numbers; empty after the last one.
 
-        It is all that this daemon has to see to, or what only these lives had. `after` is the
-        number of the last one before, `last` that of the last one wanted; there are no more if none
-        comes.
+        They are this daemon's, or those of the lives `of`, with numbers from after `after` to
+        `last`.
         """
-        given = {"after": after, "last": _EVERY if last is None else last}
-        statement = _UNFINISHED.where(owned(MessageRow.owner, self._writer.life, of))
-
-        def find(connection: Connection) -> list[Unfinished]:
-            found: list[Unfinished] = []
-            characters = 0
-            with connection.execute(statement, given) as rows:
-                for number, *key, node_id, kept, attachments, begun_at, reason, wanted in rows:
-                    frame = join(kept, attachments)
-                    characters += len(frame)
-                    if found and characters > PAGE_CHARACTERS:
-                        break
-                    begun, this = begun_at is not None, MessageKey(*key)
-                    found.append(Unfinished(number, this, node_id, frame, begun, reason, wanted))
-            return found
-
+        read = partial(read_page, which=self._owned(of), after=after, last=last)
         with errors_in_one_line():
-            return await self._writer.call(find)
+            return await self._writer.call(read)
+
+    def _owned(self, by: Collection[int] | None = None) -> ColumnElement[bool]:
+        return owned(MessageRow.owner, self._writer.life, by)
 
 
 def channel_full(
@@ -440,23 +341,9 @@ def abandon(connection: Connection, platform: str, node_id: str, now: datetime) 
     return connection.execute(every).rowcount > 0
 
 
-def kept_since(now: datetime) -> datetime:
-    """Return since when a terminal frame must have been there to be kept still."""
-    return now - KEPT_FOR
-
-
 def log_failure(error: Exception | None) -> None:
     """Say that what was to be noted is not; a node will get some frame again."""
     if error is not None:
         about = catalogue.STORE_FAILED.about()
         text = "what has arrived cannot be noted, the store failed: %s"
         log.warning(text, as_store_error(error), extra=about)
-
-
-def this_message(key: MessageKey) -> dict[str, Any]:
-    """Return what names a message in a statement."""
-    return {
-        "key_platform": key.platform,
-        "key_channel_id": key.channel_id,
-        "key_request_id": key.request_id,
-    }

@@ -6,7 +6,15 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, bindparam, or_, select, update
 
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.messages import THIS, MessageKey, kept_since, log_failure, this_message
+from clarad.store.message_rows import (
+    IS_OWED,
+    IS_UNDELIVERED,
+    THIS,
+    MessageKey,
+    owed_since,
+    this_message,
+)
+from clarad.store.messages import log_failure
 from clarad.store.models import MessageRow
 from clarad.store.node_sessions import this_node
 from clarad.store.writer import Writer
@@ -18,20 +26,17 @@ PAGE_CHARACTERS: Final = 1024 * 1024
 _AT_A_TIME: Final = 4
 """Frames that a database may hand over at once."""
 
-_NODE: Final = (
-    (MessageRow.node_id == bindparam("of_node_id"))
-    & (MessageRow.platform == bindparam("of_platform"))
-    & MessageRow.ended_at.is_not(None)
-    & MessageRow.delivered_at.is_(None)
+_NODE: Final = (MessageRow.node_id == bindparam("of_node_id")) & (
+    MessageRow.platform == bindparam("of_platform")
 )
 _ARRIVED: Final = (
     update(MessageRow.__table__)  # type: ignore[arg-type]
-    .where(_NODE & (MessageRow.seq <= bindparam("up_to")))
+    .where(_NODE & IS_UNDELIVERED & (MessageRow.seq <= bindparam("up_to")))
     .values(delivered_at=bindparam("now"))
 )
 _MISSED: Final = (
     select(MessageRow.channel_id, MessageRow.request_id, MessageRow.terminal, MessageRow.seq)
-    .where(_NODE & (MessageRow.ended_at > bindparam("since")))
+    .where(_NODE & IS_OWED)
     .where(
         or_(
             MessageRow.seq.is_(None),
@@ -73,7 +78,7 @@ class Missed:
             StoreError: the database fails.
         """
         which = this_node(platform, node_id)
-        which |= {"after": after, "before": before, "since": kept_since(self._writer.now())}
+        which |= {"after": after, "before": before, **owed_since(self._writer.now())}
 
         def read(connection: Connection) -> list[MissedFrame]:
             found: list[MissedFrame] = []
@@ -109,7 +114,9 @@ class Missed:
 
     def forget(self, platform: str, node_id: str) -> None:
         """Keep nothing for this node any more."""
-        every = update(MessageRow).where(_NODE).values(delivered_at=self._writer.now())
+        every = (
+            update(MessageRow).where(_NODE & IS_UNDELIVERED).values(delivered_at=self._writer.now())
+        )
 
         def forget(connection: Connection) -> None:
             connection.execute(every, this_node(platform, node_id))

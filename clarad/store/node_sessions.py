@@ -18,7 +18,8 @@ from sqlalchemy import (
 )
 
 from clarad.store.engine import errors_in_one_line
-from clarad.store.messages import abandon, kept_since, log_failure
+from clarad.store.message_rows import owed_since
+from clarad.store.messages import abandon, log_failure
 from clarad.store.models import MessageRow, NodeRow
 from clarad.store.writer import Writer
 
@@ -39,7 +40,7 @@ _MESSAGES: Final = {
     "sqlite": "clarad_messages INDEXED BY ix_clarad_messages_undelivered",
     "postgresql": "clarad_messages",
 }
-_IS_OWED: Final = "ended_at IS NOT NULL AND delivered_at IS NULL"
+_IS_UNDELIVERED: Final = "ended_at IS NOT NULL AND delivered_at IS NULL"
 
 
 class NodeSession(NamedTuple):
@@ -107,7 +108,7 @@ class NodeSessions:
 
 def _restore(connection: Connection, now: datetime) -> tuple[list[NodeSession], int]:
     numbered = text(
-        f"SELECT max(seq) FROM {_MESSAGES[connection.dialect.name]} WHERE {_IS_OWED}"  # noqa: S608
+        f"SELECT max(seq) FROM {_MESSAGES[connection.dialect.name]} WHERE {_IS_UNDELIVERED}"  # noqa: S608
     )
     highest = max(
         connection.scalar(select(func.max(NodeRow.after_seq))) or 0,
@@ -129,15 +130,13 @@ def _restore(connection: Connection, now: datetime) -> tuple[list[NodeSession], 
 
 def forget_old(connection: Connection, now: datetime) -> None:
     """Forget sessions, and terminal frames, that were kept long enough."""
-    since = kept_since(now)
-    connection.execute(delete(NodeRow).where(NodeRow.left_at < since))
+    given = owed_since(now)
+    connection.execute(delete(NodeRow).where(NodeRow.left_at < given["owed_since"]))
     forget = text(
         f"UPDATE {_MESSAGES[connection.dialect.name]} SET delivered_at = :now"  # noqa: S608
-        f" WHERE {_IS_OWED} AND ended_at < :since"
+        f" WHERE {_IS_UNDELIVERED} AND ended_at < :owed_since"
     )
-    connection.execute(
-        forget.bindparams(_time("now"), _time("since")), {"now": now, "since": since}
-    )
+    connection.execute(forget.bindparams(_time("now"), _time("owed_since")), {"now": now, **given})
 
 
 def _time(name: str) -> BindParameter[datetime]:

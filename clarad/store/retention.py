@@ -17,7 +17,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    or_,
     select,
     text,
     tuple_,
@@ -25,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import aliased
 
 from clarad.store.engine import errors_in_one_line
-from clarad.store.messages import kept_since
+from clarad.store.message_rows import IS_OWED, owed_since
 from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
 from clarad.store.vacuum import give_back
 from clarad.store.writer import Writer
@@ -73,11 +72,6 @@ class Kind:
         return [Place._make(row) for row in connection.execute(statement, given)]
 
 
-# A node is owed its terminal frames for a day, and not longer, whether it comes back or not.
-_NOT_OWED: Final = or_(
-    MessageRow.delivered_at.is_not(None), MessageRow.ended_at < bindparam("owed_since")
-)
-
 # A task's newest run stays, and the newest that the clock has started: an occurrence that has its
 # row is not run again, also if the task is taken out of the file and comes back. So does one whose
 # task is not accounted for up to there, since its occurrence may still be looked at.
@@ -99,7 +93,7 @@ _HAS_ENDED: Final = exists().where(
     MessageRow.id == AttachmentsRow.message_id, MessageRow.ended_at < _BEFORE
 )
 
-MESSAGES: Final = Kind(MessageRow.ended_at, MessageRow.id, _NOT_OWED)
+MESSAGES: Final = Kind(MessageRow.ended_at, MessageRow.id, ~IS_OWED)
 ATTACHMENTS: Final = Kind(AttachmentsRow.received_at, AttachmentsRow.message_id, _HAS_ENDED)
 HOOK_RUNS: Final = Kind(HookRunRow.ended_at, HookRunRow.id)
 TASK_RUNS: Final = Kind(TaskRunRow.ended_at, TaskRunRow.id, _HAS_NEWER, ~_IS_OPEN)
@@ -137,14 +131,14 @@ class Retention:
         Returns the place to go on after. `None` if there was nothing left, or another daemon
         deletes just now.
         """
-        owed_since = kept_since(self._writer.now())
+        owed = owed_since(self._writer.now())
 
         def delete(connection: Connection) -> Place | None:
             if not _has_lock(connection):
                 return None
             began, place = time.monotonic(), None
             for place in kind.page(connection, before, after):
-                given = {"number": place.number, "before": before, "owed_since": owed_since}
+                given = {"number": place.number, "before": before, **owed}
                 connection.execute(kind.delete, given)
                 if time.monotonic() - began > BATCH_TIME:
                     break

@@ -25,8 +25,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from itertools import groupby
-from operator import attrgetter
 from typing import Any, Final, TypeVar
 
 import trio
@@ -37,6 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from clarad.store.engine import StoreError, cut, one_line
 from clarad.store.epoch import Epoch, InDoubt, fate
 from clarad.store.health import Health, write_something
+from clarad.store.job import Job, SomeExist, Then, run_grouped
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
@@ -64,91 +63,6 @@ LOOK_AGAIN: Final = 1.0
 
 LOOK: Final = 1.0
 """Seconds between two looks at whether the thread has got on with other jobs."""
-
-
-Then = Callable[[Exception | None], None]
-
-
-class _SomeAreThere(Exception):  # noqa: N818 - it is what has happened
-    """Of rows that were inserted in one go some are there already; which is not said."""
-
-
-class Job:
-    """A statement with its parameters, or a function of the connection, and what came of it.
-
-    With `asks_if_new`, the `result` of a statement is whether there was a row for it to write.
-    With a statement and a function the function is run, in the order of the statement's jobs.
-    """
-
-    __slots__ = (
-        "asks_if_new",
-        "error",
-        "finished",
-        "function",
-        "parameters",
-        "result",
-        "statement",
-        "then",
-        "waiter",
-    )
-
-    def __init__(
-        self,
-        statement: Executable | None = None,
-        parameters: dict[str, Any] | None = None,
-        function: Callable[[Connection], Any] | None = None,
-        then: Then | None = None,
-        *,
-        asks_if_new: bool = False,
-    ) -> None:
-        self.asks_if_new = asks_if_new
-        self.statement = statement
-        self.parameters = parameters
-        self.function = function
-        self.then = then
-        self.finished = False
-        self.waiter: trio.lowlevel.Task | None = None
-        self.result: Any = None
-        self.error: Exception | None = None
-
-    @property
-    def characters(self) -> int:
-        """How many there are in its parameters."""
-        return sum(len(value) for value in (self.parameters or {}).values() if type(value) is str)
-
-    def run(self, connection: Connection) -> None:
-        """Do it, within the transaction that is open."""
-        if self.function is not None:
-            self.result = self.function(connection)
-        elif self.statement is not None:
-            done = connection.execute(self.statement, self.parameters)
-            if self.asks_if_new:
-                self.result = done.rowcount == 1
-
-    def finish(self) -> None:
-        """Call back, and wake whoever waits. Runs in Trio's thread."""
-        self.finished = True
-        if self.waiter is not None:
-            trio.lowlevel.reschedule(self.waiter)
-        if self.then is not None:
-            try:
-                self.then(self.error)
-            except Exception:  # it would take Trio's run loop down, and everything with it
-                about = catalogue.INTERNAL_ERROR.about()
-                log.exception("what was to follow a commit failed; this is a bug", extra=about)
-
-    async def wait(self) -> None:
-        """Wait until it is committed, or raise why it failed; once, by one task.
-
-        Raises whatever SQLAlchemy raises, or `StoreError` if the store is not running. Cancelling
-        has no effect: the job is on the disk, or it failed.
-        """
-        if not self.finished:
-            self.waiter = trio.lowlevel.current_task()
-            # A shielded wait for an Event would say the same, at three times the cost.
-            await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
-        if self.error is not None:
-            raise self.error
 
 
 class Writer:
@@ -408,9 +322,9 @@ class Writer:
             with connection.begin():
                 number = self._fence(connection)
                 is_begun = True
-                _run_grouped(connection, batch, one_by_one=one_by_one)
+                run_grouped(connection, batch, one_by_one=one_by_one)
                 transaction = number  # from here on it may be committed, whatever is heard of it
-        except _SomeAreThere:
+        except SomeExist:
             return self._commit(connection, batch, one_by_one=True)
         except Exception as error:
             if not is_begun and not connection.invalidated:
@@ -471,36 +385,3 @@ class Writer:
         for job in batch:
             job.error = InDoubt("the database has not said whether it has committed")
         return True
-
-
-def _run_grouped(connection: Connection, batch: Sequence[Job], *, one_by_one: bool) -> None:
-    """Run equal statements in one go, or those that ask for an answer of their own one by one.
-
-    Raises:
-        _SomeAreThere: they need to be, and the transaction has to be begun anew.
-    """
-    groups: dict[int, list[Job]] = {}
-    for job in batch:
-        alone = job.statement is None or (one_by_one and job.asks_if_new)
-        groups.setdefault(id(job if alone else job.statement), []).append(job)
-    for jobs in groups.values():
-        for function, some in groupby(jobs, attrgetter("function")):
-            if function is None:
-                _run_alike(connection, list(some))
-            else:
-                for job in some:
-                    job.run(connection)
-
-
-def _run_alike(connection: Connection, jobs: Sequence[Job]) -> None:
-    if len(jobs) == 1:
-        jobs[0].run(connection)
-        return
-    statement = jobs[0].statement
-    assert statement is not None
-    done = connection.execute(statement, [job.parameters or {} for job in jobs])
-    if jobs[0].asks_if_new:
-        if done.rowcount != len(jobs):
-            raise _SomeAreThere
-        for job in jobs:
-            job.result = True

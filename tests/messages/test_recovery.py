@@ -16,7 +16,7 @@ import trio.testing
 from clarad.messages import recovery
 from clarad.messages.inflight import MAX_WAITING
 from clarad.messages.recovery import Recovery
-from clarad.store import Messages, messages, open_engine
+from clarad.store import Messages, open_engine, unfinished
 from tests.conftest import Running, Start
 from tests.migrated import migrate
 from tests.peer import Frame, Peer, message
@@ -51,7 +51,7 @@ def leave(tmp_path: Path) -> Leave:
 @pytest.fixture
 def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page has one message, and is read when none that was read back is left."""
-    monkeypatch.setattr(messages, "PAGE_CHARACTERS", 1)
+    monkeypatch.setattr(unfinished, "PAGE_CHARACTERS", 1)
     monkeypatch.setattr(recovery, "MAX_LIVING", 0)
 
 

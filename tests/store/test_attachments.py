@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import Engine
 
 from clarad.store.attachments import join, split
-from clarad.store.messages import PAGE_CHARACTERS
+from clarad.store.unfinished import PAGE_CHARACTERS
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
 from tests.store.daemons import Share, SharedDesk

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, Engine, event, select
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import MessageKey, Messages, Stored, StoreError, Unfinished, Writer
-from clarad.store.messages import PAGE_CHARACTERS
 from clarad.store.models import MessageRow
+from clarad.store.unfinished import PAGE_CHARACTERS
 from tests.postgres import SHARED
 from tests.store.conftest import Outside
 from tests.store.desk import PRIVATE, Desk, key, open_desk, queueing_up

@@ -26,15 +26,8 @@ from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import keep, split
 from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
-from clarad.store.messages import (
-    END,
-    ChannelFull,
-    MessageKey,
-    Messages,
-    channel_full,
-    report_place,
-    this_message,
-)
+from clarad.store.message_rows import MessageKey, this_message
+from clarad.store.messages import END, ChannelFull, Messages, channel_full, report_place
 from clarad.store.models import MessageRow
 from clarad.store.notify import CancelAsked, ChannelMoved, NodeOwed, notify
 
