@@ -202,6 +202,20 @@ async def running(start: Start) -> Running:
 
 
 @pytest.fixture
+def here(tmp_path: Path) -> Installation:
+    """An installation of the test's own; nothing of it runs."""
+    return Installation(tmp_path)
+
+
+@pytest.fixture
+def clarad(
+    here: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Console:
+    """The commands of that installation."""
+    return Console(here, monkeypatch, capsys)
+
+
+@pytest.fixture
 def marker() -> Iterator[Marker]:
     """End what a failing test has left."""
     made = Marker()

@@ -9,7 +9,7 @@ import sys
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, Final, NamedTuple
 
 import pytest
 
@@ -29,6 +29,15 @@ class Said(NamedTuple):
     def rows(self) -> list[dict[str, Any]]:
         """What `--json` has printed: an object a line."""
         return [json.loads(line) for line in self.out.splitlines()]
+
+
+def refused(text: str) -> Said:
+    """Return how a command ends that cannot do its work."""
+    return Said(1, "", f"clarad: {text}\n")
+
+
+STEERING: Final = "\x1b\r\b\a\x7f\x85\x9b"
+"""What a terminal obeys: beginnings of control sequences, what moves back, and what rings."""
 
 
 class Installation:
@@ -103,6 +112,14 @@ class Installation:
             stderr=subprocess.PIPE,
             text=True,
         )
+
+
+def no_daemon(here: Installation) -> str:
+    """Return what `hooks list` and `tasks list` say first where no daemon runs."""
+    return (
+        f"clarad: no daemon runs with the state directory {here.state_dir}; start it with "
+        "`clarad run`; this is what the files say\n"
+    )
 
 
 class Terminal(io.StringIO):

@@ -21,18 +21,6 @@ from tests.store.conftest import Outside
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Installation:
-    return Installation(tmp_path)
-
-
-@pytest.fixture
-def clarad(
-    here: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Console:
-    return Console(here, monkeypatch, capsys)
-
-
-@pytest.fixture
 def used(here: Installation) -> Path:
     """The database of a daemon that was killed with a message that waits."""
     path = here.state_dir / "clarad.db"

@@ -65,7 +65,11 @@ def show(arguments: argparse.Namespace, settings: config.Settings) -> int:
     with open_history(settings.database_url) as history:
         found = history.find(arguments.run_id)
     if found is None:
-        raise Unusable(f"there is no run {arguments.run_id!r}; `runs` lists them")
+        of = arguments.command
+        raise Unusable(
+            f"there is no run {arguments.run_id!r}; `clarad {of} runs` lists the runs, and "
+            f"`clarad {of} list` the {of}"
+        )
     listing.show_one(found, as_json=arguments.json)
     return 0
 

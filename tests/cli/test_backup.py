@@ -22,18 +22,6 @@ from tests.unprivileged import unprivileged
 
 
 @pytest.fixture
-def here(tmp_path: Path) -> Installation:
-    return Installation(tmp_path)
-
-
-@pytest.fixture
-def clarad(
-    here: Installation, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Console:
-    return Console(here, monkeypatch, capsys)
-
-
-@pytest.fixture
 def _no_umask() -> Iterator[None]:
     before = os.umask(0)
     yield

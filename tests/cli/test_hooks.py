@@ -16,12 +16,9 @@ import pytest
 
 from clarad.store import engine
 from tests.daemon_process import PATIENCE, Marker
-from tests.installation import Console, Installation, Said
+from tests.installation import STEERING, Console, Installation, no_daemon, refused
 from tests.postgres import BACKENDS, database
 from tests.unprivileged import unprivileged
-
-STEERING: Final = "\x1b\r\b\a\x7f\x85\x9b"
-"""What a terminal obeys: beginnings of control sequences, what moves back, and what rings."""
 
 HOOKS: Final = r"""
 - name: greet
@@ -122,20 +119,6 @@ def first_run(clarad: Console, hook: str) -> str:
     return run
 
 
-def refused(text: str) -> Said:
-    """How a command ends that cannot do its work."""
-    return Said(1, "", f"clarad: {text}\n")
-
-
-def no_daemon(alone: Console) -> str:
-    """What a list says first where no daemon runs."""
-    where = alone.installation.state_dir
-    return (
-        f"clarad: no daemon runs with the state directory {where}; start it with `clarad run`; "
-        "this is what the files say\n"
-    )
-
-
 # --- list ----------------------------------------------------------------------------------------
 
 
@@ -179,70 +162,7 @@ def test_list_keeps_what_is_confidential(clarad: Console, words: list[str]) -> N
     assert "the-token" not in out
 
 
-def test_list_needs_no_daemon_and_no_database(alone: Console) -> None:
-    status, out, err = alone("hooks", "list")
-    assert (status, err) == (0, no_daemon(alone))
-    assert [line.split()[0] for line in out.splitlines()[1:]] == NAMES
-    assert not alone.installation.state_dir.exists()
-
-
-def test_list_of_no_hooks_says_so(alone: Console) -> None:
-    (alone.installation.directory / "hooks.yaml").unlink()
-    assert alone("hooks", "list") == (0, "none\n", no_daemon(alone))
-    assert alone("hooks", "list", "--json") == (0, "", no_daemon(alone))
-
-
-def test_list_leaves_out_what_is_wrong_and_says_what(alone: Console) -> None:
-    alone.installation.write(
-        hooks="- {name: good, event: tool:end, command: ls}\n"
-        "- {name: bad, event: tool:edn, command: ls}\n"
-    )
-    status, out, err = alone("hooks", "list", "--json")
-    assert (status, [json.loads(line)["name"] for line in out.splitlines()]) == (0, ["good"])
-    path = alone.installation.directory / "hooks.yaml"
-    wrong = f"clarad: left out: {path}:3: event is tool:edn; did you mean tool:end?\n"
-    assert err == no_daemon(alone) + wrong
-
-
-def test_list_shows_what_runs_and_says_what_a_reload_would_change(alone: Console) -> None:
-    alone.installation.write(
-        hooks="- {name: idle, event: tool:end, command: ls, enabled: false}\n"
-        "- {name: old, event: tool:end, command: ls}\n"
-        "- {name: same, event: tool:end, command: ls}\n"
-    )
-    with alone.installation.daemon():
-        before = alone("hooks", "list", "--json")
-        assert [row["name"] for row in before.rows] == ["idle", "old", "same"]
-        assert before.err == ""
-        alone.installation.write(
-            hooks="- {name: idle, event: tool:end, command: date, enabled: false}\n"
-            "- {name: same, event: tool:end, command: ls}\n"
-            "- {name: new, event: tool:end, command: ls}\n"
-        )
-        changed = alone("hooks", "list", "--json")
-        assert changed.rows == before.rows
-        assert changed.err == "clarad: a reload adds new; changes idle; removes old\n"
-        alone.installation.write(hooks="- {name: broken}\n")
-        broken = alone("hooks", "list")
-        assert broken.err.startswith("clarad: a reload would be refused: ")
-        assert broken.status == 0
-
-
-@pytest.mark.parametrize("words", [["runs"], ["show", "x"]], ids=" ".join)
-def test_a_state_directory_that_is_not_there_is_named(alone: Console, words: list[str]) -> None:
-    said = alone("hooks", *words)
-    where = alone.installation.state_dir
-    assert said == refused(
-        f"there is no state directory {where}; set CLARA_STATE_DIR to that of the daemon, or start "
-        "one with `clarad run`"
-    )
-
-
-def test_a_name_cannot_steer_the_terminal(alone: Console) -> None:
-    alone.installation.write(hooks=r'- {name: "a\e[31m\x9b", event: tool:end, command: "\e[31m"}')
-    status, out, err = alone("hooks", "list")
-    assert (status, out) == (0, "none\n")
-    assert not set(err) & set(STEERING)
+def test_a_name_that_test_repeats_cannot_steer_the_terminal(alone: Console) -> None:
     status, out, err = alone("hooks", "test", "a\x1b[31m\x9b")
     assert status == 1
     assert not set(out + err) & set(STEERING)
@@ -351,13 +271,6 @@ def test_json_has_what_a_command_has_written_and_does_not_steer_either(clarad: C
 def test_show_says_how_much_of_the_output_was_cut(clarad: Console) -> None:
     out = clarad("hooks", "show", first_run(clarad, "long")).out
     assert f"\nstandard output ({70000 - 64 * 1024} bytes before this were cut):\ny\n" in out
-
-
-@pytest.mark.parametrize("run", ["nobody", "a\x1b[31m"])
-def test_a_run_that_is_not_there_is_one_line_and_exit_1(clarad: Console, run: str) -> None:
-    answer = refused(f"there is no run {run!r}; `runs` lists them")
-    assert clarad("hooks", "show", run) == answer
-    assert clarad("hooks", "show", run, "--json") == answer
 
 
 # --- test ----------------------------------------------------------------------------------------
@@ -679,40 +592,7 @@ def test_replay_over_a_socket_that_is_not_ours_says_whose_it_is(clarad: Console)
     assert err == f"clarad: {path} belongs to {path.owner()}; run this as that user or with sudo\n"
 
 
-# --- words that make no sense --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["show", "\udcff"], ["runs", "--hook=\udcff"], ["replay", "\udcff"], ["test", "\udcff"]],
-    ids=lambda words: words[0],
-)
-def test_a_name_that_is_not_utf_8_is_refused(clarad: Console, words: list[str]) -> None:
-    status, out, err = clarad("hooks", *words)
-    assert (status, out) == (2, "")
-    assert err.splitlines()[-1].endswith(": write it in UTF-8")
-
-
-@pytest.mark.parametrize("name", ["", "x" * 256], ids=len)
-@pytest.mark.parametrize("part", ["show", "replay", "test"])
-def test_a_name_that_nothing_can_have_is_refused(clarad: Console, part: str, name: str) -> None:
-    status, out, err = clarad("hooks", part, name)
-    assert (status, out) == (2, "")
-    assert err.splitlines()[-1].endswith(": write 1 to 255 characters")
-
-
-@pytest.mark.parametrize("words", [[], ["nonsense"], ["show"], ["test"], ["replay"]], ids=" ".join)
-def test_what_is_no_command_is_refused_with_a_hint(alone: Console, words: list[str]) -> None:
-    status, out, err = alone("hooks", *words)
-    assert (status, out) == (2, "")
-    assert err.startswith("usage: clarad hooks")
-
-
-def test_help_names_every_part(alone: Console) -> None:
-    status, out, _ = alone("hooks", "--help")
-    assert status == 0
-    for part in ("list", "runs", "show", "test", "replay"):
-        assert f"\n    {part}" in out
+# --- settings ------------------------------------------------------------------------------------
 
 
 def test_wrong_settings_are_all_named(alone: Console) -> None:
@@ -726,58 +606,11 @@ def test_wrong_settings_are_all_named(alone: Console) -> None:
 
 # --- databases -----------------------------------------------------------------------------------
 
-LOOKING: Final = (["list"], ["runs"], ["show", "x"])
-
-
-@pytest.fixture(scope="module")
-def half_a_database(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database of which the first page is left, and nothing else that makes sense."""
-    path = tmp_path_factory.mktemp("half") / "clarad.db"
-    data = (history / "state" / "clarad.db").read_bytes()
-    path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
-    return path
-
-
-@pytest.mark.parametrize("words", [*LOOKING, ["replay", "x"]], ids=" ".join)
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "sqlite:///{0}",
-        "sqlite:///{0}/file",
-        "sqlite:///{1}",
-        "postgresql://me:a-password@/n?host={0}",
-    ],
-    ids=["a directory", "no database", "half a database", "no server"],
-)
-def test_a_database_that_cannot_be_used_is_one_line_and_exit_1(
-    alone: Console, tmp_path: Path, half_a_database: Path, words: list[str], bad: str
-) -> None:
-    (tmp_path / "file").write_text("This is no database.\n" * 1000)
-    url = bad.format(tmp_path, half_a_database)
-    status, out, err = alone("hooks", *words, DATABASE_URL=url)
-    assert (status, out) == (1, "")
-    [line] = err.splitlines()
-    assert line.startswith("clarad: ")
-    assert "a-password" not in line
-
 
 def test_a_server_that_does_not_answer_is_one_line_and_exit_1(alone: Console) -> None:
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as silent:  # nobody serves it
         url = f"postgresql://me:a-password@127.0.0.1:{silent.server_port}/n?connect_timeout=2"
         assert alone("hooks", "list", DATABASE_URL=url) == refused("connection timeout expired")
-
-
-@pytest.mark.parametrize("words", [*LOOKING, ["replay", "x"]], ids=" ".join)
-def test_a_database_of_a_newer_clarad_is_one_line_and_exit_1(
-    stopped: Console, words: list[str]
-) -> None:
-    with closing(sqlite3.connect(stopped.installation.state_dir / "clarad.db")) as connection:
-        connection.execute("UPDATE clarad_alembic_version SET version_num = '9999'")
-        connection.commit()
-    status, out, err = stopped("hooks", *words)
-    assert (status, out) == (1, "")
-    [line] = err.splitlines()
-    assert "revision 9999" in line
 
 
 def test_a_database_that_is_behind_has_no_runs_yet(stopped: Console) -> None:
@@ -830,14 +663,17 @@ def test_every_part_works_on_each_database(
 
 
 def test_a_reader_that_had_enough_is_no_error(alone: Console) -> None:
-    assert alone.installation.print_to_nobody("hooks", "list") == (141, no_daemon(alone))
+    assert alone.installation.print_to_nobody("hooks", "list") == (
+        141,
+        no_daemon(alone.installation),
+    )
 
 
 def test_a_disk_that_is_full_is_one_line_and_exit_1(alone: Console) -> None:
     with open("/dev/full", "w") as full:
         status, err = alone.installation.print_to(full, "hooks", "list")
     full_disk = "clarad: cannot write the output: No space left on device\n"
-    assert (status, err) == (1, no_daemon(alone) + full_disk)
+    assert (status, err) == (1, no_daemon(alone.installation) + full_disk)
 
 
 def test_who_closes_standard_output_sees_nothing_and_it_is_no_error(alone: Console) -> None:

@@ -16,12 +16,9 @@ import pytest
 from clarad.store import engine
 from tests.daemon_process import PATIENCE, Process
 from tests.fifo import Fifo
-from tests.installation import Console, Installation, Said
+from tests.installation import STEERING, Console, Installation, refused
 from tests.postgres import BACKENDS, database
 from tests.unprivileged import unprivileged
-
-STEERING: Final = "\x1b\r\b\a\x7f\x85\x9b"
-"""What a terminal obeys: beginnings of control sequences, what moves back, and what rings."""
 
 TASKS: Final = r"""
 - name: tick
@@ -115,24 +112,10 @@ def stopped(alone: Console, history: Path) -> Console:
     return alone
 
 
-def refused(text: str) -> Said:
-    """How a command ends that cannot do its work."""
-    return Said(1, "", f"clarad: {text}\n")
-
-
 def run_now(clarad: Console, task: str) -> str:
     """Run a task, and return the run's id."""
     begun = clarad("tasks", "run", task).out.splitlines()[0]
     return begun.removeprefix("run ").removesuffix(" has begun")
-
-
-def no_daemon(alone: Console) -> str:
-    """What a list says first where no daemon runs."""
-    where = alone.installation.state_dir
-    return (
-        f"clarad: no daemon runs with the state directory {where}; start it with `clarad run`; "
-        "this is what the files say\n"
-    )
 
 
 # --- list ----------------------------------------------------------------------------------------
@@ -172,72 +155,7 @@ def test_an_interval_is_next_a_whole_number_of_intervals_after_its_first_run(
     assert gap.total_seconds() == 3600
 
 
-def test_list_needs_no_daemon_and_no_database(alone: Console) -> None:
-    status, out, err = alone("tasks", "list", "--json")
-    assert (status, err) == (0, no_daemon(alone))
-    rows = [json.loads(line) for line in out.splitlines()]
-    assert [row["name"] for row in rows] == NAMES
-    assert {row["last"] for row in rows} == {None}
-    assert not alone.installation.state_dir.exists()
-
-
-def test_list_of_no_tasks_says_so(alone: Console) -> None:
-    (alone.installation.directory / "scheduler.yaml").unlink()
-    assert alone("tasks", "list") == (0, "none\n", no_daemon(alone))
-    assert alone("tasks", "list", "--json") == (0, "", no_daemon(alone))
-
-
-def test_list_leaves_out_what_is_wrong_and_says_what(alone: Console) -> None:
-    alone.installation.write(
-        tasks="- {name: good, interval: 5, command: ls}\n- {name: bad, interval: 0, command: ls}\n"
-    )
-    status, out, err = alone("tasks", "list", "--json")
-    assert (status, [json.loads(line)["name"] for line in out.splitlines()]) == (0, ["good"])
-    path = alone.installation.directory / "scheduler.yaml"
-    wrong = f"clarad: left out: {path}:3: interval is 0; write a number of seconds"
-    assert err.startswith(no_daemon(alone) + wrong)
-    assert len(err.splitlines()) == 2
-
-
-def test_list_shows_what_runs_and_says_what_a_reload_would_change(alone: Console) -> None:
-    alone.installation.write(
-        tasks="- {name: idle, interval: 5, command: ls, enabled: false}\n"
-        "- {name: old, interval: 900, command: ls}\n"
-        "- {name: same, interval: 900, command: ls}\n"
-    )
-    with alone.installation.daemon():
-        before = alone("tasks", "list", "--json")
-        assert [row["name"] for row in before.rows] == ["idle", "old", "same"]
-        assert before.err == ""
-        alone.installation.write(
-            tasks="- {name: idle, interval: 5, command: date, enabled: false}\n"
-            "- {name: same, interval: 900, command: ls}\n"
-            "- {name: new, interval: 900, command: ls}\n"
-        )
-        changed = alone("tasks", "list", "--json")
-        assert changed.rows == before.rows
-        assert changed.err == "clarad: a reload adds new; changes idle; removes old\n"
-        alone.installation.write(tasks="- {name: broken}\n")
-        broken = alone("tasks", "list")
-        assert broken.err.startswith("clarad: a reload would be refused: ")
-        assert broken.status == 0
-
-
-@pytest.mark.parametrize("words", [["runs"], ["show", "x"]], ids=" ".join)
-def test_a_state_directory_that_is_not_there_is_named(alone: Console, words: list[str]) -> None:
-    said = alone("tasks", *words)
-    where = alone.installation.state_dir
-    assert said == refused(
-        f"there is no state directory {where}; set CLARA_STATE_DIR to that of the daemon, or start "
-        "one with `clarad run`"
-    )
-
-
-def test_a_name_cannot_steer_the_terminal(alone: Console) -> None:
-    alone.installation.write(tasks=r'- {name: "a\e[31m\x9b", interval: 5, command: "\e[31m"}')
-    status, out, err = alone("tasks", "list")
-    assert (status, out) == (0, "none\n")
-    assert not set(err) & set(STEERING)
+def test_a_name_that_preview_repeats_cannot_steer_the_terminal(alone: Console) -> None:
     _, out, err = alone("tasks", "preview", "--task", "a\x1b[31m\x9b")
     assert not set(out + err) & set(STEERING)
 
@@ -287,11 +205,6 @@ def test_what_a_command_has_written_does_not_steer_the_terminal(clarad: Console)
     assert "a␛[31mred" in shown
     assert not set(shown + as_json) & set(STEERING)
     assert json.loads(as_json)["stdout"] == "a\x1b[31mred\ufffd\x85\x9b1m\x7f\r\b\a\n"
-
-
-@pytest.mark.parametrize("run", ["nobody", "a\x1b[31m"])
-def test_a_run_that_is_not_there_is_one_line_and_exit_1(clarad: Console, run: str) -> None:
-    assert clarad("tasks", "show", run) == refused(f"there is no run {run!r}; `runs` lists them")
 
 
 # --- run now -------------------------------------------------------------------------------------
@@ -432,92 +345,7 @@ def test_without_a_database_nothing_is_paused_and_none_is_made(alone: Console, p
     assert not alone.installation.state_dir.exists()
 
 
-# --- words that make no sense --------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "words",
-    [["show", "\udcff"], ["runs", "--task=\udcff"], ["run", "\udcff"], ["pause", "\udcff"]],
-    ids=lambda words: words[0],
-)
-def test_a_name_that_is_not_utf_8_is_refused(clarad: Console, words: list[str]) -> None:
-    status, out, err = clarad("tasks", *words)
-    assert (status, out) == (2, "")
-    assert err.splitlines()[-1].endswith(": write it in UTF-8")
-
-
-@pytest.mark.parametrize("name", ["", "x" * 256], ids=len)
-@pytest.mark.parametrize("part", ["show", "run", "pause", "resume"])
-def test_a_name_that_nothing_can_have_is_refused(clarad: Console, part: str, name: str) -> None:
-    status, out, err = clarad("tasks", part, name)
-    assert (status, out) == (2, "")
-    assert err.splitlines()[-1].endswith(": write 1 to 255 characters")
-
-
-@pytest.mark.parametrize(
-    "words", [[], ["nonsense"], ["show"], ["run"], ["preview", "tick"]], ids=" ".join
-)
-def test_what_is_no_command_is_refused_with_a_hint(alone: Console, words: list[str]) -> None:
-    status, out, err = alone("tasks", *words)
-    assert (status, out) == (2, "")
-    assert err.startswith("usage: clarad ")
-
-
-def test_help_names_every_part(alone: Console) -> None:
-    status, out, _ = alone("tasks", "--help")
-    assert status == 0
-    for part in ("list", "runs", "show", "run", "pause", "resume", "preview"):
-        assert f"\n    {part}" in out
-
-
 # --- databases -----------------------------------------------------------------------------------
-
-READING: Final = (["list"], ["runs"], ["show", "x"], ["pause", "tick"], ["resume", "tick"])
-
-
-@pytest.fixture(scope="module")
-def half_a_database(history: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a database of which the first page is left, and nothing else that makes sense."""
-    path = tmp_path_factory.mktemp("half") / "clarad.db"
-    data = (history / "state" / "clarad.db").read_bytes()
-    path.write_bytes(data[:4096] + b"\xa5" * (len(data) - 4096))
-    return path
-
-
-@pytest.mark.parametrize("words", READING, ids=" ".join)
-@pytest.mark.parametrize(
-    "bad",
-    [
-        "sqlite:///{0}",
-        "sqlite:///{0}/file",
-        "sqlite:///{1}",
-        "postgresql://me:a-password@/n?host={0}",
-    ],
-    ids=["a directory", "no database", "half a database", "no server"],
-)
-def test_a_database_that_cannot_be_used_is_one_line_and_exit_1(
-    alone: Console, tmp_path: Path, half_a_database: Path, words: list[str], bad: str
-) -> None:
-    (tmp_path / "file").write_text("This is no database.\n" * 1000)
-    url = bad.format(tmp_path, half_a_database)
-    status, out, err = alone("tasks", *words, DATABASE_URL=url)
-    assert (status, out) == (1, "")
-    [line] = err.splitlines()
-    assert line.startswith("clarad: ")
-    assert "a-password" not in line
-
-
-@pytest.mark.parametrize("words", READING, ids=" ".join)
-def test_a_database_of_a_newer_clarad_is_one_line_and_exit_1(
-    stopped: Console, words: list[str]
-) -> None:
-    with closing(sqlite3.connect(stopped.installation.state_dir / "clarad.db")) as connection:
-        connection.execute("UPDATE clarad_alembic_version SET version_num = '9999'")
-        connection.commit()
-    status, out, err = stopped("tasks", *words)
-    assert (status, out) == (1, "")
-    [line] = err.splitlines()
-    assert "revision 9999" in line
 
 
 def test_a_database_that_is_behind_has_no_runs_and_no_tasks_yet(stopped: Console) -> None:
