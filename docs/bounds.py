@@ -48,7 +48,7 @@ def worst_case() -> Mapping[str, int]:
         "messages": admission.MAX_SHARED + connections * admission.OWN_BYTES,
         "answers": 3 * answers,  # the text, and twice as JSON while it is being stored
         "replay": replay.MAX_SHARED,
-        "had": 40 * node.REMEMBERED * connections,
+        "had": 40 * node.MAX_SENT_TERMINALS * connections,
     }
 
 

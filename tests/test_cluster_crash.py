@@ -104,7 +104,7 @@ class Machine:
         time.sleep(chance.choice([0, LEASE * 2]))
         self._start_again()
 
-    def keep_up(self) -> None:
+    def apply_backpressure(self) -> None:
         """Start a daemon again that has found no database at its start, as systemd would."""
         if self.process.has_ended:
             self.process.kill()
@@ -112,7 +112,7 @@ class Machine:
 
     def wait_until_it_listens(self) -> None:
         def listens() -> bool:
-            self.keep_up()
+            self.apply_backpressure()
             return "listening on" in self.process.log
 
         wait_until(listens, "the daemon does not start")
@@ -340,7 +340,7 @@ def test_daemons_that_are_killed_frozen_and_cut_off_account_for_everything_once(
             fault(chance)
             time.sleep(chance.uniform(0, LEASE))
             for machine in machines:
-                machine.keep_up()
+                machine.apply_backpressure()
         load.end(outside)
         unfinished = "SELECT run_id FROM clarad_task_runs WHERE ended_at IS NULL"
         # Who starts while others have forgotten a task would take it for a new one.

@@ -13,7 +13,7 @@ from clarad.events import EventType
 from clarad.limits.memory import MemoryBudget
 from clarad.limits.rate import Rate
 from clarad.messages import sessions
-from clarad.messages.admission import OWN_BYTES, QUEUE_RETRY
+from clarad.messages.admission import OWN_BYTES, RETRY_AFTER
 from clarad.nurseries.connection import Connection
 from clarad.transport import outbox, sender, stream
 from clarad.transport.sender import text_frame
@@ -114,9 +114,9 @@ async def overflow(running: Running) -> None:
     """Wait until the node `slow` is about to be closed."""
     node = running.daemon.nodes.known("slow", "test")
     assert node is not None
-    assert isinstance(node.outlet, Connection)
+    assert isinstance(node.sink, Connection)
     with trio.fail_after(30):
-        while node.outlet._sender.closing is None:
+        while node.sink._sender.closing is None:
             await trio.sleep(0.01)
 
 
@@ -126,7 +126,8 @@ async def overflow(running: Running) -> None:
 async def test_a_flood_of_one_node_is_refused_and_another_node_is_answered(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running.daemon.turns.intake, "_room", MemoryBudget(1_000_000, OWN_BYTES))
+    budget = MemoryBudget(1_000_000, OWN_BYTES)
+    monkeypatch.setattr(running.daemon.turns.admission, "_budget", budget)
     flooder = await running.node("flooder", ["accepted"])
     refusals: list[Frame] = []
     for n in range(200):
@@ -135,7 +136,7 @@ async def test_a_flood_of_one_node_is_refused_and_another_node_is_answered(
         if (frame := await flooder.receive())["type"] == "error":
             refusals.append(frame)
     told = {(frame["code"], frame["recoverable"], frame["retry_after"]) for frame in refusals}
-    assert told == {("queue_full", True, QUEUE_RETRY)}
+    assert told == {("queue_full", True, RETRY_AFTER)}
     good = await running.node("good")
     await good.ask("m", "hello")
     assert (await good.outcome_of("m"))["full_text"] == "hello"

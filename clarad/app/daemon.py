@@ -141,7 +141,7 @@ class Daemon:
                 nodes=self.nodes,
                 redelivery=Redelivery(self._messages, Missed(self.writer), self._node_sessions),
                 causes=Causes(self.writer),
-                desk=self.turns,
+                handler=self.turns,
                 bus=self.bus,
                 outboxes=outboxes,
                 receiving=receive_budget(),
@@ -185,7 +185,7 @@ class Daemon:
                         await self._stop(self._supervisor)
                 finally:
                     self._status.stopping(stop_budget(self._settings))  # also of what has failed
-                    self.turns.refuse()
+                    self.turns.stop_accepting()
                     self._give_up()
         if self._life is not None and self._life.is_lost:
             raise LeaseLost("this daemon has lost its lease on the database")
@@ -221,7 +221,7 @@ class Daemon:
         """
         self._status.stopping(stop_budget(self._settings))
         self._gateways.stop_listening()
-        self.turns.refuse()
+        self.turns.stop_accepting()
         self._scheduler.stop_firing()
         self._serving.cancel("a stop was requested")
         if not self._is_announced:
@@ -275,7 +275,7 @@ class Daemon:
     def _end_life(self) -> None:
         """End all that goes on, side by side and at once; nothing more is written."""
         discovery.withdraw(self._settings.state_dir)
-        self.turns.refuse()
+        self.turns.stop_accepting()
         self._give_up()
         self.writer.cut()
         self._gateways.stop_listening()
@@ -292,9 +292,9 @@ class Daemon:
         self._settings = settings
         self._gateways.apply(settings, tls)
         self.turns.sessions.set_timeout(settings.session_timeout)
-        self.turns.answering.timeout = settings.message_timeout
-        self.turns.answering.slots.resize(settings.max_running)
-        self.turns.intake.set_rates(settings.rate_node, settings.rate_user)
+        self.turns.executor.timeout = settings.message_timeout
+        self.turns.executor.slots.resize(settings.max_running)
+        self.turns.admission.set_rates(settings.rate_node, settings.rate_user)
         self._sweeper.apply(settings)
         log.set_level(settings.log_level)
 

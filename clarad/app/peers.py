@@ -53,16 +53,16 @@ class Peers:
         match notice:
             case None:
                 self._scheduler.look_again()
-                self._nodes.look_for_more()
+                self._nodes.fetch_missed()
                 self._to_look.set()
             case TasksChanged():
                 self._scheduler.look_again()
             case NodeOwed():
                 node = self._nodes.known(notice.node_id, notice.platform)
-                if node is not None and node.outlet is not None:
-                    node.outlet.look_for_more()
+                if node is not None and node.sink is not None:
+                    node.sink.fetch_missed()
             case NodeCame():
-                self._nodes.go(notice.node_id, notice.platform, notice.after_seq)
+                self._nodes.evict(notice.node_id, notice.platform, notice.after_seq)
             case ChannelMoved() if self._messages.has(notice.owner):
                 self._turns.channel_moved(notice.platform, notice.channel_id)
             case CancelAsked():
@@ -89,9 +89,9 @@ class Peers:
     async def _look(self) -> None:
         await self._close_revoked()
         for asked in await self._messages.to_cancel():
-            self._turns.cancel_asked(asked)
+            self._turns.cancel_requested(asked)
         here = self._nodes.numbered_here()
         mine = await self._node_sessions.mine()
         for platform, node_id in here.keys() - mine:
             # Unless it has come back meanwhile.
-            self._nodes.go(node_id, platform, here[platform, node_id] + 1)
+            self._nodes.evict(node_id, platform, here[platform, node_id] + 1)

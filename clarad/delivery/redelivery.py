@@ -35,7 +35,7 @@ class Redelivery:
         """Whether a node may have been with another daemon."""
         return self._sessions.is_shared
 
-    async def take(
+    async def adopt(
         self, nodes: Nodes, node_id: str, platform: str, *, resumes: bool
     ) -> Node | None:
         """Have a node that registers, whichever daemon has had it.
@@ -51,7 +51,7 @@ class Redelivery:
         is_known = node.after_seq > 0
         taken = await self._sessions.take(platform, node_id, resumes=resumes, is_known=is_known)
         if taken is not None:
-            node.come(*taken)
+            node.adopt(*taken)
         return node
 
     def connected(self, node: Node, arrived: int | None) -> None:
@@ -76,15 +76,15 @@ class Redelivery:
         self._missed.forget(node.platform, node.id)
         self._sessions.forget(node.platform, node.id)
 
-    async def catch_up(self, node: Node, outlet: Sink, arrived: int | None) -> None:
+    async def catch_up(self, node: Node, sink: Sink, arrived: int | None) -> None:
         """Give a connection what its node has missed, a page at a time, the oldest first.
 
         Returns when it has been given everything, or is not the node's any more.
         """
         after = arrived or 0
-        while node.outlet is outlet:
-            before = node.window.first if node.resumes else EVERY
-            node.missed_more = False
+        while node.sink is sink:
+            before = node.replay.first if node.resumes else EVERY
+            node.has_missed_more = False
             try:
                 page = await self._missed.page(node.platform, node.id, after=after, before=before)
             except StoreError as error:
@@ -92,19 +92,19 @@ class Redelivery:
                 log.error("what %r has missed cannot be read: %s", node.id, error, extra=about)
                 await trio.sleep(STORE_RETRY)
                 continue
-            page = [missed for missed in page if not node.has_had(missed.key)]
-            if node.outlet is not outlet:
+            page = [missed for missed in page if not node.was_sent(missed.key)]
+            if node.sink is not sink:
                 return
             if page:
-                after = await self._give(node, outlet, page, after)
-            elif not node.missed_more and (not node.resumes or node.window.first == before):
+                after = await self._give(node, sink, page, after)
+            elif not node.has_missed_more and (not node.resumes or node.replay.first == before):
                 node.catch_up()
                 return
 
-    async def look_for_more(self, node: Node, outlet: Sink) -> None:
+    async def fetch_missed(self, node: Node, sink: Sink) -> None:
         """Give a connection what other daemons have stored for its node meanwhile."""
-        node.missed_more = True  # for one that is still being caught up
-        while node.outlet is outlet and node.caught_up:
+        node.has_missed_more = True  # for one that is still being caught up
+        while node.sink is sink and node.caught_up:
             before = node.after_seq + 1 if node.resumes else EVERY
             try:
                 page = await self._missed.page(node.platform, node.id, after=0, before=before)
@@ -113,19 +113,21 @@ class Redelivery:
                 log.error("what %r has missed cannot be read: %s", node.id, error, extra=about)
                 await trio.sleep(STORE_RETRY)
                 continue
-            page = [missed for missed in page if not node.has_had(missed.key)]
-            if not page or node.outlet is not outlet:
+            page = [missed for missed in page if not node.was_sent(missed.key)]
+            if not page or node.sink is not sink:
                 return
             for key, terminal, _ in page:
                 if node.resumes:
                     self._number(node, key, terminal.encode())
                 else:
-                    node.give(key, terminal.encode(), partial(self._messages.delivered, key))
+                    node.send_terminal(
+                        key, terminal.encode(), partial(self._messages.delivered, key)
+                    )
 
     def _number(self, node: Node, key: MessageKey, terminal: bytes) -> None:
         """Give a frame its number here, and then to the node."""
         place = node.reserve(key)
-        node.remember(key)
+        node.note_sent(key)
         if place is None:
             return
 
@@ -140,17 +142,17 @@ class Redelivery:
 
         self._missed.number(key, place.seq, numbered)
 
-    async def _give(self, node: Node, outlet: Sink, page: Sequence[MissedFrame], after: int) -> int:
+    async def _give(self, node: Node, sink: Sink, page: Sequence[MissedFrame], after: int) -> int:
         """Send these frames and wait until they are written; return the last one's number."""
         for key, terminal, seq in page:
             if node.resumes and seq is not None:
-                node.give_numbered(key, terminal.encode(), seq)
+                node.send_numbered(key, terminal.encode(), seq)
                 after = seq
             elif node.resumes and self.is_shared:
                 self._number(node, key, terminal.encode())
             else:
-                node.give(key, terminal.encode(), partial(self._messages.delivered, key))
+                node.send_terminal(key, terminal.encode(), partial(self._messages.delivered, key))
         written = trio.Event()
-        outlet.when_written(written.set)
+        sink.when_written(written.set)
         await written.wait()
         return after

@@ -25,7 +25,7 @@ class Nodes:
         )
         self._away: OrderedDict[tuple[str, str], Node] = OrderedDict()
         self._last_seq = 0
-        self._pool = shared()
+        self._budget = shared()
 
     def restore(self, sessions: Iterable[NodeSession], last_seq: int) -> None:
         """Know the sessions that an earlier run of the daemon has left, the oldest first.
@@ -37,20 +37,20 @@ class Nodes:
             node = self.find(session.node_id, session.platform)
             node.session_id = session.session_id
             node.resumes = True
-            node.left_at = time.monotonic() - session.away
+            node.disconnected_at = time.monotonic() - session.away
             self._keep(node)
 
     @property
     def connected(self) -> int:
         """How many nodes have a connection."""
-        return sum(node.outlet is not None for node in self._nodes.values())
+        return sum(node.sink is not None for node in self._nodes.values())
 
     def connect(
         self,
         node_id: str,
         platform: str,
         capabilities: frozenset[str],
-        outlet: Sink,
+        sink: Sink,
         caused_by: Sequence[str] = (),
         session_id: str | None = None,
         last_seq: int | None = None,
@@ -63,44 +63,44 @@ class Nodes:
         """
         node = self.find(node_id, platform)
         self._away.pop((platform, node_id), None)
-        if node.outlet is None and _is_stale(node):
+        if node.sink is None and _is_stale(node):
             node.end_session()
         resumed = (
             node.resumes
             and Capability.RESUME in capabilities
             and secrets.compare_digest(node.session_id.encode(), (session_id or "").encode())
         )
-        node.connect(outlet, capabilities)
+        node.connect(sink, capabilities)
         node.caused_by = tuple(caused_by)
         if resumed:
             return node, node.resume(last_seq or 0)
-        node.begin()
+        node.begin_session()
         return node, None
 
     def known(self, node_id: str, platform: str) -> Node | None:
         """Return the node of this id, if there is one."""
         return self._nodes.get((platform, node_id))
 
-    def go(self, node_id: str, platform: str, after_seq: int) -> None:
+    def evict(self, node_id: str, platform: str, after_seq: int) -> None:
         """Let a node go that has registered with another daemon."""
         node = self.known(node_id, platform)
         if node is not None and 0 < node.after_seq < after_seq:
             self._away.pop((platform, node_id), None)
-            node.go()
+            node.evict()
 
     def numbered_here(self) -> dict[tuple[str, str], int]:
         """Return after which numbers this daemon numbers the frames of nodes that it has."""
         return {key: node.after_seq for key, node in self._nodes.items() if node.after_seq}
 
-    def look_for_more(self) -> None:
+    def fetch_missed(self) -> None:
         """Have each node that is connected given what others have stored for it."""
         for node in list(self._nodes.values()):
-            if node.outlet is not None:
-                node.outlet.look_for_more()
+            if node.sink is not None:
+                node.sink.fetch_missed()
 
-    def disconnect(self, node: Node, outlet: Sink) -> bool:
+    def disconnect(self, node: Node, sink: Sink) -> bool:
         """Forget the connection, unless the node has another one by now; say whether it was so."""
-        if node.outlet is not outlet:
+        if node.sink is not sink:
             return False
         node.disconnect()
         if node.resumes and not node.unregistered:
@@ -119,7 +119,7 @@ class Nodes:
         node = self._nodes.get((platform, node_id))
         if node is None:
             node = self._nodes[platform, node_id] = Node(
-                node_id, platform, self._pool, self._last_seq
+                node_id, platform, self._budget, self._last_seq
             )
         return node
 
@@ -132,8 +132,8 @@ class Nodes:
 
     def _remember_numbers(self, node: Node) -> None:
         # Should it come back as new, its numbers have to go on above those in the store.
-        self._last_seq = max(self._last_seq, node.window.last)
+        self._last_seq = max(self._last_seq, node.replay.last)
 
 
 def _is_stale(node: Node) -> bool:
-    return time.monotonic() - node.left_at > KEPT_FOR.total_seconds()
+    return time.monotonic() - node.disconnected_at > KEPT_FOR.total_seconds()

@@ -48,9 +48,9 @@ class ReplayFrame:
 class ReplayBuffer:
     """The last frames of one node, from the oldest that is still here."""
 
-    def __init__(self, pool: MemoryBudget, last: int = 0) -> None:
-        """`pool` is all nodes' together, `last` the highest number that may have been given out."""
-        self._pool = pool
+    def __init__(self, budget: MemoryBudget, last: int = 0) -> None:
+        """`budget` is shared by all nodes; `last` is the highest number that may be in use."""
+        self._budget = budget
         self.last = last
         self.first = last + 1
         """Of all below this only the store knows."""
@@ -66,24 +66,24 @@ class ReplayBuffer:
     def reserve(self, key: MessageKey | None) -> ReplayFrame:
         """Give the next number to a frame that is still to come."""
         self.last += 1
-        kept = ReplayFrame(self.last, key)
-        self._frames.append(kept)
-        return kept
+        entry = ReplayFrame(self.last, key)
+        self._frames.append(entry)
+        return entry
 
-    def fill(self, kept: ReplayFrame, frame: bytes) -> None:
+    def fill(self, entry: ReplayFrame, frame: bytes) -> None:
         """Put a frame into its place."""
-        kept.frame = numbered(frame, kept.seq)
-        kept.settled = True
-        if kept.here:
-            self._hold(self._bytes + _size(kept))
+        entry.frame = numbered(frame, entry.seq)
+        entry.settled = True
+        if entry.here:
+            self._hold(self._bytes + _size(entry))
 
-    def withdraw(self, kept: ReplayFrame) -> None:
+    def withdraw(self, entry: ReplayFrame) -> None:
         """Leave a place empty: its number is never used."""
-        kept.settled = True
+        entry.settled = True
 
     def after(self, seq: int) -> Iterator[ReplayFrame]:
         """Return what is above this number, the oldest first."""
-        return (kept for kept in self._frames if kept.seq > seq)
+        return (entry for entry in self._frames if entry.seq > seq)
 
     def forget(self, seq: int) -> None:
         """Drop what is up to this number."""
@@ -99,25 +99,25 @@ class ReplayBuffer:
 
     def keep_terminal(self) -> None:
         """Drop all but terminal frames: the rest means nothing to a session that is new."""
-        for kept in self._frames:
-            kept.here = kept.key is not None
-        self._frames = deque(kept for kept in self._frames if kept.here)
+        for entry in self._frames:
+            entry.here = entry.key is not None
+        self._frames = deque(entry for entry in self._frames if entry.here)
         self._hold(sum(map(_size, self._frames)))
 
     def _is_too_large(self) -> bool:
         return (
             len(self._frames) > MAX_FRAMES
             or self._bytes > MAX_BYTES
-            or not self._pool.has_room_for(self._bytes)
+            or not self._budget.may_keep(self._bytes)
         )
 
     def _drop(self) -> None:
-        kept = self._frames.popleft()
-        kept.here = False
-        self._hold(self._bytes - _size(kept))
+        entry = self._frames.popleft()
+        entry.here = False
+        self._hold(self._bytes - _size(entry))
 
     def _hold(self, size: int) -> None:
-        self._pool.change(self._bytes, size)
+        self._budget.change(self._bytes, size)
         self._bytes = size
 
 
@@ -126,5 +126,5 @@ def shared() -> MemoryBudget:
     return MemoryBudget(MAX_SHARED)
 
 
-def _size(kept: ReplayFrame) -> int:
-    return len(kept.frame) + OVERHEAD if kept.settled and kept.frame else 0
+def _size(entry: ReplayFrame) -> int:
+    return len(entry.frame) + OVERHEAD if entry.settled and entry.frame else 0

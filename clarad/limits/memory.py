@@ -31,7 +31,7 @@ class MemoryBudget:
         """Whether somebody may have so much if nobody else has anything."""
         return 2 * self._shared(held) <= self.size
 
-    def has_room_for(self, held: int) -> bool:
+    def may_keep(self, held: int) -> bool:
         """Whether somebody may keep what he has, now that others have what they have."""
         return self.used + self._shared(held) <= self.size
 

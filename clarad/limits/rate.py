@@ -27,11 +27,11 @@ class Buckets:
         self._room = self._interval * (rate.at_once - 1)
         self._full_at: OrderedDict[Hashable, float] = OrderedDict()
 
-    def wait(self, key: Hashable, now: float) -> float:
+    def delay(self, key: Hashable, now: float) -> float:
         """Return the seconds until there is a token, 0 if there is one."""
         return max(self._full_at.get(key, now) - self._room - now, 0.0)
 
-    def take(self, key: Hashable, now: float) -> None:
+    def acquire(self, key: Hashable, now: float) -> None:
         """Take a token that is there."""
         self._full_at[key] = max(self._full_at.get(key, now), now) + self._interval
         self._full_at.move_to_end(key)
@@ -48,15 +48,15 @@ class Rates:
         self._nodes = None if node is None else Buckets(node)
         self._users = None if user is None else Buckets(user)
 
-    def wait(self, node: Hashable, user: Hashable, now: float) -> float:
+    def acquire(self, node: Hashable, user: Hashable, now: float) -> float:
         """Take a message in and return 0, or return the seconds until it is worth another try.
 
         A message that is refused counts for nothing.
         """
         kinds = ((self._nodes, node), (self._users, user))
         limits = [(buckets, key) for buckets, key in kinds if buckets is not None]
-        wait = max((buckets.wait(key, now) for buckets, key in limits), default=0.0)
+        wait = max((buckets.delay(key, now) for buckets, key in limits), default=0.0)
         if not wait:
             for buckets, key in limits:
-                buckets.take(key, now)
+                buckets.acquire(key, now)
         return wait

@@ -19,8 +19,8 @@ from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
-FIRST_LOOK: Final = 0.05
-LOOK_AGAIN: Final = 1.0
+FIRST_POLL: Final = 0.05
+MAX_POLL: Final = 1.0
 """Seconds until a message that waits for one that is not here looks by itself: at first, and at
 the most. It may have looked just before that one ended, and been written down just after it was
 looked for who is next."""
@@ -31,7 +31,7 @@ class _Channel:
 
     def __init__(self) -> None:
         self.moved = trio.Event()
-        self.pause = FIRST_LOOK
+        self.pause = FIRST_POLL
 
 
 class SharedChannels:
@@ -40,18 +40,18 @@ class SharedChannels:
     def __init__(
         self,
         store: Messages,
-        intake: AdmissionControl,
+        admission_control: AdmissionControl,
     ) -> None:
-        """`intake` keeps account of what is on its way to the store."""
+        """`admission_control` counts what is on its way to the store."""
         self._store = store
-        self._intake = intake
+        self._admission = admission_control
         self._channels: dict[tuple[str, str], _Channel] = {}
         self._cancelling: set[tuple[Node, str]] = set()
 
-    async def begin(self, key: MessageKey, let_others: Callable[[], None]) -> bool:
+    async def begin(self, key: MessageKey, release_slot: Callable[[], None]) -> bool:
         """Note that the message begins, if it is its turn.
 
-        If it is not, call `let_others`, wait until it may be, and return `False`.
+        If it is not, call `release_slot`, wait until it may be, and return `False`.
 
         Raises:
             StoreError: the store failed.
@@ -59,10 +59,10 @@ class SharedChannels:
         channel = self._channels.setdefault(key[:2], _Channel())
         if await self._store.begin_if_first(key):
             return True
-        let_others()
+        release_slot()
         with trio.move_on_after(channel.pause):
             await channel.moved.wait()
-        channel.pause = min(channel.pause * 2, LOOK_AGAIN)
+        channel.pause = min(channel.pause * 2, MAX_POLL)
         return False
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
@@ -78,19 +78,21 @@ class SharedChannels:
         """
         if (node, cancel.request_id) not in self._cancelling:
             self._cancelling.add((node, cancel.request_id))
-            self._intake.set_out(node)
+            self._admission.add_uncommitted(node)
             self._store.cancel(
                 node.platform,
                 node.id,
                 cancel.request_id,
                 cancel.reason or "requested",
-                partial(self._asked, node, cancel.request_id, is_here),
+                partial(self._cancel_stored, node, cancel.request_id, is_here),
             )
 
-    def _asked(self, node: Node, request_id: str, is_here: bool, found: bool | StoreError) -> None:
+    def _cancel_stored(
+        self, node: Node, request_id: str, is_here: bool, found: bool | StoreError
+    ) -> None:
         """Say if nothing comes of it."""
         self._cancelling.remove((node, request_id))
-        self._intake.arrive(node)
+        self._admission.remove_uncommitted(node)
         if isinstance(found, StoreError):
             about = catalogue.STORE_FAILED.about(node_id=node.id, request_id=request_id)
             log.error(

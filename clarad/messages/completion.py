@@ -32,13 +32,13 @@ class Completer:
         store: Messages,
         bus: Bus,
         start_soon: Callable[..., None],
-        leave: Callable[[Turn], None],
+        remove: Callable[[Turn], None],
     ) -> None:
-        """`start_soon` starts a task in the turns' nursery, `leave` takes a message out."""
+        """`start_soon` starts a task in the turns' nursery, `remove` takes a message out."""
         self._store = store
         self._bus = bus
         self._start_soon = start_soon
-        self._leave = leave
+        self._remove = remove
         self._given_up = trio.Event()
 
     def settle(self, turn: Turn) -> None:
@@ -60,9 +60,9 @@ class Completer:
             seq=None if place is None else place.seq,
             wanted=turn.wanted and not turn.node.unregistered,
             node_id=turn.node.id,
-            is_here=turn.node.outlet is not None,
+            is_here=turn.node.sink is not None,
             then=partial(self._written, turn, terminal, place, stopped_in),
-            moved=turn.node.go,
+            moved=turn.node.evict,
         )
 
     def _written(
@@ -75,25 +75,25 @@ class Completer:
     ) -> None:
         if error is not None:
             turn.node.withdraw(place)
-            about = catalogue.STORE_FAILED.about(**turn.fields())
+            about = catalogue.STORE_FAILED.about(**turn.log_fields())
             text = "the answer to %r waits, the store failed: %s"
             log.error(text, turn.message.id, error, extra=about)
-            self._start_soon(self._write_later, turn, terminal, stopped_in)
+            self._start_soon(self._retry, turn, terminal, stopped_in)
             return
-        turn.life.apply(Signal.SETTLED)
+        turn.lifecycle.apply(Signal.SETTLED)
         if turn.wanted:
             turn.node.deliver(turn.key, terminal, place, partial(self._store.delivered, turn.key))
         event_type, data = turn.end_event(stopped_in)
-        self._bus.publish(event_type, **turn.about(), data=data)
-        self._leave(turn)
+        self._bus.publish(event_type, **turn.event_fields(), data=data)
+        self._remove(turn)
 
-    async def _write_later(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
+    async def _retry(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:
         with trio.move_on_after(STORE_RETRY, shield=True) as pause:
             await self._given_up.wait()
         if pause.cancelled_caught:
             self._write(turn, terminal, stopped_in)
         else:
-            about = catalogue.STORE_FAILED.about(**turn.fields())
+            about = catalogue.STORE_FAILED.about(**turn.log_fields())
             text = "how %r ended is not stored: the daemon has to stop"
             log.error(text, turn.message.id, extra=about)
-            self._leave(turn)
+            self._remove(turn)

@@ -21,43 +21,43 @@ class Deduplicator:
     def __init__(self, store: Messages) -> None:
         self._store = store
 
-    def while_it_lives(self, turn: Turn, node: Node, message: protocol.Message) -> None:
+    def answer_live(self, turn: Turn, node: Node, message: protocol.Message) -> None:
         """Answer one that was sent again before its end."""
         if turn.message.content != message.content:
             _refuse_reuse(node, message.id)
-        elif turn.life.state in (State.RECEIVED, State.DOOMED):
+        elif turn.lifecycle.state in (State.RECEIVED, State.DOOMED):
             turn.resent_by.append(node)
             if node is turn.node:
-                turn.came_on = node.outlet
+                turn.received_on = node.sink
         else:
-            tell_duplicate(node, message.id)
+            send_duplicate(node, message.id)
 
-    async def after_its_end(self, turn: Turn) -> None:
+    async def answer_stored(self, turn: Turn) -> None:
         """Answer one that the store has already, with what the node missed."""
         node, request_id = turn.node, turn.message.id
         try:
             stored = await self._store.find(turn.key)
         except StoreError as error:
-            about = catalogue.STORE_FAILED.about(**turn.fields())
+            about = catalogue.STORE_FAILED.about(**turn.log_fields())
             log.error("the answer to %r cannot be read: %s", request_id, error, extra=about)
             why = "The answer could not be read; send the message again later."
-            node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
+            node.refuse(turn.received_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
             return
         if stored is None:  # it has been deleted since
             why = "The answer is not kept any more; send the message again to have it run anew."
-            node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
+            node.refuse(turn.received_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
             return
-        if turn.came_on is not node.outlet:
+        if turn.received_on is not node.sink:
             return  # on its new connection the node sends it again, if it still has to
         if _content(stored.frame, turn.key) not in (None, turn.message.content):
             _refuse_reuse(node, request_id)
             return
-        tell_duplicate(node, request_id)
+        send_duplicate(node, request_id)
         if stored.terminal is None:
             return  # it lives, with another daemon, or is not read back yet
         # What is owed to the node was given to its connection, or is about to be.
-        if stored.owed_to != node.id and not node.has_had(turn.key):
-            node.repeat(turn.key, stored.terminal.encode())
+        if stored.owed_to != node.id and not node.was_sent(turn.key):
+            node.resend(turn.key, stored.terminal.encode())
 
 
 def _content(frame: str, key: MessageKey) -> str | None:
@@ -67,9 +67,9 @@ def _content(frame: str, key: MessageKey) -> str | None:
         return None
 
 
-def tell_duplicate(node: Node, request_id: str) -> None:
+def send_duplicate(node: Node, request_id: str) -> None:
     """Say that the message was accepted before."""
-    if node.told_accepted:
+    if node.wants_accepted:
         node.send(protocol.Accepted(request_id=request_id, duplicate=True))
 
 
@@ -79,12 +79,12 @@ def refuse_unstored(turn: Turn, error: StoreError) -> None:
     if isinstance(error, InDoubt):
         return  # the daemon ends; the node sends it again, and finds out
     if isinstance(error, ChannelFull):
-        turn.node.refuse(turn.came_on, queue_full(request_id, str(error)))
+        turn.node.refuse(turn.received_on, queue_full(request_id, str(error)))
         return
-    about = catalogue.STORE_FAILED.about(**turn.fields())
+    about = catalogue.STORE_FAILED.about(**turn.log_fields())
     log.error("message %r is not accepted, the store failed: %s", request_id, error, extra=about)
     why = "The message could not be stored; send it again later."
-    turn.node.refuse(turn.came_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
+    turn.node.refuse(turn.received_on, Error(ErrorCode.PROCESSING_ERROR, why, True, request_id))
 
 
 def _refuse_reuse(node: Node, request_id: str) -> None:

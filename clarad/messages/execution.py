@@ -26,7 +26,7 @@ class Executor:
         self,
         responder: Responder,
         store: Messages,
-        elsewhere: SharedChannels,
+        shared_channels: SharedChannels,
         slots: Slots[Node],
         timeout: float,
     ) -> None:
@@ -35,14 +35,14 @@ class Executor:
         self.slots = slots
         self._responder = responder
         self._store = store
-        self._elsewhere = elsewhere
+        self._shared_channels = shared_channels
 
-    def take_slot(self, turn: Turn) -> bool:
+    def acquire_slot_nowait(self, turn: Turn) -> bool:
         """Take a slot for the message at once, if there is one for it."""
         turn.has_slot = self.slots.acquire_nowait(turn.node)
         return turn.has_slot
 
-    def leave_slot(self, turn: Turn) -> None:
+    def release_slot(self, turn: Turn) -> None:
         """Give its slot back, if it has one."""
         if turn.has_slot:
             turn.has_slot = False
@@ -59,9 +59,9 @@ class Executor:
                 await self._answer(turn)
             if turn.scope.cancelled_caught and trio.current_time() >= turn.scope.deadline:
                 why = f"No answer within {self.timeout:g} s."
-                turn.fail(Signal.TIMED_OUT, ErrorCode.TIMEOUT, why, turn.scope.deadline)
+                turn.decide_error(Signal.TIMED_OUT, ErrorCode.TIMEOUT, why, turn.scope.deadline)
         except* Exception as group:
-            _fail(turn, group)
+            _decide_error(turn, group)
 
     async def _answer(self, turn: Turn) -> None:
         if not turn.begun:
@@ -88,24 +88,24 @@ class Executor:
                 turn.begun = await self._store.begin(turn.key)
             else:
                 # What is before it may wait for a slot, here or with another daemon.
-                leave_slot = partial(self.leave_slot, turn)
-                turn.begun = await self._elsewhere.begin(turn.key, leave_slot)
+                release_slot = partial(self.release_slot, turn)
+                turn.begun = await self._shared_channels.begin(turn.key, release_slot)
         except StoreError as error:
-            about = catalogue.STORE_FAILED.about(**turn.fields())
+            about = catalogue.STORE_FAILED.about(**turn.log_fields())
             text = "message %r waits, the store failed: %s"
             log.error(text, turn.message.id, error, extra=about)
             await trio.sleep(STORE_RETRY)
 
 
-def _fail(turn: Turn, error: BaseException) -> None:
+def _decide_error(turn: Turn, error: BaseException) -> None:
     wanted = _find(error, ResponderError)
     if wanted is None:
-        about = catalogue.INTERNAL_ERROR.about(**turn.fields())
+        about = catalogue.INTERNAL_ERROR.about(**turn.log_fields())
         log.error("message %r failed", turn.message.id, exc_info=error, extra=about)
     why = "The message failed; the daemon's log says why." if wanted is None else str(wanted)
     is_about_sandboxes = isinstance(wanted, NoSandboxError)
     code = ErrorCode.NO_SANDBOX if is_about_sandboxes else ErrorCode.PROCESSING_ERROR
-    turn.fail(Signal.FAILED, code, why)
+    turn.decide_error(Signal.FAILED, code, why)
 
 
 def _find(error: BaseException, kind: type[ResponderError]) -> ResponderError | None:

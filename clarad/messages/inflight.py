@@ -28,7 +28,7 @@ class InFlight:
         return len(self._turns)
 
     def __iter__(self) -> Iterator[Turn]:
-        """Iterate over a copy: the roster may change meanwhile."""
+        """Iterate over a copy: messages may come and go meanwhile."""
         return iter(list(self._turns.values()))
 
     def find(self, key: MessageKey) -> Turn | None:
@@ -47,7 +47,7 @@ class InFlight:
         """Return the node's messages."""
         return [turn for turn in self._turns.values() if turn.node is node]
 
-    def place(self, turn: Turn) -> int:
+    def position(self, turn: Turn) -> int:
         """Return how many messages of its channel are before this one."""
         return self._channels[turn.key[:2]].index(turn)
 

@@ -19,42 +19,42 @@ from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
-MAX_LIVING: Final = 500
+MAX_LIVE: Final = 500
 MAX_BYTES: Final = 64 * 1024 * 1024
 """Messages that a backlog has read back and that live, and bytes of theirs, with which its next
 page waits."""
 
 
 class Backlog:
-    """What some lives have left, and how much of it is read back and lives.
+    """What some epochs have left, and how much of it is read back and lives.
 
     Each has room of its own. With room for all together, messages that wait for one of another
     backlog could take all of it, and that one would never be read.
     """
 
-    def __init__(self, lives: Collection[int] | None, last: int | None = None) -> None:
+    def __init__(self, epochs: Collection[int] | None, last: int | None = None) -> None:
         """With `last` it is what was there at the start, up to this number."""
-        self.lives = lives
+        self.epochs = epochs
         self.last = last
         self.abandoned: set[tuple[str, str]] = set()
         """Nodes that have unregistered since its page was asked for; by platform and id."""
-        self._living = self._bytes = 0
+        self._live = self._bytes = 0
         self._left = trio.Event()
 
-    async def has_room(self) -> None:
+    async def wait_for_room(self) -> None:
         """Wait until there is room for another page."""
-        while self._living > MAX_LIVING or self._bytes > MAX_BYTES:
+        while self._live > MAX_LIVE or self._bytes > MAX_BYTES:
             self._left = trio.Event()
             await self._left.wait()
 
     def add(self, size: int) -> None:
         """Count a message of so many bytes that was read back, until `remove`."""
-        self._living += 1
+        self._live += 1
         self._bytes += size
 
     def remove(self, size: int) -> None:
         """Count it no more."""
-        self._living -= 1
+        self._live -= 1
         self._bytes -= size
         self._left.set()
 
@@ -65,15 +65,15 @@ class Recovery:
     def __init__(
         self,
         store: Messages,
-        enter: Callable[[Unfinished, Backlog], None],
+        recover: Callable[[Unfinished, Backlog], None],
         cancel: Callable[[ToCancel], None],
     ) -> None:
-        """`enter` goes on with one message; of a backlog, in the order of their numbers.
+        """`recover` goes on with one message; of a backlog, in the order of their numbers.
 
         `cancel` cancels one that it was called with.
         """
         self._store = store
-        self._enter = enter
+        self._recover = recover
         self._cancel = cancel
         self._unread: Counter[tuple[str, str]] = Counter()
         self._inherited: deque[frozenset[int]] = deque()
@@ -82,17 +82,17 @@ class Recovery:
         self.has_read = False
         """Whether all that was there at the start is read."""
 
-    async def look(self) -> Backlog:
+    async def prepare(self) -> Backlog:
         """Count what is there, and return it. To be called before messages come.
 
         Raises:
             StoreError: the store failed.
         """
         self._inherited.clear()  # it is among all; what is inherited from here on may not be
-        lives = self._store.owners
+        epochs = self._store.owners
         last, self._unread = await self._store.backlog()
         self.has_read = False
-        return Backlog(lives, last)
+        return Backlog(epochs, last)
 
     async def run(self, first: Backlog) -> None:
         """Read it, and what is inherited meanwhile beside it, until cancelled."""
@@ -101,14 +101,14 @@ class Recovery:
             while True:
                 while self._inherited:
                     # What is read twice may have ended between the two, and would be run again.
-                    if lives := self._inherited.popleft().difference(first.lives or ()):
-                        nursery.start_soon(self._read, Backlog(lives))
+                    if epochs := self._inherited.popleft().difference(first.epochs or ()):
+                        nursery.start_soon(self._read, Backlog(epochs))
                 self._has_inherited = trio.Event()
                 await self._has_inherited.wait()
 
-    def inherit(self, lives: Collection[int]) -> None:
-        """Read what these lives have left."""
-        self._inherited.append(frozenset(lives))
+    def inherit(self, epochs: Collection[int]) -> None:
+        """Read what these epochs have left."""
+        self._inherited.append(frozenset(epochs))
         self._has_inherited.set()
 
     async def _read_first(self, backlog: Backlog) -> None:
@@ -131,10 +131,10 @@ class Recovery:
     async def _read_pages(self, backlog: Backlog) -> None:
         after = 0
         while True:
-            await backlog.has_room()
+            await backlog.wait_for_room()
             backlog.abandoned.clear()  # of those the page will say it
             try:
-                page = await self._store.unfinished(after, backlog.lives, backlog.last)
+                page = await self._store.unfinished(after, backlog.epochs, backlog.last)
             except StoreError as error:
                 await _wait_for_store(error)
                 continue
@@ -148,11 +148,11 @@ class Recovery:
                     self._unread[node] -= 1
                 if node in backlog.abandoned:
                     entry = entry._replace(cancel_reason=UNREGISTERED, wanted=False)
-                self._enter(entry, backlog)
-            await self._cancel_what_is_to_be(page[0].number - 1, page[-1].number)
+                self._recover(entry, backlog)
+            await self._cancel_requested(page[0].number - 1, page[-1].number)
             after = page[-1].number
 
-    async def _cancel_what_is_to_be(self, after: int, last: int) -> None:
+    async def _cancel_requested(self, after: int, last: int) -> None:
         """Look once more at the messages of a page.
 
         Who asked after the page was read, and before the message was entered, has found it only in
@@ -170,11 +170,11 @@ class Recovery:
 
     # --- what is unread --------------------------------------------------------------------------
 
-    def count(self) -> int:
+    def unread(self) -> int:
         """Return how many messages are unread."""
         return sum(self._unread.values())
 
-    def count_of(self, node: Node) -> int:
+    def unread_of(self, node: Node) -> int:
         """Return how many of the node's messages are unread."""
         return self._unread[node.platform, node.id]
 

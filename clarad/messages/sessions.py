@@ -17,7 +17,7 @@ from clarad.messages.turn import Session, SessionKey
 MAX_IDLE: Final = 4096
 """Sessions in which no message lives; of more, the one that has been so longest ends."""
 
-AT_ONE_GO: Final = 100
+END_BATCH: Final = 100
 """Sessions that are ended before others may do something."""
 
 
@@ -42,7 +42,7 @@ class Sessions:
         self._timeout = timeout
         self._changed.set()
 
-    def enter(self, key: SessionKey, caused_by: tuple[str, ...]) -> Session:
+    def acquire(self, key: SessionKey, caused_by: tuple[str, ...]) -> Session:
         """Return the session for a message that begins to live in it, a new one if need be."""
         session = self._sessions.get(key)
         if session is None:
@@ -52,7 +52,7 @@ class Sessions:
         self._idle.pop(key, None)
         return session
 
-    def leave(self, session: Session) -> None:
+    def release(self, session: Session) -> None:
         """Count a message no more; of very many sessions without any, end one."""
         session.messages -= 1
         if session.messages or self._sessions.get(session.key) is not session:
@@ -82,7 +82,7 @@ class Sessions:
         """End all sessions with the daemon."""
         for n, session in enumerate(list(self._sessions.values()), start=1):
             self._end(session, "shutdown")
-            if n % AT_ONE_GO == 0:
+            if n % END_BATCH == 0:
                 await trio.lowlevel.checkpoint()
 
     def _end(self, session: Session, why: str) -> None:

@@ -95,12 +95,12 @@ class Turn:
         is first in its channel when it is here. `number` is its place among those read back.
         """
         self.node = node
-        self.came_on = node.outlet
+        self.received_on = node.sink
         self.message = message
         self.size = size
         self.session = session
         self.key = MessageKey(platform, message.channel.id, message.id)
-        self.life = Lifecycle(state)
+        self.lifecycle = Lifecycle(state)
         self.scope = trio.CancelScope()
         self.waiting = trio.CancelScope()
         self.is_known_first = is_known_first
@@ -124,7 +124,7 @@ class Turn:
         self._publish = publish
         self._text: list[str] = []
         self._length = 0
-        self._room = answers
+        self._answer_budget = answers
         self._held = 0
         self._tools = 0
         self._tool_began = 0.0
@@ -137,20 +137,22 @@ class Turn:
         self, signal: Signal, reason: str = "", by: str = "", at: float | None = None
     ) -> bool:
         """Settle the outcome, unless it is settled already; return whether this call did it."""
-        if not self.life.apply(signal):
+        if not self.lifecycle.apply(signal):
             return False
         self.signal, self.reason, self.decided_by = signal, reason, by
         self.decided_at = trio.current_time() if at is None else at
         return True
 
-    def fail(self, signal: Signal, code: ErrorCode, reason: str, at: float | None = None) -> None:
+    def decide_error(
+        self, signal: Signal, code: ErrorCode, reason: str, at: float | None = None
+    ) -> None:
         """Settle on an `error` frame, unless the outcome is settled already."""
         if self.decide(signal, reason, _BY[signal], at):
             self.code = code
 
     def begin(self, timeout: float) -> bool:
         """Start the answer; `False` if the outcome is settled already."""
-        if not self.life.apply(Signal.BEGUN):
+        if not self.lifecycle.apply(Signal.BEGUN):
             return False
         self.scope.deadline = trio.current_time() + timeout
         self._emit(protocol.ResponseStart(id=self._response_id, request_id=self.message.id))
@@ -164,7 +166,7 @@ class Turn:
         if self._length > MAX_ANSWER:
             raise ResponderError(f"The answer is longer than {MAX_ANSWER} characters.")
         held = self._held + sys.getsizeof(chunk)
-        if not self._room.fits(self._held, held):
+        if not self._answer_budget.fits(self._held, held):
             raise ResponderError("Too many long answers are under way; try again later.")
         self._hold(held)
         self._text.append(chunk)
@@ -188,7 +190,7 @@ class Turn:
                 description=description or msgspec.UNSET,
             )
         )
-        self._tell(EventType.TOOL_START, name, {"description": description})
+        self._publish_tool(EventType.TOOL_START, name, {"description": description})
 
     def tool_result(self, name: str, *, success: bool, preview: str | None = None) -> None:
         """Announce a tool's end."""
@@ -204,15 +206,15 @@ class Turn:
             )
         )
         told = {"duration": round(duration, 6), "output_preview": preview}
-        self._tell(EventType.TOOL_END if success else EventType.TOOL_ERROR, name, told)
+        self._publish_tool(EventType.TOOL_END if success else EventType.TOOL_ERROR, name, told)
 
-    def _tell(self, event_type: EventType, tool: str, data: dict[str, Any]) -> None:
+    def _publish_tool(self, event_type: EventType, tool: str, data: dict[str, Any]) -> None:
         about = {"tool_name": tool, "step": self._tools}
-        self._publish(event_type, **self.about(), data=about | data)
+        self._publish(event_type, **self.event_fields(), data=about | data)
 
     def _emit(self, frame: msgspec.Struct) -> None:
         """Send a frame that is not terminal: only while the message runs."""
-        if self.life.state is State.RUNNING:
+        if self.lifecycle.state is State.RUNNING:
             self.node.send(frame)
 
     # --- its end ---------------------------------------------------------------------------------
@@ -224,12 +226,12 @@ class Turn:
             self._text = ["".join(self._text)]
         return self._text[0]
 
-    def forget_answer(self) -> None:
+    def release_answer(self) -> None:
         """Give its room back: the terminal frame has been sent."""
         self._hold(0)
 
     def _hold(self, size: int) -> None:
-        self._room.change(self._held, size)
+        self._answer_budget.change(self._held, size)
         self._held = size
 
     def terminal(self) -> protocol.ResponseEnd | protocol.Cancelled | protocol.Error:
@@ -257,11 +259,11 @@ class Turn:
 
     # --- what subscribers are told ---------------------------------------------------------------
 
-    def fields(self) -> dict[str, Any]:
+    def log_fields(self) -> dict[str, Any]:
         """Return what a record of the log says of whose message this is."""
-        return {name: value for name, value in self.about().items() if name != "caused_by"}
+        return {name: value for name, value in self.event_fields().items() if name != "caused_by"}
 
-    def about(self) -> dict[str, Any]:
+    def event_fields(self) -> dict[str, Any]:
         """Return the fields of an event that say which message it is about, and its cause."""
         return {
             "node_id": self.node.id,

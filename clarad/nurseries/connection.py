@@ -36,12 +36,12 @@ PONG_TIMEOUT: Final = 10.0
 
 
 class MessageHandler(Protocol):
-    """Where messages are handed in: the turns. Only `keep_up` waits."""
+    """Where messages are handed in: the turns. Only `apply_backpressure` waits."""
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Take a message; the answer comes through the node."""
 
-    async def keep_up(self, node: Node) -> None:
+    async def apply_backpressure(self, node: Node) -> None:
         """Wait for a moment if the node hands in more than can be taken."""
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
@@ -67,7 +67,7 @@ class Connection:
         nodes: Nodes,
         redelivery: Redelivery,
         causes: Causes,
-        desk: MessageHandler,
+        handler: MessageHandler,
         bus: Bus,
         outboxes: MemoryBudget,
         receiving: MemoryBudget,
@@ -83,7 +83,7 @@ class Connection:
         self._nodes = nodes
         self._redelivery = redelivery
         self._causes = causes
-        self._desk = desk
+        self._handler = handler
         self._bus = bus
         self._sender = Sender(websocket, stream, outboxes)
         stream.start_frames(self.end, receiving)
@@ -98,10 +98,10 @@ class Connection:
         """Call `then` once all that is queued is written; never, if the connection is lost."""
         self._sender.when_written(then)
 
-    def look_for_more(self) -> None:
+    def fetch_missed(self) -> None:
         """Read what another daemon has stored for the node."""
         if self.node is not None and self._nursery is not None:
-            self._nursery.start_soon(self._redelivery.look_for_more, self.node, self)
+            self._nursery.start_soon(self._redelivery.fetch_missed, self.node, self)
 
     def replace(self) -> None:
         """Close with 4000: the node has another connection, which gets what is queued."""
@@ -128,7 +128,7 @@ class Connection:
                 async with trio.open_nursery() as self._nursery:
                     nursery = self._nursery
                     nursery.start_soon(self._sender.run, nursery.cancel_scope)
-                    nursery.start_soon(self._beat)
+                    nursery.start_soon(self._heartbeat)
                     await self._read()
                     # If the close is ours, the writer is still waiting for the peer's answer to it.
                     if self._sender.closing is None:
@@ -141,7 +141,7 @@ class Connection:
 
     # --- the three tasks -------------------------------------------------------------------------
 
-    async def _beat(self) -> None:
+    async def _heartbeat(self) -> None:
         """Wait for the registration, then see that the peer is alive."""
         await trio.sleep(REGISTER_TIMEOUT)
         if self.node is None:
@@ -168,13 +168,13 @@ class Connection:
                 text = await self._websocket.get_message()
                 self._stream.release_received()
                 if self._sender.closing is None:
-                    await self._take(text)
+                    await self._handle_frame(text)
         except ConnectionClosed:
             return
 
     # --- frames ----------------------------------------------------------------------------------
 
-    async def _take(self, text: str | bytes) -> None:
+    async def _handle_frame(self, text: str | bytes) -> None:
         try:
             if isinstance(text, bytes):
                 raise protocol.Refused(
@@ -184,8 +184,8 @@ class Connection:
             if self.node is None:
                 await self._register(frame)
             else:
-                self._handle(self.node, frame, text)
-                await self._desk.keep_up(self.node)
+                self._dispatch(self.node, frame, text)
+                await self._handler.apply_backpressure(self.node)
         except protocol.Refused as refused:
             self._reply(refused.error)
 
@@ -198,21 +198,21 @@ class Connection:
             )
         return protocol.decode(text)
 
-    def _handle(self, node: Node, frame: protocol.Inbound, text: str) -> None:
+    def _dispatch(self, node: Node, frame: protocol.Inbound, text: str) -> None:
         match frame:
             case protocol.Message():
-                self._desk.submit(node, frame, text)
+                self._handler.submit(node, frame, text)
             case protocol.Cancel():
-                self._desk.cancel(node, frame)
+                self._handler.cancel(node, frame)
             case protocol.Ping():
                 self._reply(protocol.Pong(timestamp=_now()))
             case protocol.StatusRequest():
-                self._reply(self._desk.status(node))
+                self._reply(self._handler.status(node))
             case protocol.Unregister():
                 self._nodes.forget(node)
                 self._redelivery.forget(node)
                 self._authenticator.free(node.platform, node.id)
-                self._desk.abandon(node)
+                self._handler.abandon(node)
                 self.end(CloseCode.UNREGISTERED, "unregistered")
             case protocol.Register():
                 raise protocol.Refused(
@@ -245,14 +245,14 @@ class Connection:
         if self.token_name is not None:
             self.token = self._credential or frame.secret
         if self._sender.closing is None:
-            await self._come(frame)
+            await self._adopt_node(frame)
 
-    async def _come(self, frame: protocol.Register) -> None:
+    async def _adopt_node(self, frame: protocol.Register) -> None:
         """Register a node that another daemon may have had."""
         resumes = Capability.RESUME in frame.capabilities
         try:
             caused_by = await self._causes.confirm(frame.caused_by)
-            held = await self._redelivery.take(
+            held = await self._redelivery.adopt(
                 self._nodes, frame.node_id, frame.platform, resumes=resumes
             )
         except StoreError as error:

@@ -26,7 +26,7 @@ from clarad.messages import admission, stored_frames
 from clarad.messages.admission import AdmissionControl
 from clarad.messages.cluster import SharedChannels
 from clarad.messages.completion import Completer
-from clarad.messages.dedupe import Deduplicator, refuse_unstored, tell_duplicate
+from clarad.messages.dedupe import Deduplicator, refuse_unstored, send_duplicate
 from clarad.messages.execution import Executor
 from clarad.messages.inflight import MAX_WAITING, InFlight
 from clarad.messages.lifecycle import Signal, State
@@ -63,17 +63,17 @@ class Turns:
         self._store = store
         self._nursery: trio.Nursery | None = None
         self.sessions = Sessions(bus, session_timeout)
-        self._roster = InFlight()
-        self.intake = AdmissionControl(self._roster, rates)
-        self._repeats = Deduplicator(store)
-        self._recovery = Recovery(store, self._recover, self.cancel_asked)
+        self._inflight = InFlight()
+        self.admission = AdmissionControl(self._inflight, rates)
+        self._deduplicator = Deduplicator(store)
+        self._recovery = Recovery(store, self._recover, self.cancel_requested)
         self._reading = trio.CancelScope()
         self._is_shared = isinstance(store, ClusterMessages)
-        self._elsewhere = SharedChannels(store, self.intake)
-        self.answering = Executor(responder, store, self._elsewhere, slots, message_timeout)
+        self._shared_channels = SharedChannels(store, self.admission)
+        self.executor = Executor(responder, store, self._shared_channels, slots, message_timeout)
         self._answers = answers()
-        self._endings = Completer(store, bus, self._start_soon, self._leave)
-        self._refusing = False
+        self._completer = Completer(store, bus, self._start_soon, self._remove)
+        self._stopping = False
         self._serving = False
         self._changed = trio.Event()  # for `drained`: a message has left, or is left waiting
         boot = secrets.token_hex(4)
@@ -83,15 +83,16 @@ class Turns:
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled; every message that has begun still gets its terminal frame.
 
-        After `refuse`, those that wait stay in the store. Without it this is to be started again,
-        as after a failure of its own, and nobody would go on with them: they are cancelled, too.
+        Messages that an earlier run of the daemon has left are recovered meanwhile.
 
-        What an earlier life has left is read back meanwhile.
+        After `stop_accepting`, queued messages stay in the store for the next start. Without it,
+        this has failed and the supervisor starts it again: queued messages are cancelled, because
+        the new run would not find them.
 
         Raises:
-            StoreError: what there is cannot be read.
+            StoreError: what an earlier run has left cannot be read.
         """
-        backlog = await self._recovery.look()
+        backlog = await self._recovery.prepare()
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._read_back, backlog)
             self._nursery.start_soon(self.sessions.run)
@@ -109,85 +110,85 @@ class Turns:
     def count(self) -> tuple[int, int, int]:
         """Return how many sessions there are, and how many messages run and wait."""
         waiting = sum(
-            not turn.has_slot and turn.life.state is State.WAITING for turn in self._roster
+            not turn.has_slot and turn.lifecycle.state is State.WAITING for turn in self._inflight
         )
-        waiting += self._recovery.count()
-        return len(self.sessions), self.answering.slots.in_use, waiting
+        waiting += self._recovery.unread()
+        return len(self.sessions), self.executor.slots.in_use, waiting
 
-    def refuse(self) -> None:
+    def stop_accepting(self) -> None:
         """Take no new messages, and begin none: those that wait are the next start's.
 
         They can still be cancelled. On PostgreSQL another daemon may run them, once this one ends.
         """
-        self._refusing = True
+        self._stopping = True
         self._reading.cancel("the daemon is stopping")
-        for turn in self._roster:
+        for turn in self._inflight:
             turn.waiting.cancel("the daemon is stopping")
 
     async def drained(self) -> None:
-        """Wait until no message is under way; to be called after `refuse`."""
-        while not all(map(self._stays, self._roster)):
+        """Wait until no message is under way; to be called after `stop_accepting`."""
+        while not all(map(self._stays_queued, self._inflight)):
             if self._changed.is_set():
                 self._changed = trio.Event()
             await self._changed.wait()
 
     def stop(self) -> None:
         """Cancel the messages that are under way; to be followed by `drained`."""
-        for turn in self._roster:
-            if turn.begun or not self._refusing:
+        for turn in self._inflight:
+            if turn.begun or not self._stopping:
                 self._cancel(turn, "the daemon is stopping", "daemon")
             elif turn.has_task:  # the store is about to say whether it has begun
                 turn.scope.cancel("the daemon is stopping")
 
     def give_up(self) -> None:
         """Wait no longer for a store that fails; the next start finds what is unfinished."""
-        self._endings.give_up()
+        self._completer.give_up()
 
     # --- what connections ask for ----------------------------------------------------------------
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Take a message from a node. Everything it is answered with comes through the node."""
         key = MessageKey(node.platform, message.channel.id, message.id)
-        if (turn := self._roster.find(key)) is not None:
-            self._repeats.while_it_lives(turn, node, message)
-        elif self._refusing or not self._serving:
+        if (turn := self._inflight.find(key)) is not None:
+            self._deduplicator.answer_live(turn, node, message)
+        elif self._stopping or not self._serving:
             why = "The daemon is stopping; send it again later."
-            node.refuse(node.outlet, Error(ErrorCode.SHUTTING_DOWN, why, True, message.id))
-        elif refusal := self.intake.refusal(node, message, text, trio.current_time()):
-            node.refuse(node.outlet, refusal)
+            node.refuse(node.sink, Error(ErrorCode.SHUTTING_DOWN, why, True, message.id))
+        elif refusal := self.admission.admit(node, message, text, trio.current_time()):
+            node.refuse(node.sink, refusal)
         else:
             self._admit(node, message, text)
 
-    async def keep_up(self, node: Node) -> None:
+    async def apply_backpressure(self, node: Node) -> None:
         """Wait for a moment if very many of the node's messages are not in the store yet."""
-        await self.intake.keep_up(node)
+        await self.admission.apply_backpressure(node)
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
         """Cancel the node's messages with this id; `not_found` if none can be cancelled."""
         reason = cancel.reason or "requested"
-        turns = self._roster.of_request(node, cancel.request_id)
+        turns = self._inflight.of_request(node, cancel.request_id)
         cancelled = [self._cancel(turn, reason, node.id) for turn in turns]  # each, not any
         is_here = any(cancelled)
         if self._is_shared or not self._recovery.has_read:  # there may be some in other channels
-            self._elsewhere.cancel(node, cancel, is_here=is_here)
+            self._shared_channels.cancel(node, cancel, is_here=is_here)
         elif not is_here:
             why = "No message with this id is waiting or running."
             node.send_error(cancel.request_id, ErrorCode.NOT_FOUND, why, recoverable=False)
 
     def status(self, node: Node) -> protocol.Status:
         """Count the node's messages."""
-        turns = self._roster.of_node(node)
-        running = sum(turn.life.state is State.RUNNING for turn in turns)
+        turns = self._inflight.of_node(node)
+        running = sum(turn.lifecycle.state is State.RUNNING for turn in turns)
         return protocol.Status(
             node_id=node.id,
             active_requests=running,
-            queue_length=len(turns) - running + self._recovery.count_of(node),
+            queue_length=len(turns) - running + self._recovery.unread_of(node),
             uptime_seconds=self._uptime(),
         )
 
     def abandon(self, node: Node) -> None:
         """Cancel all messages of a node that is gone for good, as the store was told to note."""
-        for turn in self._roster.of_node(node):
+        for turn in self._inflight.of_node(node):
             self._cancel(turn, UNREGISTERED, node.id)
         self._recovery.abandon(node)
 
@@ -197,11 +198,11 @@ class Turns:
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
         """Look whose turn it is: a message of this channel has ended with another daemon."""
-        self._elsewhere.channel_moved(platform, channel_id)
+        self._shared_channels.channel_moved(platform, channel_id)
 
-    def cancel_asked(self, asked: ToCancel) -> None:
+    def cancel_requested(self, asked: ToCancel) -> None:
         """Cancel a message, if it lives here, as the store says that it was asked for."""
-        if (turn := self._roster.find(asked.key)) is not None:
+        if (turn := self._inflight.find(asked.key)) is not None:
             turn.wanted = turn.wanted and asked.wanted
             self._cancel(turn, asked.reason, turn.node.id)
 
@@ -209,11 +210,13 @@ class Turns:
 
     def _admit(self, node: Node, message: protocol.Message, text: str) -> None:
         """Give the message its place, and have it written down."""
-        turn = self._enter(node, node.platform, message, text, State.RECEIVED)
+        turn = self._add(node, node.platform, message, text, State.RECEIVED)
         # Where other daemons have messages, the store looks whether any is before it.
         may_begin = self._is_shared or turn.is_known_first
-        turn.begun = may_begin and self._roster.is_first(turn) and self.answering.take_slot(turn)
-        self.intake.set_out(node)
+        turn.begun = (
+            may_begin and self._inflight.is_first(turn) and self.executor.acquire_slot_nowait(turn)
+        )
+        self.admission.add_uncommitted(node)
         self._store.accept(
             turn.key,
             node_id=node.id,
@@ -230,7 +233,7 @@ class Turns:
 
     async def _read_back(self, backlog: Backlog) -> None:
         with trio.CancelScope() as self._reading:
-            if not self._refusing:
+            if not self._stopping:
                 await self._recovery.run(backlog)
 
     def _recover(self, entry: Unfinished, backlog: Backlog) -> None:
@@ -239,8 +242,8 @@ class Turns:
         What had begun may have acted, and ends as `interrupted`.
         """
         key = entry.key
-        if (here := self._roster.find(key)) is not None:
-            if here.life.state in (State.RECEIVED, State.DOOMED):
+        if (here := self._inflight.find(key)) is not None:
+            if here.lifecycle.state in (State.RECEIVED, State.DOOMED):
                 here.found = entry, backlog  # sent again, which the store is about to say
             return
         why = ""
@@ -251,28 +254,28 @@ class Turns:
         node = self._nodes.find(entry.node_id, key.platform)
         # Of those that daemons share the store says in which order they come.
         number = math.inf if self._is_shared else entry.number
-        turn = self._enter(node, key.platform, message, entry.frame, State.WAITING, number)
+        turn = self._add(node, key.platform, message, entry.frame, State.WAITING, number)
         turn.backlog, turn.wanted = backlog, entry.wanted
         backlog.add(turn.size)
         if entry.begun:
             text = "The daemon was stopped while it worked on this message; send it anew."
-            self._fail(turn, Signal.INTERRUPTED, ErrorCode.INTERRUPTED, text)
+            self._end_with_error(turn, Signal.INTERRUPTED, ErrorCode.INTERRUPTED, text)
         elif entry.cancel_reason is not None:
             self._cancel(turn, entry.cancel_reason, node.id)
         elif why:
-            about = catalogue.MESSAGE_UNREADABLE.about(**turn.fields())
+            about = catalogue.MESSAGE_UNREADABLE.about(**turn.log_fields())
             text = "the stored message %r (row %d) cannot be read, and ends with an error: %s"
             log.error(text, key.request_id, entry.number, why, extra=about)
             text = "The message as it is stored cannot be read; send it again with a new id."
-            self._fail(turn, Signal.FAILED, ErrorCode.PROCESSING_ERROR, text)
-        elif self._is_shared or self._roster.is_first(turn):
+            self._end_with_error(turn, Signal.FAILED, ErrorCode.PROCESSING_ERROR, text)
+        elif self._is_shared or self._inflight.is_first(turn):
             self._start(turn)  # among those of other daemons it may have its turn before ours
 
-    def _fail(self, turn: Turn, signal: Signal, code: ErrorCode, text: str) -> None:
-        turn.fail(signal, code, text)
+    def _end_with_error(self, turn: Turn, signal: Signal, code: ErrorCode, text: str) -> None:
+        turn.decide_error(signal, code, text)
         self._settle(turn)
 
-    def _enter(
+    def _add(
         self,
         node: Node,
         platform: str,
@@ -287,7 +290,7 @@ class Turns:
             platform,
             message,
             size=admission.size(text, message),
-            session=self.sessions.enter(key, node.caused_by),
+            session=self.sessions.acquire(key, node.caused_by),
             response_id=next(self._response_ids),
             state=state,
             publish=self._bus.publish,
@@ -295,8 +298,8 @@ class Turns:
             is_known_first=not self._is_shared and self._recovery.has_read,
             number=number,
         )
-        self._roster.add(turn)
-        self.intake.add(turn)
+        self._inflight.add(turn)
+        self.admission.add(turn)
         return turn
 
     def _start_soon(self, task: Callable[..., Awaitable[None]], *arguments: Any) -> None:
@@ -305,60 +308,60 @@ class Turns:
 
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
         """The message is written down, and owed an answer from here on; or it is not."""
-        self.intake.arrive(turn.node)
+        self.admission.remove_uncommitted(turn.node)
         if isinstance(result, StoreError):
             self._drop(turn)
             refuse_unstored(turn, result)
         elif not result:
-            was_cancelled = turn.life.decided
+            was_cancelled = turn.lifecycle.decided
             self._drop(turn)
             if was_cancelled:  # the one that the store has is meant
                 cancel = protocol.Cancel(request_id=turn.message.id, reason=turn.reason)
                 self.cancel(turn.node, cancel)
-            self._start_soon(self._repeats.after_its_end, turn)
+            self._start_soon(self._deduplicator.answer_stored, turn)
         else:
-            turn.life.apply(Signal.ACCEPTED)
-            self._tell_accepted(turn)
+            turn.lifecycle.apply(Signal.ACCEPTED)
+            self._send_accepted(turn)
             content = {"content": turn.message.content}
-            self._bus.publish(EventType.MESSAGE_RECEIVED, **turn.about(), data=content)
-            self._go_on(turn)
+            self._bus.publish(EventType.MESSAGE_RECEIVED, **turn.event_fields(), data=content)
+            self._advance(turn)
 
-    def _go_on(self, turn: Turn) -> None:
+    def _advance(self, turn: Turn) -> None:
         """Take an accepted message as far as it can get by now."""
-        if turn.life.decided:
+        if turn.lifecycle.decided:
             self._settle(turn)
-        elif self._stays(turn):
+        elif self._stays_queued(turn):
             self._changed.set()
-        elif self._roster.is_first(turn):
+        elif self._inflight.is_first(turn):
             self._start(turn)
 
     def _start(self, turn: Turn) -> None:
         if turn.has_task:
             return
         turn.has_task = True
-        self._start_soon(self._live, turn)
+        self._start_soon(self._run_turn, turn)
 
-    async def _live(self, turn: Turn) -> None:
+    async def _run_turn(self, turn: Turn) -> None:
         """From its turn to its outcome."""
         try:
-            await self.answering.answer(turn)
+            await self.executor.answer(turn)
         finally:
             turn.has_task = False
-            if self._stays(turn):
-                self.answering.leave_slot(turn)
+            if self._stays_queued(turn):
+                self.executor.release_slot(turn)
                 self._changed.set()
             else:
                 turn.decide(Signal.CANCELLED, "the daemon is stopping", "daemon")  # if nothing has
                 self._settle(turn)
 
-    def _stays(self, turn: Turn) -> bool:
+    def _stays_queued(self, turn: Turn) -> bool:
         """Whether a stop leaves the message waiting in the store, as a kill would."""
-        waits = turn.life.state is State.WAITING and not turn.begun and not turn.has_task
-        return self._refusing and waits
+        waits = turn.lifecycle.state is State.WAITING and not turn.begun and not turn.has_task
+        return self._stopping and waits
 
     def _cancel(self, turn: Turn, reason: str, by: str) -> bool:
         """Settle on a cancellation, and start it; `False` if the outcome is settled already."""
-        was_waiting = turn.life.state is State.WAITING
+        was_waiting = turn.lifecycle.state is State.WAITING
         if not turn.decide(Signal.CANCELLED, reason, by):
             return False
         if turn.has_task:
@@ -369,39 +372,39 @@ class Turns:
 
     def _settle(self, turn: Turn) -> None:
         """See the message to its terminal frame: nothing of it runs any more."""
-        self.answering.leave_slot(turn)
-        self._endings.settle(turn)
+        self.executor.release_slot(turn)
+        self._completer.settle(turn)
 
     def _drop(self, turn: Turn) -> None:
         """Forget a message that is not accepted."""
-        turn.life.apply(Signal.DROPPED)
-        self.answering.leave_slot(turn)
-        self._leave(turn)
+        turn.lifecycle.apply(Signal.DROPPED)
+        self.executor.release_slot(turn)
+        self._remove(turn)
         if turn.found is not None:
             self._recover(*turn.found)
 
-    def _leave(self, turn: Turn) -> None:
+    def _remove(self, turn: Turn) -> None:
         """Forget the message, and let the next one in its channel have its turn."""
-        following = self._roster.remove(turn)
-        self.intake.remove(turn)
-        turn.forget_answer()
+        following = self._inflight.remove(turn)
+        self.admission.remove(turn)
+        turn.release_answer()
         if turn.backlog is not None:
             turn.backlog.remove(turn.size)
-        self.sessions.leave(turn.session)
-        self._elsewhere.channel_moved(*turn.key[:2])
-        if following is not None and following.life.state is State.WAITING:
-            self._go_on(following)
+        self.sessions.release(turn.session)
+        self._shared_channels.channel_moved(*turn.key[:2])
+        if following is not None and following.lifecycle.state is State.WAITING:
+            self._advance(following)
         self._changed.set()
 
     # --- what nodes are told -----------------------------------------------------
 
-    def _tell_accepted(self, turn: Turn) -> None:
+    def _send_accepted(self, turn: Turn) -> None:
         node, request_id = turn.node, turn.message.id
-        if node.told_accepted:
+        if node.wants_accepted:
             node.send(protocol.Accepted(request_id=request_id, duplicate=False))
         for again in turn.resent_by:
-            tell_duplicate(again, request_id)
-        if not turn.life.decided and (place := max(self._roster.place(turn), turn.ahead)):
+            send_duplicate(again, request_id)
+        if not turn.lifecycle.decided and (place := max(self._inflight.position(turn), turn.ahead)):
             node.send(
                 protocol.Status(
                     active_requests=1,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clarad.delivery.node import REMEMBERED, Node
+from clarad.delivery.node import MAX_SENT_TERMINALS, Node
 from clarad.delivery.registry import Nodes
 from clarad.protocol import CloseCode, Pong, encode
 from clarad.store import KEPT_FOR, MessageKey, NodeSession
@@ -31,7 +31,7 @@ class FakeConnection:
     def when_written(self, then: Callable[[], None]) -> None:
         self.to_be_written.append(then)
 
-    def look_for_more(self) -> None:
+    def fetch_missed(self) -> None:
         pass
 
     def replace(self) -> None:
@@ -52,11 +52,9 @@ def connection() -> FakeConnection:
     return FakeConnection()
 
 
-def connect(
-    nodes: Nodes, outlet: FakeConnection, *capabilities: str, platform: str = "test"
-) -> Node:
+def connect(nodes: Nodes, sink: FakeConnection, *capabilities: str, platform: str = "test") -> Node:
     """Register, and be given at once what was missed: nothing, as far as the store knows."""
-    node, _ = nodes.connect("n", platform, frozenset(capabilities), outlet)
+    node, _ = nodes.connect("n", platform, frozenset(capabilities), sink)
     node.catch_up()
     return node
 
@@ -79,19 +77,19 @@ def test_a_node_is_what_it_registered_as(nodes: Nodes, connection: FakeConnectio
 def test_a_node_can_do_what_it_says_it_can(nodes: Nodes, connection: FakeConnection) -> None:
     node = connect(nodes, connection, "streaming", "accepted", "juggling")
     assert node.streaming
-    assert node.told_accepted
+    assert node.wants_accepted
 
 
 def test_a_node_that_says_nothing_can_do_nothing(nodes: Nodes, connection: FakeConnection) -> None:
     node = connect(nodes, connection)
     assert not node.streaming
-    assert not node.told_accepted
+    assert not node.wants_accepted
 
 
 def test_what_a_node_said_last_counts(nodes: Nodes, connection: FakeConnection) -> None:
     node = connect(nodes, connection, "streaming", "accepted")
     connect(nodes, FakeConnection())
-    assert (node.streaming, node.told_accepted) == (False, False)
+    assert (node.streaming, node.wants_accepted) == (False, False)
 
 
 def test_the_same_id_on_another_platform_is_another_node(
@@ -127,7 +125,7 @@ def test_the_connection_that_it_had_before_is_closed_as_replaced(
     connect(nodes, second)
     assert connection.ended == [CloseCode.REPLACED]
     assert second.ended == []
-    assert node.outlet is second
+    assert node.sink is second
 
 
 def test_a_node_that_was_away_replaces_nothing(nodes: Nodes, connection: FakeConnection) -> None:
@@ -141,7 +139,7 @@ def test_another_node_replaces_nothing(nodes: Nodes, connection: FakeConnection)
     node = connect(nodes, connection)
     nodes.connect("other", "test", frozenset(), FakeConnection())
     assert connection.ended == []
-    assert node.outlet is connection
+    assert node.sink is connection
 
 
 def test_a_replaced_connection_that_ends_does_not_disconnect_the_node(
@@ -151,7 +149,7 @@ def test_a_replaced_connection_that_ends_does_not_disconnect_the_node(
     second = FakeConnection()
     connect(nodes, second)
     nodes.disconnect(node, connection)
-    assert node.outlet is second
+    assert node.sink is second
 
 
 # --- frames --------------------------------------------------------------------------------------
@@ -180,13 +178,13 @@ def test_a_terminal_frame_is_sent_and_remembered(nodes: Nodes, connection: FakeC
     node = connect(nodes, connection)
     deliver(node)
     assert connection.sent == [TERMINAL]
-    assert node.has_had(KEY)
+    assert node.was_sent(KEY)
 
 
 def test_a_terminal_frame_that_was_never_sent_is_not_remembered(
     nodes: Nodes, connection: FakeConnection
 ) -> None:
-    assert not connect(nodes, connection).has_had(KEY)
+    assert not connect(nodes, connection).was_sent(KEY)
 
 
 def test_a_terminal_frame_for_a_node_that_is_away_does_not_count_as_delivered(
@@ -195,7 +193,7 @@ def test_a_terminal_frame_for_a_node_that_is_away_does_not_count_as_delivered(
     node = connect(nodes, connection)
     nodes.disconnect(node, connection)
     deliver(node)
-    assert not node.has_had(KEY)
+    assert not node.was_sent(KEY)
 
 
 def test_what_an_earlier_connection_was_given_does_not_count_as_delivered(
@@ -204,17 +202,17 @@ def test_what_an_earlier_connection_was_given_does_not_count_as_delivered(
     node = connect(nodes, connection)
     deliver(node)
     connect(nodes, FakeConnection())
-    assert not node.has_had(KEY)
+    assert not node.was_sent(KEY)
 
 
 def test_of_very_many_terminal_frames_the_oldest_are_forgotten(
     nodes: Nodes, connection: FakeConnection
 ) -> None:
     node = connect(nodes, connection)
-    keys = [MessageKey("test", "c", f"m-{number}") for number in range(REMEMBERED + 1)]
+    keys = [MessageKey("test", "c", f"m-{number}") for number in range(MAX_SENT_TERMINALS + 1)]
     for key in keys:
         deliver(node, key)
-    assert [key for key in keys if not node.has_had(key)] == keys[:1]
+    assert [key for key in keys if not node.was_sent(key)] == keys[:1]
 
 
 # --- sessions that are resumed -------------------------------------------------------------------
@@ -224,15 +222,15 @@ def resume(
     nodes: Nodes, session_id: str | None, last_seq: int | None = None, name: str = "n"
 ) -> tuple[Node, FakeConnection, int | None]:
     """Register with a session, and be given at once what was missed."""
-    outlet = FakeConnection()
+    sink = FakeConnection()
     wanted = frozenset({"resume"})
-    node, arrived = nodes.connect(name, "test", wanted, outlet, (), session_id, last_seq)
+    node, arrived = nodes.connect(name, "test", wanted, sink, (), session_id, last_seq)
     node.catch_up()
-    return node, outlet, arrived
+    return node, sink, arrived
 
 
-def numbers(outlet: FakeConnection) -> list[int]:
-    return [json.loads(frame)["seq"] for frame in outlet.sent]
+def numbers(sink: FakeConnection) -> list[int]:
+    return [json.loads(frame)["seq"] for frame in sink.sent]
 
 
 def test_what_is_sent_while_a_node_is_away_is_kept_for_it(nodes: Nodes) -> None:
@@ -246,23 +244,23 @@ def test_what_is_sent_while_a_node_is_away_is_kept_for_it(nodes: Nodes) -> None:
 
 
 def test_frames_wait_for_one_before_them_that_is_still_to_be_stored(nodes: Nodes) -> None:
-    node, outlet, _ = resume(nodes, None)
+    node, sink, _ = resume(nodes, None)
     first, second = node.reserve(KEY), node.reserve(KEY)
     node.send(PONG)
-    assert outlet.sent == []
+    assert sink.sent == []
     node.withdraw(first)
-    assert outlet.sent == []
+    assert sink.sent == []
     node.deliver(KEY, TERMINAL, second, lambda: None)
-    assert numbers(outlet) == [2, 3]
+    assert numbers(sink) == [2, 3]
 
 
 def test_a_connection_that_is_not_caught_up_yet_is_sent_nothing(nodes: Nodes) -> None:
-    outlet = FakeConnection()
-    node, _ = nodes.connect("n", "test", frozenset({"resume"}), outlet)
+    sink = FakeConnection()
+    node, _ = nodes.connect("n", "test", frozenset({"resume"}), sink)
     node.send(PONG)
-    assert outlet.sent == []
+    assert sink.sent == []
     node.catch_up()
-    assert numbers(outlet) == [1]
+    assert numbers(sink) == [1]
 
 
 def test_a_last_seq_that_was_never_given_out_is_not_believed(nodes: Nodes) -> None:
@@ -278,8 +276,8 @@ def test_a_last_seq_that_was_never_given_out_is_not_believed(nodes: Nodes) -> No
 def test_without_its_session_id_a_session_is_not_resumed(
     nodes: Nodes, session_id: str | None
 ) -> None:
-    node, outlet, _ = resume(nodes, None)
-    nodes.disconnect(node, outlet)
+    node, sink, _ = resume(nodes, None)
+    nodes.disconnect(node, sink)
     was = node.session_id
     assert resume(nodes, session_id, last_seq=0)[2] is None
     assert node.session_id != was
@@ -291,12 +289,12 @@ def test_a_plain_node_s_session_is_not_resumed(nodes: Nodes, connection: FakeCon
 
 
 def test_a_session_without_its_node_is_forgotten_after_a_day(nodes: Nodes) -> None:
-    node, outlet, _ = resume(nodes, None)
+    node, sink, _ = resume(nodes, None)
     deliver(node)
-    nodes.disconnect(node, outlet)
-    node.left_at -= KEPT_FOR.total_seconds() + 1
-    again, outlet, arrived = resume(nodes, node.session_id, last_seq=0)
-    assert (again, arrived, outlet.sent) == (node, None, [])
+    nodes.disconnect(node, sink)
+    node.disconnected_at -= KEPT_FOR.total_seconds() + 1
+    again, sink, arrived = resume(nodes, node.session_id, last_seq=0)
+    assert (again, arrived, sink.sent) == (node, None, [])
 
 
 def test_of_very_many_nodes_that_are_away_the_oldest_are_forgotten_and_no_number_comes_twice(
@@ -305,24 +303,24 @@ def test_of_very_many_nodes_that_are_away_the_oldest_are_forgotten_and_no_number
     monkeypatch.setattr("clarad.delivery.registry.MAX_AWAY", 1)
     session_ids = {}
     for name in ("old", "new"):
-        node, outlet, _ = resume(nodes, None, name=name)
+        node, sink, _ = resume(nodes, None, name=name)
         node.send(PONG)
-        nodes.disconnect(node, outlet)
+        nodes.disconnect(node, sink)
         session_ids[name] = node.session_id
     del node
     gc.collect()
     assert resume(nodes, session_ids["new"], 1, name="new")[2] == 1
-    node, outlet, arrived = resume(nodes, session_ids["old"], 1, name="old")
+    node, sink, arrived = resume(nodes, session_ids["old"], 1, name="old")
     node.send(PONG)
     assert arrived is None
-    assert numbers(outlet) == [2]
+    assert numbers(sink) == [2]
 
 
 def test_sessions_of_an_earlier_run_are_resumed_with_numbers_of_this_one(nodes: Nodes) -> None:
     nodes.restore([NodeSession("test", "n", "session", away=60)], last_seq=1000)
-    node, outlet, arrived = resume(nodes, "session", last_seq=7)
+    node, sink, arrived = resume(nodes, "session", last_seq=7)
     node.send(PONG)
-    assert (arrived, numbers(outlet)) == (7, [1001])
+    assert (arrived, numbers(sink)) == (7, [1001])
 
 
 # --- memory --------------------------------------------------------------------------------------
@@ -350,7 +348,7 @@ def test_a_node_that_nobody_refers_to_is_forgotten(
 def test_a_node_that_never_registered_has_no_connection(nodes: Nodes) -> None:
     node = nodes.find("n", "test")
     node.send(PONG)
-    assert node.outlet is None
+    assert node.sink is None
 
 
 @given(

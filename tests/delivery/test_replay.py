@@ -57,13 +57,13 @@ def test_of_very_long_frames_the_oldest_are_dropped() -> None:
 
 
 def test_of_very_many_nodes_each_keeps_less() -> None:
-    pool = shared()
-    windows = [ReplayBuffer(pool) for _ in range(50)]
+    budget = shared()
+    windows = [ReplayBuffer(budget) for _ in range(50)]
     for window in windows:
         for _ in range(4):
             window.fill(window.reserve(None), FRAME + b" " * (MAX_BYTES // 5))
             window.trim(sent=window.last)
-    assert pool.used <= MAX_SHARED
+    assert budget.used <= MAX_SHARED
     assert len(seqs(windows[0])) == 4
     assert seqs(windows[-1]) == []
 
@@ -81,8 +81,8 @@ class Model:
     """The same, said in the simplest way."""
 
     def __init__(self) -> None:
-        self.pool = shared()
-        self.window = ReplayBuffer(self.pool)
+        self.budget = shared()
+        self.window = ReplayBuffer(self.budget)
         self.all: list[ReplayFrame] = []
         self.gone = 0
 
@@ -112,4 +112,4 @@ def test_all_that_was_not_forgotten_is_there_in_order(steps: list[tuple[str, int
     assert [kept for kept in model.all if kept.here] == left
     assert model.window.first == model.gone + 1
     filled = [kept.frame for kept in left if kept.settled]
-    assert model.pool.used == sum(len(frame) + OVERHEAD for frame in filled)
+    assert model.budget.used == sum(len(frame) + OVERHEAD for frame in filled)

@@ -11,14 +11,14 @@ from clarad.limits.rate import Buckets, Rate, Rates
 def allowed(limits: Rates, *, user: str = "u", node: str = "n", now: float = 0.0) -> int:
     """Return how many messages are taken in at once."""
     taken = 0
-    while not limits.wait(node, user, now):
+    while not limits.acquire(node, user, now):
         taken += 1
         assert taken <= 1000
     return taken
 
 
 def test_without_a_rate_nothing_is_refused() -> None:
-    assert not any(Rates().wait("n", "u", 0) for _ in range(1000))
+    assert not any(Rates().acquire("n", "u", 0) for _ in range(1000))
 
 
 def test_as_many_as_are_said_come_at_once() -> None:
@@ -34,7 +34,7 @@ def test_a_token_comes_back_each_interval() -> None:
 def test_who_is_refused_is_told_how_long_to_wait() -> None:
     limits = Rates(user=Rate(6, at_once=1))
     allowed(limits)
-    assert limits.wait("n", "u", 4.0) == pytest.approx(6)
+    assert limits.acquire("n", "u", 4.0) == pytest.approx(6)
 
 
 def test_everyone_has_a_bucket_of_their_own() -> None:
@@ -67,8 +67,8 @@ def test_it_is_a_bucket_that_fills_evenly(
     for pause in pauses:
         now += pause
         tokens = min(tokens + pause * per_minute / 60, at_once)
-        wait = buckets.wait("key", now)
+        wait = buckets.delay("key", now)
         assert wait == pytest.approx(max(1 - tokens, 0) * 60 / per_minute, abs=1e-6)
         if not wait:
-            buckets.take("key", now)
+            buckets.acquire("key", now)
             tokens -= 1

@@ -15,7 +15,7 @@ from clarad.delivery import replay
 from clarad.delivery.node import Node
 from clarad.limits.rate import Rate, Rates
 from clarad.messages import admission
-from clarad.messages.admission import MAX_ARRIVING, MAX_PAUSE, OWN_BYTES, AdmissionControl
+from clarad.messages.admission import MAX_PAUSE, MAX_UNCOMMITTED, OWN_BYTES, AdmissionControl
 from clarad.messages.inflight import MAX_WAITING, InFlight
 from clarad.messages.lifecycle import State
 from clarad.messages.turn import Session, SessionKey, Turn, answers
@@ -26,8 +26,8 @@ class Door:
     """An intake, and what has come through."""
 
     def __init__(self, rates: Rates | None = None) -> None:
-        self.roster = InFlight()
-        self.intake = AdmissionControl(self.roster, rates or Rates())
+        self.inflight = InFlight()
+        self.admission = AdmissionControl(self.inflight, rates or Rates())
         self.turns: list[Turn] = []
 
     def ask(
@@ -35,7 +35,7 @@ class Door:
     ) -> ErrorCode | None:
         """Send a message; return what it is refused with."""
         message = Message(f"{len(self.turns)}", User(user, user), Channel(channel), "", **fields)
-        if refusal := self.intake.refusal(node, message, text, 0):
+        if refusal := self.admission.admit(node, message, text, 0):
             return refusal.code
         turn = Turn(
             node,
@@ -50,15 +50,15 @@ class Door:
             is_known_first=True,
             number=math.inf,
         )
-        self.roster.add(turn)
-        self.intake.add(turn)
+        self.inflight.add(turn)
+        self.admission.add(turn)
         self.turns.append(turn)
         return None
 
     def end(self, turns: Iterable[Turn]) -> None:
         for turn in turns:
-            self.roster.remove(turn)
-            self.intake.remove(turn)
+            self.inflight.remove(turn)
+            self.admission.remove(turn)
 
     def flood(self, node: Node, text: str = "") -> int:
         """Send a message in a channel each until one is refused; return how many were not."""
@@ -162,9 +162,9 @@ async def test_rates_that_stay_the_same_go_on_counting() -> None:
     (node,) = nodes(1)
     door = Door(Rates(user=Rate(60, at_once=1)))
     assert door.ask(node, "c") is None
-    door.intake.set_rates(None, Rate(60, at_once=1))
+    door.admission.set_rates(None, Rate(60, at_once=1))
     assert door.ask(node, "c") is ErrorCode.RATE_LIMITED
-    door.intake.set_rates(None, None)
+    door.admission.set_rates(None, None)
     assert door.ask(node, "c") is None
 
 
@@ -175,11 +175,11 @@ async def paused(door: Door, node: Node, nursery: trio.Nursery) -> trio.Event:
     """Ask whether to read on; the event is set when the node is read from again."""
     reads_on = trio.Event()
 
-    async def keep_up() -> None:
-        await door.intake.keep_up(node)
+    async def apply_backpressure() -> None:
+        await door.admission.apply_backpressure(node)
         reads_on.set()
 
-    nursery.start_soon(keep_up)
+    nursery.start_soon(apply_backpressure)
     await wait_all_tasks_blocked()
     return reads_on
 
@@ -188,13 +188,13 @@ async def test_a_node_that_sends_more_than_the_store_can_write_waits_for_it(
     nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     door, (node, other) = Door(), nodes(2)
-    for _ in range(MAX_ARRIVING):
+    for _ in range(MAX_UNCOMMITTED):
         assert (await paused(door, node, nursery)).is_set()
-        door.intake.set_out(node)
+        door.admission.add_uncommitted(node)
     reads_on = await paused(door, node, nursery)
     assert not reads_on.is_set()
     assert (await paused(door, other, nursery)).is_set()
-    door.intake.arrive(node)
+    door.admission.remove_uncommitted(node)
     await wait_all_tasks_blocked()
     assert reads_on.is_set()
 
@@ -203,11 +203,11 @@ async def test_a_store_that_stands_still_does_not_keep_a_node_from_being_heard(
     nursery: trio.Nursery, mock_clock: MockClock
 ) -> None:
     door, (node,) = Door(), nodes(1)
-    for _ in range(MAX_ARRIVING):
-        door.intake.set_out(node)
+    for _ in range(MAX_UNCOMMITTED):
+        door.admission.add_uncommitted(node)
     reads_on = await paused(door, node, nursery)
     mock_clock.jump(MAX_PAUSE)
     await wait_all_tasks_blocked()
     assert reads_on.is_set()
-    for _ in range(MAX_ARRIVING):
-        door.intake.arrive(node)
+    for _ in range(MAX_UNCOMMITTED):
+        door.admission.remove_uncommitted(node)

@@ -12,7 +12,7 @@ from clarad.delivery.node import Node, Sink
 from clarad.delivery.replay import shared
 from clarad.limits.rate import Rates
 from clarad.messages import admission, cluster
-from clarad.messages.admission import MAX_ARRIVING, AdmissionControl
+from clarad.messages.admission import MAX_UNCOMMITTED, AdmissionControl
 from clarad.messages.cluster import SharedChannels
 from clarad.messages.inflight import InFlight
 from clarad.store import CancelAsked, StoreError
@@ -33,7 +33,7 @@ class Side(NamedTuple):
 
     messages: SharedDesk
     elsewhere: SharedChannels
-    intake: AdmissionControl
+    admission_control: AdmissionControl
 
 
 class Told:
@@ -69,7 +69,7 @@ def node(told: Told) -> Node:
 @pytest.fixture
 async def two(share: Share, monkeypatch: pytest.MonkeyPatch) -> list[Side]:
     """Two daemons."""
-    for name in ("FIRST_LOOK", "LOOK_AGAIN"):
+    for name in ("FIRST_POLL", "MAX_POLL"):
         monkeypatch.setattr(cluster, name, FOR_EVER)
     return [_side(SharedDesk(daemon)) for daemon in await share(2)]
 
@@ -178,7 +178,7 @@ async def test_what_is_said_while_the_store_looks_is_not_missed(
 async def test_a_message_finds_out_by_itself_if_nothing_is_said(
     two: list[Side], nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster, "FIRST_LOOK", 0.01)
+    monkeypatch.setattr(cluster, "FIRST_POLL", 0.01)
     here, there = two
     await here.messages.admit(1)
     await there.messages.admit(2)
@@ -254,11 +254,11 @@ async def test_what_is_cancelled_again_and_again_is_asked_once_and_answered_once
 ) -> None:
     side = two[0]
     async with queueing_up(side.messages.writer):
-        for _ in range(MAX_ARRIVING * 2):
+        for _ in range(MAX_UNCOMMITTED * 2):
             side.elsewhere.cancel(node, protocol.Cancel("1"))
         await wait_all_tasks_blocked()
         with trio.fail_after(PATIENCE):
-            await side.intake.keep_up(node)  # there is one on its way
+            await side.admission_control.apply_backpressure(node)  # there is one on its way
     await looked(side)
     assert [error["code"] for error in told.frames] == ["not_found"]
     side.elsewhere.cancel(node, protocol.Cancel("1"))
@@ -276,17 +276,17 @@ async def test_who_sends_more_cancels_than_the_store_can_answer_waits_for_it(
     monkeypatch.setattr(admission, "MAX_PAUSE", FOR_EVER)
     side, has_kept_up = two[0], trio.Event()
 
-    async def keep_up() -> None:
-        await side.intake.keep_up(node)
+    async def apply_backpressure() -> None:
+        await side.admission_control.apply_backpressure(node)
         has_kept_up.set()
 
     async with queueing_up(side.messages.writer):
-        for number in range(MAX_ARRIVING):
+        for number in range(MAX_UNCOMMITTED):
             side.elsewhere.cancel(node, protocol.Cancel(f"{number}"))
-        nursery.start_soon(keep_up)
+        nursery.start_soon(apply_backpressure)
         await wait_all_tasks_blocked()
         assert not has_kept_up.is_set()
     with trio.fail_after(PATIENCE):
         await has_kept_up.wait()
     await looked(side)
-    assert len(told.frames) == MAX_ARRIVING
+    assert len(told.frames) == MAX_UNCOMMITTED

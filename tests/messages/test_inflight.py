@@ -40,7 +40,7 @@ def turn(
 
 @run_in_trio
 def test_what_is_read_back_comes_before_what_is_new_in_the_order_of_its_numbers() -> None:
-    roster = InFlight()
+    inflight = InFlight()
     new, second, third, first = (
         turn("n"),
         turn("2", number=2),
@@ -48,53 +48,53 @@ def test_what_is_read_back_comes_before_what_is_new_in_the_order_of_its_numbers(
         turn("1", number=1),
     )
     for each in (new, second, third, first):
-        roster.add(each)
-    assert [roster.place(each) for each in (first, second, third, new)] == [0, 1, 2, 3]
-    assert roster.remove(second) is None
-    assert roster.remove(first) is third
+        inflight.add(each)
+    assert [inflight.position(each) for each in (first, second, third, new)] == [0, 1, 2, 3]
+    assert inflight.remove(second) is None
+    assert inflight.remove(first) is third
 
 
 @run_in_trio
 def test_the_first_of_a_channel_has_its_turn_and_the_others_wait() -> None:
-    roster = InFlight()
+    inflight = InFlight()
     first, second, elsewhere = turn("1"), turn("2"), turn("3", "other")
     for each in (first, second, elsewhere):
-        roster.add(each)
-    assert [roster.place(each) for each in (first, second, elsewhere)] == [0, 1, 0]
-    assert roster.remove(first) is second
-    assert roster.remove(second) is None
+        inflight.add(each)
+    assert [inflight.position(each) for each in (first, second, elsewhere)] == [0, 1, 0]
+    assert inflight.remove(first) is second
+    assert inflight.remove(second) is None
 
 
 @run_in_trio
 def test_one_that_leaves_from_the_queue_makes_it_nobody_s_turn() -> None:
-    roster = InFlight()
+    inflight = InFlight()
     running, dropped, last = turn("1"), turn("2"), turn("3")
     for each in (running, dropped, last):
-        roster.add(each)
-    assert roster.remove(dropped) is None
-    assert roster.remove(running) is last
+        inflight.add(each)
+    assert inflight.remove(dropped) is None
+    assert inflight.remove(running) is last
 
 
 @run_in_trio
 def test_a_channel_is_full_with_one_that_runs_and_all_that_may_wait() -> None:
-    roster = InFlight()
+    inflight = InFlight()
     for n in range(MAX_WAITING + 1):
-        assert not roster.is_full(turn("next").key)
-        roster.add(turn(f"{n}"))
-    assert roster.is_full(turn("next").key)
-    assert not roster.is_full(turn("next", "other").key)
+        assert not inflight.is_full(turn("next").key)
+        inflight.add(turn(f"{n}"))
+    assert inflight.is_full(turn("next").key)
+    assert not inflight.is_full(turn("next", "other").key)
 
 
 @run_in_trio
 def test_one_id_in_two_channels_is_two_messages_of_one_request() -> None:
-    roster = InFlight()
+    inflight = InFlight()
     here, there = turn("1", "here"), turn("1", "there")
-    roster.add(here)
-    roster.add(there)
-    assert roster.of_request(NODES[0], "1") == [here, there]
-    assert roster.of_request(NODES[1], "1") == []
-    roster.remove(here)
-    assert roster.of_request(NODES[0], "1") == [there]
+    inflight.add(here)
+    inflight.add(there)
+    assert inflight.of_request(NODES[0], "1") == [here, there]
+    assert inflight.of_request(NODES[1], "1") == []
+    inflight.remove(here)
+    assert inflight.of_request(NODES[0], "1") == [there]
 
 
 class Everybody(RuleBasedStateMachine):
@@ -104,7 +104,7 @@ class Everybody(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.roster = InFlight()
+        self.inflight = InFlight()
         self.model: dict[str, list[Turn]] = {}
         self.count = 0
 
@@ -113,7 +113,7 @@ class Everybody(RuleBasedStateMachine):
         self.count += 1
         made: list[Turn] = []
         run_in_trio(lambda: made.append(turn(f"{self.count}", channel, node)))()
-        self.roster.add(made[0])
+        self.inflight.add(made[0])
         self.model.setdefault(channel, []).append(made[0])
         return made[0]
 
@@ -122,18 +122,18 @@ class Everybody(RuleBasedStateMachine):
         queue = self.model[leaving.key.channel_id]
         was_first = queue[0] is leaving
         queue.remove(leaving)
-        assert self.roster.remove(leaving) is (queue[0] if queue and was_first else None)
+        assert self.inflight.remove(leaving) is (queue[0] if queue and was_first else None)
 
     @invariant()
     def everybody_is_found_in_their_place(self) -> None:
         everybody = [each for queue in self.model.values() for each in queue]
-        assert set(self.roster) == set(everybody)
-        assert len(self.roster) == len(everybody)
+        assert set(self.inflight) == set(everybody)
+        assert len(self.inflight) == len(everybody)
         for queue in self.model.values():
-            assert [self.roster.place(each) for each in queue] == list(range(len(queue)))
+            assert [self.inflight.position(each) for each in queue] == list(range(len(queue)))
         for each in everybody:
-            assert self.roster.find(each.key) is each
-            assert each in self.roster.of_node(each.node)
+            assert self.inflight.find(each.key) is each
+            assert each in self.inflight.of_node(each.node)
 
 
 TestEverybody = Everybody.TestCase

@@ -52,7 +52,7 @@ def leave(tmp_path: Path) -> Leave:
 def _one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each page has one message, and is read when none that was read back is left."""
     monkeypatch.setattr(unfinished, "PAGE_CHARACTERS", 1)
-    monkeypatch.setattr(recovery, "MAX_LIVING", 0)
+    monkeypatch.setattr(recovery, "MAX_LIVE", 0)
 
 
 async def begun(running: Running, request_id: str) -> None:
@@ -274,7 +274,7 @@ async def test_after_a_kill_unread_messages_of_a_node_that_had_unregistered_are_
     leave("old-2", "b")
     before = await start()
     await begun(before, "old-1")
-    monkeypatch.setattr(before.daemon.turns._recovery, "_enter", lambda *_: None)
+    monkeypatch.setattr(before.daemon.turns._recovery, "_recover", lambda *_: None)
     peer = await before.node()
     await peer.send("unregister")
     assert await peer.close_code() == 1000
@@ -322,7 +322,7 @@ async def test_what_is_cancelled_while_the_turns_are_started_again_is_cancelled(
     assert running.responder.ran == ["old-1"]
 
 
-class Heir:
+class Successor:
     """The store of a daemon that has two lives to see to; nothing is left of any."""
 
     owners = frozenset({1, 2})
@@ -341,14 +341,14 @@ class Heir:
 async def test_a_life_that_is_read_at_the_start_is_not_read_again_when_it_is_inherited(
     nursery: trio.Nursery,
 ) -> None:
-    heir = Heir()
-    recovery = Recovery(cast(Messages, heir), lambda *_: None, lambda _: None)
-    first = await recovery.look()
+    successor = Successor()
+    recovery = Recovery(cast(Messages, successor), lambda *_: None, lambda _: None)
+    first = await recovery.prepare()
     for lives in ({2}, {2, 3}):
         recovery.inherit(lives)
     nursery.start_soon(recovery.run, first)
     await trio.testing.wait_all_tasks_blocked()
-    assert set(heir.read) == {heir.owners, frozenset({3})}
+    assert set(successor.read) == {successor.owners, frozenset({3})}
     nursery.cancel_scope.cancel("the test has ended")
 
 

@@ -25,12 +25,12 @@ class House:
         self._events = events
 
     def enter(self, user: str, *caused_by: str) -> Session:
-        return self.sessions.enter(SessionKey("test", user, "channel"), caused_by)
+        return self.sessions.acquire(SessionKey("test", user, "channel"), caused_by)
 
     async def visit(self, *users: str) -> None:
         """Have a message of each user come and end."""
         for user in users:
-            self.sessions.leave(self.enter(user))
+            self.sessions.release(self.enter(user))
             await wait_all_tasks_blocked()
 
     def told(self) -> list[tuple[str | None, str]]:
@@ -70,7 +70,7 @@ async def test_what_led_to_the_first_message_led_to_the_session(house: House) ->
 async def test_a_session_ends_when_nothing_has_come_for_its_time(
     autojump_clock: MockClock, house: House
 ) -> None:
-    house.sessions.leave(house.enter("a"))
+    house.sessions.release(house.enter("a"))
     await trio.sleep(TIMEOUT - 1)
     await house.visit("a")  # from here on it counts anew
     await trio.sleep(TIMEOUT - 1)
@@ -86,7 +86,7 @@ async def test_a_session_with_a_message_does_not_time_out_before_that_has_left(
     session = house.enter("a")
     await trio.sleep(TIMEOUT * 3.5)
     assert house.told() == [("a", "start")]
-    house.sessions.leave(session)
+    house.sessions.release(session)
     await trio.sleep(TIMEOUT - 1)
     assert house.told() == []
     await trio.sleep(2)
@@ -110,7 +110,7 @@ async def test_a_session_with_a_message_is_not_crowded_out(
     monkeypatch.setattr(sessions, "MAX_IDLE", 1)
     busy = house.enter("busy")
     house.enter("busy")
-    house.sessions.leave(busy)
+    house.sessions.release(busy)
     await house.visit("a", "b", "c")
     assert house.enter("busy") is busy
     assert [user for user, what in house.told() if what == "crowded_out"] == ["a", "b"]
@@ -140,8 +140,8 @@ async def test_a_shorter_timeout_holds_for_sessions_that_are_there(
 async def test_a_session_that_ends_by_time_while_all_are_ended_ends_once(
     autojump_clock: MockClock, house: House
 ) -> None:
-    for number in range(sessions.AT_ONE_GO * 2):
-        house.sessions.leave(house.enter(f"{number}"))
+    for number in range(sessions.END_BATCH * 2):
+        house.sessions.release(house.enter(f"{number}"))
     house.sessions.set_timeout(0)
     await house.sessions.end_all()
     ends: defaultdict[str | None, list[str]] = defaultdict(list)
@@ -149,7 +149,7 @@ async def test_a_session_that_ends_by_time_while_all_are_ended_ends_once(
         ends[user].append(what)
     once = (["start", "timeout", "timeout"], ["start", "shutdown"])
     assert all(told in once for told in ends.values())
-    assert len(ends) == sessions.AT_ONE_GO * 2
+    assert len(ends) == sessions.END_BATCH * 2
 
 
 class Woken(trio.abc.Instrument):

@@ -142,7 +142,7 @@ async def test_one_connection_too_many_is_told_to_try_later(start: Start) -> Non
     await running.node("b")
     assert await (await running.connect()).close_code() == 1013
     await first.drop()
-    while running.daemon.nodes.find("a", "test").outlet is not None:
+    while running.daemon.nodes.find("a", "test").sink is not None:
         await trio.testing.wait_all_tasks_blocked()
     await running.node("c")
 

@@ -226,7 +226,7 @@ class Wire:
     def when_written(self, then: Callable[[], None]) -> None:
         then()
 
-    def look_for_more(self) -> None:
+    def fetch_missed(self) -> None:
         pass
 
     def replace(self) -> None:
@@ -284,7 +284,7 @@ class World:
         self.nodes.disconnect(self.node, self.wires[-1])
 
     def submit(self, number: int) -> None:
-        if self.node.outlet is None:
+        if self.node.sink is None:
             return  # nothing can be sent without a connection
         if "resume" in self.wanted and self.has_ended(number):
             return  # it knows
@@ -294,7 +294,7 @@ class World:
         self.turns.submit(self.node, frame, text)
 
     def cancel(self, number: int) -> None:
-        if self.node.outlet is None:
+        if self.node.sink is None:
             return
         self.turns.cancel(self.node, protocol.Cancel(request_id=f"{number}"))
 
@@ -306,7 +306,7 @@ class World:
         self.finish(number)
 
     def refuse(self) -> None:
-        self.turns.refuse()
+        self.turns.stop_accepting()
 
     def stop(self) -> None:
         self.refuse()
