@@ -2,13 +2,12 @@
 
 import itertools
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Protocol
 
-import trio
 from msgspec import Struct
 
 
@@ -50,38 +49,18 @@ class Event(Struct, frozen=True, kw_only=True):
 
 
 class Subscriber(Protocol):
-    """Who is handed events, as they happen: it must not block, and must not raise."""
+    """Receives events as they happen."""
 
     @property
     def types(self) -> frozenset[EventType]:
-        """The types of event that are wanted."""
+        """The types of event that it wants."""
 
     def offer(self, event: Event) -> None:
-        """Take an event."""
-
-
-class Subscription:
-    """One subscriber's bounded queue: iterate over `events`; `dropped` counts what did not fit."""
-
-    def __init__(self, types: frozenset[EventType], capacity: int) -> None:
-        self.types = types
-        self._send, self.events = trio.open_memory_channel[Event](capacity)
-        self.dropped = 0
-
-    def offer(self, event: Event) -> None:
-        """Put the event into the queue, or count it as dropped if the queue is full."""
-        try:
-            self._send.send_nowait(event)
-        except (trio.WouldBlock, trio.BrokenResourceError):  # full, or nobody reads any more
-            self.dropped += 1
-
-    def close(self) -> None:
-        """End the subscriber's iteration after what is queued."""
-        self._send.close()
+        """Take an event; must neither block nor raise."""
 
 
 class Bus:
-    """Hands every event to every subscriber, and never waits for one."""
+    """Offers every event to every subscriber that wants its type."""
 
     def __init__(self) -> None:
         self._subscribers: list[Subscriber] = []
@@ -89,20 +68,8 @@ class Bus:
         self._ids = (f"event-{boot}-{n}" for n in itertools.count(1))
 
     @contextmanager
-    def subscribe(
-        self, types: Iterable[EventType] = EventType, capacity: int = 1000
-    ) -> Iterator[Subscription]:
-        """Receive the events of these types within the block, at most `capacity` unread."""
-        subscription = Subscription(frozenset(types), capacity)
-        with self.attach(subscription):
-            try:
-                yield subscription
-            finally:
-                subscription.close()
-
-    @contextmanager
     def attach(self, subscriber: Subscriber) -> Iterator[None]:
-        """Hand events to `subscriber` within the block."""
+        """Offer events to `subscriber` within the block."""
         self._subscribers.append(subscriber)
         try:
             yield
@@ -110,7 +77,7 @@ class Bus:
             self._subscribers.remove(subscriber)
 
     def publish(self, event_type: EventType, **fields: Any) -> None:
-        """Make an event of now and hand it on; `fields` are those of `Event`. Never blocks."""
+        """Make an event of now and offer it; `fields` are those of `Event`. Never blocks."""
         interested = [s for s in self._subscribers if event_type in s.types]
         if interested:
             now = datetime.now(UTC)

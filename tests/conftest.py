@@ -32,6 +32,7 @@ from tests.installation import Console, Installation
 from tests.migrated import migrate
 from tests.peer import Peer
 from tests.postgres import BACKENDS, database
+from tests.recorder import recording
 from tests.sandbox import engines
 from tests.scripted import Scripted
 from tests.stalls import watched
@@ -181,7 +182,7 @@ async def start(tmp_path: Path, nursery: trio.Nursery) -> AsyncIterator[Start]:
                 sandboxes = Sandboxes(chosen.sandbox, engines.keeper_name())
                 responder = ToolUser(sandboxes)
             daemon = Daemon(chosen, engine, responder, defined, sandboxes, handed=handed)
-            events = stack.enter_context(daemon.bus.subscribe(capacity=10_000)).events
+            events = stack.enter_context(recording(daemon.bus)).events
             host, port = await nursery.start(daemon.run)
             url = f"ws://{host}:{port}"
             one = Running(daemon, scripted, url, host, port, chosen, nursery, events)

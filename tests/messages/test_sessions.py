@@ -2,16 +2,16 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from clarad.events import Bus, Subscription
+from clarad.events import Bus
 from clarad.messages import sessions
 from clarad.messages.sessions import Sessions
 from clarad.messages.turn import Session, SessionKey
+from tests.recorder import Recorder, recording
 
 TIMEOUT = 60.0
 
@@ -19,10 +19,10 @@ TIMEOUT = 60.0
 class House:
     """The sessions of a daemon in one channel, and what became of them."""
 
-    def __init__(self, nursery: trio.Nursery, bus: Bus, events: Subscription) -> None:
+    def __init__(self, nursery: trio.Nursery, bus: Bus, recorder: Recorder) -> None:
         self.sessions = Sessions(bus, TIMEOUT)
         nursery.start_soon(self.sessions.run)
-        self._events = events
+        self._recorder = recorder
 
     def enter(self, user: str, *caused_by: str) -> Session:
         return self.sessions.acquire(SessionKey("test", user, "channel"), caused_by)
@@ -35,21 +35,18 @@ class House:
 
     def told(self) -> list[tuple[str | None, str]]:
         """Return what was published since: whose session it was, and what of it."""
-        found = []
-        with suppress(trio.WouldBlock):
-            while True:
-                event = self._events.events.receive_nowait()
-                what = event.type.partition(":")[2]
-                found.append((event.user_id, event.data.get("reason", what)))
-        return found
+        return [
+            (event.user_id, event.data.get("reason", event.type.partition(":")[2]))
+            for event in self._recorder.recorded()
+        ]
 
 
 @pytest.fixture
 def house(nursery: trio.Nursery) -> Iterator[House]:
     """A daemon without sessions."""
     bus = Bus()
-    with bus.subscribe() as events:
-        yield House(nursery, bus, events)
+    with recording(bus) as recorder:
+        yield House(nursery, bus, recorder)
 
 
 async def test_a_first_message_makes_a_session_and_the_next_one_finds_it(house: House) -> None:
@@ -118,9 +115,9 @@ async def test_a_session_with_a_message_is_not_crowded_out(
 
 async def test_sessions_that_end_with_the_daemon_say_so() -> None:
     bus = Bus()
-    with bus.subscribe() as events:
+    with recording(bus) as recorder:
         async with trio.open_nursery() as nursery:
-            house = House(nursery, bus, events)
+            house = House(nursery, bus, recorder)
             await house.visit("a")
             await house.sessions.end_all()
             nursery.cancel_scope.cancel("the daemon is stopping")
