@@ -1,4 +1,4 @@
-"""The client side of the wire: for whoever writes an adapter, and the terminal adapter."""
+"""The client side of the protocol: a class for adapters, the terminal adapter, the operator."""
 
 from clarad.adapters.adapter import Adapter, open_adapter
 from clarad.adapters.errors import AuthError, GatewayError

@@ -26,20 +26,20 @@ from clarad.protocol import CAUSED_BY, Capability, CloseCode, ErrorCode
 log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT: Final = 10.0
-"""Seconds until the gateway has answered a handshake, and then the registration."""
+"""Seconds for the gateway to answer the handshake, and again for the registration."""
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds that a good-bye may take."""
+"""Seconds that a close may take."""
 
 PING_INTERVAL: Final = 30.0
-"""Seconds between pings at the most; each pause is between half of it and all of it."""
+"""Seconds between pings at most; each pause is a random part of it, at least half."""
 
 PONG_TIMEOUT: Final = 10.0
-"""Seconds the gateway has to answer one."""
+"""Seconds for the gateway to answer a ping."""
 
 FIRST_PAUSE: Final = 0.5
 LONGEST_PAUSE: Final = 30.0
-"""Seconds before another connection: doubled with each that fails, and half of it random."""
+"""Seconds before a reconnect: exponential backoff, half of it random."""
 
 
 class Adapter:
@@ -56,35 +56,35 @@ class Adapter:
         self._tls = tls
         self._register = register
         streaming = Capability.STREAMING in register.capabilities
-        self._session = Session(on_stray, self._wake, self._send_later, streaming=streaming)
+        self._session = Session(on_stray, self._wake, self._schedule_retry, streaming=streaming)
         self._tasks: TaskGroup | None = None
         self._outgoing: deque[protocol.Inbound] = deque()
         self._wakeup = anyio.Event()
         self._connected = False
-        self._leaving = False
+        self._closing = False
         self._unregister = False
         self.ready = anyio.Event()
-        """Set once there was a connection."""
-        self.over = anyio.Event()
-        """Set when it has left, or given up."""
+        """Set once the first registration has succeeded."""
+        self.closed = anyio.Event()
+        """Set when `run` has ended."""
         self.failure: GatewayError | None = None
-        """Why it gave up."""
+        """Why `run` has given up, if it has."""
 
     def ask(self, message: protocol.Message) -> Answer:
-        """Send a message; the answer is what is returned. Never waits, also without a connection.
+        """Send a message and return its answer. Never waits, even without a connection.
 
-        The message is sent until the gateway has accepted it, over every connection, and ends in
-        exactly one outcome. The gateway keeps an answer until it was taken to its end.
+        The message is sent again on each connection until the gateway has accepted it, and it ends
+        in exactly one outcome. The gateway keeps the outcome until the answer was read to its end.
 
         Raises:
-            ValueError: a message with this id is under way, or this one is too large.
+            ValueError: a message with this ID has not ended, or this one is too large.
         """
         answer = self._session.ask(message)
         self._send(message)
         return answer
 
     def cancel(self, request_id: str, reason: str | None = None) -> bool:
-        """Have a message cancelled; its answer then ends soon. `False` if it has ended already."""
+        """Cancel a message: its answer ends soon. Returns `False` if it has already ended."""
         cancel = protocol.Cancel(request_id=request_id, reason=reason)
         if not self._session.cancel(cancel):
             return False
@@ -93,56 +93,57 @@ class Adapter:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection now; without one, frames wait for the next."""
+        """Whether there is a connection now; without one, frames wait for the next one."""
         return self._connected
 
     def _send(self, frame: protocol.Inbound) -> None:
-        if self._connected:  # else it is sent when there is a connection
+        if self._connected:  # otherwise `Session.registered` returns it for the next connection
             self._outgoing.append(frame)
             self._wake()
 
     def _wake(self) -> None:
         self._wakeup.set()
 
-    def _send_later(self, request_id: str, seconds: float) -> None:
-        """Send a message again that was refused; a new connection begins with it anyway."""
-        assert self._tasks is not None  # a frame has come
-        self._tasks.start_soon(self._send_again, request_id, seconds)
+    def _schedule_retry(self, request_id: str, seconds: float) -> None:
+        """Retry a refused message on this connection; the next one would begin with it anyway."""
+        assert self._tasks is not None  # the refusal has come over a connection
+        self._tasks.start_soon(self._retry, request_id, seconds)
 
-    async def _send_again(self, request_id: str, seconds: float) -> None:
-        # Not before; and not all at once, who were refused together.
+    async def _retry(self, request_id: str, seconds: float) -> None:
+        # No earlier than the gateway asks for; the jitter spreads messages refused together.
         await anyio.sleep(seconds * random.uniform(1, 1.5))  # noqa: S311 - no secret
-        if (message := self._session.again(request_id)) is not None:
+        if (message := self._session.retry(request_id)) is not None:
             self._send(message)
 
     # --- connections -----------------------------------------------------------------------------
 
     async def run(self, patience: float) -> None:
-        """Keep a connection until `leave`, or until there is no use in it: then `failure` says why.
+        """Stay connected until `close`, or until connecting is hopeless: `failure` then says why.
 
-        `patience` is how long to try, in seconds, while the gateway does not answer; a first
-        connection is waited for only if that is infinite.
+        `patience` is how long to try, in seconds, while the gateway does not answer. Unless it is
+        infinite, the first connection is tried only once.
         """
         try:
             await self._keep_connected(patience)
         except GatewayError as error:
             self.failure = error
         finally:
-            self.over.set()
+            self.closed.set()
 
     async def _keep_connected(self, patience: float) -> None:
         failed, since, first = 0, 0.0, Lost("")
-        while not self._leaving:
+        while not self._closing:
             try:
                 websocket, stream = await connect(self._url, CONNECT_TIMEOUT, self._tls)
                 async with stream:
-                    await self._introduce(websocket)
+                    await self._register_node(websocket)
                     if failed:
                         log.warning("connected to %s again", self._url)
                     failed = 0
                     self.ready.set()
-                    await self._talk(websocket)
+                    await self._exchange(websocket)
             except Lost as lost:
+                # A second adapter of the same node_id would take the node back, and so on.
                 if not failed:
                     since, first = anyio.current_time(), lost
                 if lost.code == CloseCode.REPLACED:
@@ -159,8 +160,8 @@ class Adapter:
                 failed = min(failed + 1, 10)
                 await anyio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
 
-    async def _introduce(self, websocket: WebSocket) -> None:
-        """Register, and have everything sent that the gateway may not know."""
+    async def _register_node(self, websocket: WebSocket) -> None:
+        """Register, and queue every frame that the gateway may not have received."""
         session = self._session
         register = msgspec.structs.replace(
             self._register, session_id=session.session_id, last_seq=session.arrived
@@ -187,26 +188,26 @@ class Adapter:
                 kind = type(answer).__name__
                 raise Lost(f"{self._url} answered the registration with {kind}")
 
-    async def _talk(self, websocket: WebSocket) -> None:
-        """Send and receive until the connection is lost, or it is time to leave."""
+    async def _exchange(self, websocket: WebSocket) -> None:
+        """Send and receive until the connection is lost, or `close` has closed it."""
         reasons: list[Lost] = []
         self._connected = True
         try:
             async with anyio.create_task_group() as tasks:
                 self._tasks = tasks
 
-                async def until_lost(talk: Callable[[WebSocket], Any]) -> None:
+                async def until_lost(task: Callable[[WebSocket], Any]) -> None:
                     try:
-                        await talk(websocket)
+                        await task(websocket)
                     except Lost as lost:
                         reasons.append(lost)
                     tasks.cancel_scope.cancel()
 
-                for talk in (self._read, self._write, self._beat):
-                    tasks.start_soon(until_lost, talk)
+                for task in (self._read, self._write, self._heartbeat):
+                    tasks.start_soon(until_lost, task)
         finally:
             self._connected = False
-        if not self._leaving:
+        if not self._closing:
             raise reasons[0]
 
     async def _read(self, websocket: WebSocket) -> None:
@@ -225,18 +226,18 @@ class Adapter:
                 texts.append(_text(protocol.Ack(seq=seq)))
             if texts:
                 await websocket.send(*texts)
-            elif self._leaving:
+            elif self._closing:
                 break
             else:
                 self._wakeup = anyio.Event()
                 await self._wakeup.wait()
-        if self._unregister:  # the gateway closes in answer
+        if self._unregister:  # the gateway answers with a close
             await websocket.send(_text(protocol.Unregister()))
         else:
             await websocket.close()
-        await anyio.sleep_forever()  # the reader sees the end
+        await anyio.sleep_forever()  # the reader gets the gateway's close, and ends the connection
 
-    async def _beat(self, websocket: WebSocket) -> None:
+    async def _heartbeat(self, websocket: WebSocket) -> None:
         while True:
             await anyio.sleep(PING_INTERVAL * random.uniform(0.5, 1))  # noqa: S311 - no secret
             await websocket.ping()
@@ -245,13 +246,13 @@ class Adapter:
                 continue
             raise Lost(f"{self._url} answers no ping")
 
-    async def leave(self, unregister: bool) -> None:
-        """Say what is still to be said, and close the connection."""
-        self._leaving, self._unregister = True, unregister
+    async def close(self, unregister: bool) -> None:
+        """Send what is queued, then close the connection, within `CLOSE_TIMEOUT`."""
+        self._closing, self._unregister = True, unregister
         self._wake()
         if self._connected:
             with anyio.move_on_after(CLOSE_TIMEOUT):
-                await self.over.wait()
+                await self.closed.wait()
 
 
 @asynccontextmanager
@@ -268,28 +269,28 @@ async def open_adapter(
     unregister: bool = False,
     tls: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Adapter]:
-    """Be a node of the gateway at this address, for the length of the block.
+    """Register a node at a gateway for the length of the block.
 
-    It is `ws://` or `wss://`, a host and a port, or `ws+unix:` and the path of a socket file.
+    `url` is `ws://` or `wss://` with a host and a port, or `ws+unix:` with a socket file's path.
 
-    The connection is made anew when it is lost, the session is resumed, and nothing is lost or
-    comes twice. What the gateway does meanwhile goes on.
+    A lost connection is made again and its session resumed: nothing is lost, nothing comes twice.
+    The gateway meanwhile goes on with the node's messages.
 
     Args:
-        node_id: which adapter this is; the same each time that it is started, and nobody else's.
-        streaming: whether to be sent the answer's text as it comes, and not only at its end.
-        capabilities: others than those that this class sees to.
-        on_stray: called with the answers to messages of an earlier process of this adapter.
-        patience: seconds to go on for while the gateway does not answer, once it did; if they are
-            infinite, it is waited for in the first place, too.
-        unregister: at the end, have the gateway cancel and forget what there is of this node.
-        tls: which certificates to trust, if not those of the system.
+        node_id: identifies this adapter; unique on its platform, and the same at each start.
+        streaming: receive the text of answers as it is written, not only at the end.
+        capabilities: more capabilities to ask for.
+        on_stray: called with the outcomes of messages from an earlier process of this adapter.
+        patience: seconds to go on trying while a gateway that has answered before does not; if
+            infinite, also wait for the first connection.
+        unregister: at the end, have the gateway cancel the node's messages and forget the node.
+        tls: certificates to trust, if not the system's.
 
     Raises:
         AuthError: the gateway refuses the secret, or asks for one.
         GatewayError: another adapter has taken the `node_id`, or patience has ended.
 
-    What the block raises is raised as it is.
+    Exceptions of the block are raised unchanged, not in a group.
     """
     wanted = {Capability.ACCEPTED, Capability.RESUME, *capabilities}
     if streaming:
@@ -299,7 +300,7 @@ async def open_adapter(
         platform=platform,
         capabilities=sorted(wanted),
         secret=secret,
-        # Set in what a hook or a task runs: so the daemon knows a loop.
+        # Set for the commands of hooks and tasks, so that the daemon notices loops.
         caused_by=os.environ.get(CAUSED_BY, "").split(),
     )
     adapter = Adapter(url, register, on_stray, tls)
@@ -315,12 +316,13 @@ async def open_adapter(
 
             tasks.start_soon(run)
             await adapter.ready.wait()
-            # What the block raises goes around the task group, which would wrap it. A cancellation
-            # goes through it, since it may be the group's own; from a group of exceptions the
-            # block's other ones are kept for the end.
+            # Carry an exception of the block around the task group, which would wrap it in an
+            # ExceptionGroup. A cancellation has to pass through the group, since it may be the
+            # group's own. A mixed group is split: its cancellations pass, the rest waits for the
+            # `finally`.
             try:
                 yield adapter
-                await adapter.leave(unregister)
+                await adapter.close(unregister)
             except cancelled:
                 raise
             except BaseExceptionGroup as group:

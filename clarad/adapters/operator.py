@@ -1,8 +1,8 @@
-"""The operator's side of the control socket: how a command reaches the daemon that runs.
+"""The client of the control socket: how commands reach the running daemon.
 
-A command asks and waits, and has nothing else to do: the frames are taken from wsproto as they are
-wanted. (Rejected: trio-websocket, as in `clarad.adapters.client`. Its handshake waits for ever if
-the daemon goes in the middle of it, and its reader is a task whose failures come out in a group.)
+A command sends one request and waits, so it reads frames from wsproto itself, without a reader
+task. (Rejected: trio-websocket. Its handshake hangs if the daemon ends during it, and failures of
+its reader task are raised in a group.)
 """
 
 import os
@@ -32,10 +32,10 @@ from clarad.protocol import control
 from clarad.transport.listeners import socket_name
 
 CONNECT_TIMEOUT: Final = 10.0
-"""Seconds until the daemon has answered the handshake."""
+"""Seconds for the daemon to answer the handshake."""
 
 CLOSE_TIMEOUT: Final = 2.0
-"""Seconds that a good-bye may take."""
+"""Seconds that a close may take."""
 
 _READ_SIZE: Final = 64 * 1024
 
@@ -43,11 +43,11 @@ E = TypeVar("E", bound=Event)
 
 
 class OperatorError(Exception):
-    """The daemon cannot be talked to; the text says why and what to do, in one line."""
+    """The daemon cannot be reached; the text says why and what to do, in one line."""
 
 
 class NoDaemon(OperatorError):  # noqa: N818 - it is an answer, not a fault
-    """No daemon runs with this state directory, as far as can be seen."""
+    """No daemon seems to run with this state directory."""
 
 
 class OperatorClient:
@@ -66,13 +66,12 @@ class OperatorClient:
     ) -> control.Done:
         """Send a request and wait for the answer.
 
-        `on_started` is told which run it led to, `on_output` is given what a command writes.
-
-        Cancelling ends the waiting, and the connection is of no use then; a run goes on.
+        `on_started` is called with the ID of the run that the request starts, `on_output` with what
+        a command writes. Cancelling makes the connection unusable; a started run goes on.
 
         Raises:
-            operator.Refused: the daemon does not do it.
-            OperatorError: the connection is lost, or the daemon does not understand.
+            control.Refused: the daemon refuses the request.
+            OperatorError: the connection is lost, or the daemon does not know the request.
         """
         try:
             text = protocol.encode(request).decode()
@@ -101,18 +100,18 @@ class OperatorClient:
                 try:
                     return control.decode_answer(text)
                 except msgspec.MsgspecError as error:
-                    raise self._stranger(error) from None
+                    raise self._not_this_protocol(error) from None
 
     async def shake_hands(self) -> None:
-        """Begin to speak WebSocket; the first thing to do."""
+        """Make the WebSocket handshake, before anything else."""
         with trio.move_on_after(CONNECT_TIMEOUT):
             await self._send(Request(host="clarad", target="/"))
             await self._next(AcceptConnection)
             return
         raise OperatorError(f"the daemon at {self._path} does not answer; its log may say why")
 
-    async def say_goodbye(self) -> None:
-        """Close, and wait a little for the answer to that."""
+    async def close(self) -> None:
+        """Close, and wait up to `CLOSE_TIMEOUT` for the answer."""
         with suppress(OperatorError), trio.move_on_after(CLOSE_TIMEOUT):
             await self._send(CloseConnection(code=1000))
             while True:
@@ -136,7 +135,7 @@ class OperatorClient:
                             raise self._closed(event)
                 self._websocket.receive_data(await self._read())
             except ProtocolError as error:
-                raise self._stranger(error) from None
+                raise self._not_this_protocol(error) from None
 
     async def _read(self) -> bytes:
         data = b""
@@ -147,7 +146,9 @@ class OperatorClient:
         return data
 
     async def _send(self, event: Event) -> None:
-        with suppress(trio.BrokenResourceError):  # what it said before it closed is still to read
+        with suppress(
+            trio.BrokenResourceError
+        ):  # what the daemon sent before it closed can still be read
             await self._stream.send_all(self._websocket.send(event))
 
     def _closed(self, event: CloseConnection | RejectConnection) -> OperatorError:
@@ -157,7 +158,7 @@ class OperatorClient:
             )
         return OperatorError(f"the daemon at {self._path} refuses: {event.status_code}")
 
-    def _stranger(self, error: Exception) -> OperatorError:
+    def _not_this_protocol(self, error: Exception) -> OperatorError:
         return OperatorError(f"{self._path} does not speak this protocol: {error}")
 
 
@@ -165,10 +166,10 @@ class OperatorClient:
 async def open_operator(
     state_dir: Path, environ: Mapping[str, str] = os.environ
 ) -> AsyncIterator[OperatorClient]:
-    """Connect to the daemon that uses this state directory; at the end of the block, close.
+    """Connect to the daemon of this state directory; close at the end of the block.
 
     Raises:
-        NoDaemon: nobody listens where its control socket may be.
+        NoDaemon: no process listens at its control socket.
         OperatorError: it cannot be reached, or does not answer.
     """
     stream, path = await _connect(state_dir, environ)
@@ -176,7 +177,7 @@ async def open_operator(
         client = OperatorClient(stream, path)
         await client.shake_hands()
         yield client
-        await client.say_goodbye()
+        await client.close()
 
 
 async def _connect(state_dir: Path, environ: Mapping[str, str]) -> tuple[trio.SocketStream, Path]:
@@ -201,7 +202,7 @@ async def _connect(state_dir: Path, environ: Mapping[str, str]) -> tuple[trio.So
 
 
 def _owner(path: Path) -> str:
-    """Return whose the file is, or the nearest directory above it that can be seen."""
+    """Return the owner of the file, or of the nearest parent directory that is readable."""
     for place in (path, *path.parents):
         with suppress(OSError):
             uid = place.stat().st_uid

@@ -1,15 +1,15 @@
-"""What an adapter remembers over its connections. No I/O, and no clock.
+"""The state of an adapter that outlives its connections. No I/O, and no clock.
 
 Rules (docs/protocol.md, sections 4 and 5):
 
-1. A message is sent again, with its id, on each connection until it is known to be accepted; in a
-   session that is new, until it has ended: the gateway may know nothing of it. One that is refused
-   for now (`retry_after`) is sent again on the same connection, and is nobody's until then.
-2. A frame whose `seq` is not above the highest seen was here already.
-3. A message has one outcome. What comes for a message that nobody waits for is a stray: the answer
-   to one that an earlier process of this adapter has sent.
-4. What is acked has been taken by whoever wanted it; an `Answer` that nobody holds any more is not
-   wanted. So what was received and not taken, when this process is killed, is sent again.
+1. Send a message again, with its ID, on each connection until it is accepted. In a new session,
+   until it has ended: the gateway may have lost it. A message refused with `retry_after` is sent
+   again on the same connection.
+2. Drop a frame whose `seq` is not above the highest one seen: it is a duplicate.
+3. A message has one outcome. The outcome of an unknown message is a stray: an earlier process of
+   this adapter has sent the message.
+4. Ack only outcomes that were read from their `Answer`, or whose `Answer` was dropped. If this
+   process is killed, the gateway sends again what was received and not read.
 """
 
 import logging
@@ -39,25 +39,25 @@ AnswerFrame = (
 )
 
 REMEMBERED: Final = 1000
-"""Messages that are remembered after their end."""
+"""IDs of ended messages to remember."""
 
 
 class Answer:
-    """The frames of the answer to one message: iterate, the last one is its outcome.
+    """The frames of the answer to one message: iterate over them; the last one is the outcome.
 
-    If the text is streamed, its chunks are all of it. What was written while there was no
-    connection comes as one more chunk before the outcome. If something is missing in between, that
-    chunk is a new line and the whole text.
+    The chunks of a streamed text together are the whole text: what was written while there was no
+    connection comes as one more chunk before the outcome. If a chunk in the middle is missing, that
+    last chunk is a new line and the whole text.
     """
 
     def __init__(
-        self, message: protocol.Message, taken: Callable[[str], None], *, streaming: bool
+        self, message: protocol.Message, on_read: Callable[[str], None], *, streaming: bool
     ) -> None:
         self.message = message
         self._streaming = streaming
         self._streamed: list[str] = []
         self._frames: deque[AnswerFrame] = deque()
-        self._taken = taken
+        self._on_read = on_read
         self._more = anyio.Event()
         self._over = False
 
@@ -74,18 +74,18 @@ class Answer:
         frame = self._frames.popleft()
         if isinstance(frame, Outcome):
             self._over = True
-            self._taken(self.message.id)
+            self._on_read(self.message.id)
         return frame
 
     async def outcome(self) -> Outcome:
-        """Wait for the end, and return it; what comes before is dropped."""
+        """Drop all frames before the outcome, and return that."""
         async for frame in self:
             if isinstance(frame, Outcome):
                 return frame
-        raise RuntimeError("the outcome was taken already")
+        raise RuntimeError("the outcome has been read already")
 
     def put(self, frame: AnswerFrame) -> None:
-        """Hand on a frame."""
+        """Add a frame."""
         if isinstance(frame, protocol.ResponseChunk):
             self._streamed.append(frame.chunk)
         elif isinstance(frame, protocol.ResponseEnd) and (missed := self._missed(frame.full_text)):
@@ -94,7 +94,7 @@ class Answer:
         self._more.set()
 
     def _missed(self, full_text: str) -> str:
-        """Return what has to follow the chunks so that somebody who reads them has the text."""
+        """Return the chunk that completes the streamed chunks to the whole text."""
         streamed = "".join(self._streamed)
         if not self._streaming:
             return ""
@@ -115,56 +115,56 @@ class _Pending:
 
 
 class _Numbered(msgspec.Struct):
-    """As much of a frame as is needed if it is not known."""
+    """The part of an unknown frame that counts."""
 
     seq: int | None = None
 
 
 class Session:
-    """The messages under way, and how far the gateway's frames have come."""
+    """The messages that have not ended, and the highest `seq` received."""
 
     def __init__(
         self,
         on_stray: Callable[[Outcome], None],
-        on_taken: Callable[[], None] = lambda: None,
+        on_ack_due: Callable[[], None] = lambda: None,
         on_refused: Callable[[str, float], None] = lambda _id, _seconds: None,
         *,
         streaming: bool = True,
     ) -> None:
-        """`on_taken` is called when there may be something to ack.
+        """`on_ack_due` is called when there may be something to ack.
 
-        `on_refused` is called with the id of a message to be sent `again` in so many seconds.
-        `streaming` is whether the gateway sends the text of answers as it comes.
+        `on_refused` is called with the ID of a message to `retry`, and in how many seconds.
+        `streaming` says whether the gateway sends chunks.
         """
         self._streaming = streaming
         self._on_stray = on_stray
-        self._on_taken = on_taken
+        self._on_ack_due = on_ack_due
         self._on_refused = on_refused
         self._pending: dict[str, _Pending] = {}
         self._ended: OrderedDict[str, None] = OrderedDict()
-        self._untaken: dict[str, tuple[int, weakref.ref[Answer]]] = {}
+        self._unread: dict[str, tuple[int, weakref.ref[Answer]]] = {}
         self._acked = 0
         self.session_id: str | None = None
         self.last_seq = 0
 
     def ask(self, message: protocol.Message) -> Answer:
-        """Take a message on.
+        """Add a message, which the caller sends if it is connected.
 
         Raises:
-            ValueError: one with this id is under way, or it is too large to be sent.
+            ValueError: a message with this ID has not ended, or this one is too large.
         """
         if message.id in self._pending:
             raise ValueError(f"a message with the id {message.id!r} is under way")
         if len(protocol.encode(message)) > protocol.MAX_FRAME_BYTES:
             raise ValueError(f"the message has more than {protocol.MAX_FRAME_BYTES} bytes")
-        answer = Answer(message, self._take, streaming=self._streaming)
-        untaken = self._untaken  # only this: the garbage collector may run in any thread
-        dropped = weakref.ref(answer, lambda _: untaken.pop(message.id, None))
+        answer = Answer(message, self._mark_read, streaming=self._streaming)
+        unread = self._unread  # not `self`: the garbage collector may call this in any thread
+        dropped = weakref.ref(answer, lambda _: unread.pop(message.id, None))
         self._pending[message.id] = _Pending(message, dropped)
         return answer
 
     def cancel(self, cancel: protocol.Cancel) -> bool:
-        """Have a message cancelled; `False` if it has ended, as far as is known."""
+        """Note that a message is cancelled; `False` if it is unknown or has ended."""
         pending = self._pending.get(cancel.request_id)
         if pending is None:
             return False
@@ -173,8 +173,8 @@ class Session:
             self._end_refused(pending)
         return True
 
-    def again(self, request_id: str) -> protocol.Message | None:
-        """Return a message that was refused, to be sent again now; `None` if it need not be."""
+    def retry(self, request_id: str) -> protocol.Message | None:
+        """Return a refused message, to be sent again now; `None` if it is not refused any more."""
         pending = self._pending.get(request_id)
         if pending is None or not pending.refused:
             return None
@@ -182,10 +182,10 @@ class Session:
         return pending.message
 
     def registered(self, registered: protocol.Registered) -> list[protocol.Inbound]:
-        """Begin a connection; return what is to be sent on it first."""
+        """Begin a connection; return the frames to send on it first."""
         if not registered.resumed:
             self.last_seq = 0
-            self._untaken.clear()
+            self._unread.clear()
         self._acked = self.arrived
         self.session_id = registered.session_id
         frames: list[protocol.Inbound] = []
@@ -198,7 +198,7 @@ class Session:
         return frames
 
     def receive(self, text: str) -> None:
-        """Take a frame, and hand it on to whoever waits for it.
+        """Pass a frame on to its `Answer`, or to `on_stray`.
 
         Raises:
             msgspec.DecodeError: it is not JSON.
@@ -211,10 +211,10 @@ class Session:
             return
         seq = getattr(frame, "seq", None)
         if self._is_new(None if seq is msgspec.UNSET else seq):
-            self._hand_on(frame)
+            self._dispatch(frame)
 
     def due_ack(self) -> int | None:
-        """Return up to where the gateway may forget, if that has changed since it was asked."""
+        """Return the `seq` to ack, if it has risen since the last call."""
         if self.arrived <= self._acked:
             return None
         self._acked = self.arrived
@@ -222,8 +222,8 @@ class Session:
 
     @property
     def arrived(self) -> int:
-        """The number up to which every frame was taken by whoever wanted it."""
-        return min((seq for seq, _ in self._untaken.values()), default=self.last_seq + 1) - 1
+        """The highest `seq` up to which no outcome is unread."""
+        return min((seq for seq, _ in self._unread.values()), default=self.last_seq + 1) - 1
 
     def _is_new(self, seq: int | None) -> bool:
         if seq is None:
@@ -233,7 +233,7 @@ class Session:
         self.last_seq = seq
         return True
 
-    def _hand_on(self, frame: protocol.Outbound) -> None:
+    def _dispatch(self, frame: protocol.Outbound) -> None:
         match frame:
             case protocol.Accepted():
                 self._accept(frame.request_id)
@@ -268,9 +268,9 @@ class Session:
         pending = self._pending.get(request_id)
         if isinstance(frame, protocol.Error):
             if frame.code is ErrorCode.NOT_FOUND:
-                return  # about a cancel that came too late
+                return  # the answer to a cancel that came too late
             if frame.code is ErrorCode.SHUTTING_DOWN and pending and not pending.accepted:
-                return  # it is sent again to the next daemon
+                return  # the next connection sends it again
             if isinstance(frame.retry_after, (int, float)) and pending:
                 self._refuse(pending, frame.retry_after)
                 return
@@ -280,12 +280,12 @@ class Session:
             self._remember(request_id)
             if answer is not None:
                 if isinstance(frame.seq, int):
-                    self._untaken[request_id] = frame.seq, pending.answer
+                    self._unread[request_id] = frame.seq, pending.answer
                 answer.put(frame)
         elif request_id not in self._ended:
             self._remember(request_id)
             self._on_stray(frame)
-            self._on_taken()
+            self._on_ack_due()
 
     def _refuse(self, pending: _Pending, seconds: float) -> None:
         pending.accepted, pending.refused = False, True
@@ -295,7 +295,7 @@ class Session:
             self._on_refused(pending.message.id, seconds)
 
     def _end_refused(self, pending: _Pending) -> None:
-        """End a message that was cancelled, and that the gateway knows nothing of."""
+        """End a cancelled message that the gateway has refused, and so does not know."""
         assert pending.cancel is not None
         reason = pending.cancel.reason or "requested"
         self._end(protocol.Cancelled(pending.message.id, reason, protocol.Stopped()))
@@ -305,6 +305,6 @@ class Session:
         if len(self._ended) > REMEMBERED:
             self._ended.popitem(last=False)
 
-    def _take(self, request_id: str) -> None:
-        self._untaken.pop(request_id, None)
-        self._on_taken()
+    def _mark_read(self, request_id: str) -> None:
+        self._unread.pop(request_id, None)
+        self._on_ack_due()

@@ -1,4 +1,4 @@
-"""The terminal adapter: one user, one channel, a line in and an answer out."""
+"""The terminal adapter: one user in one channel; each line is a message."""
 
 import itertools
 import os
@@ -17,13 +17,13 @@ from clarad.adapters import Adapter, AnswerFrame, Outcome
 PROMPT: Final = "> "
 SPINNER: Final = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
 SPINNER_PAUSE: Final = 0.08
-"""Seconds a picture of the spinner is shown."""
+"""Seconds for each frame of the spinner."""
 
-# Unicode 16, UAX #9, section 2: what changes the order in which letters are shown could make one id
-# look like another, or hide the end of a command.
+# Unicode 16, UAX #9, section 2: characters that change the display order could make one ID look
+# like another, or hide the end of a command.
 BIDI_CONTROLS: Final = (0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 
-# Nothing that is shown may steer the terminal: control characters become their pictures.
+# No text may control the terminal: control characters are replaced by their symbols.
 HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\t"} | {
     0x7F: "␡",
     **dict.fromkeys((*range(0x80, 0xA0), *BIDI_CONTROLS), "�"),
@@ -31,17 +31,17 @@ HARMLESS: Final = {c: chr(0x2400 + c) for c in range(0x20) if chr(c) not in "\n\
 
 
 class Screen:
-    """Shows an answer as it comes. Only on a terminal is there a spinner, and are tools shown."""
+    """Shows an answer as it arrives; on a terminal with a spinner and the tools that run."""
 
     def __init__(self, out: TextIO) -> None:
         self._out = out
         self._is_terminal = out.isatty()
         self._spinning = False
         self._at_line_start = True
-        self.waiting = False
+        self.is_waiting = False
 
     def text(self, chunk: str) -> None:
-        """Show a piece of the answer; into a file or pipe it goes as it is."""
+        """Show a piece of the answer; a file or pipe gets it unchanged."""
         self._clear_spinner()
         if not chunk:
             return
@@ -49,13 +49,13 @@ class Screen:
         self._at_line_start = chunk.endswith("\n")
 
     def note(self, text: str) -> None:
-        """Show a line that is not part of the answer."""
+        """Show a line that is not part of the answer, on a terminal only."""
         if self._is_terminal:
             self.end_line()
             self._write(f"\x1b[2m{text.translate(HARMLESS)}\x1b[0m\n")
 
     def remark(self, text: str) -> None:
-        """Show a line about a message that was not answered."""
+        """Show why a message was not answered."""
         if text:
             self.end_line()
             self._write(f"[{text.translate(HARMLESS)}]\n")
@@ -67,20 +67,20 @@ class Screen:
             self._at_line_start = False
 
     def line_was_entered(self) -> None:
-        """Note that the terminal has begun a new line by itself."""
+        """Note that the user's Enter has begun a new line."""
         self._at_line_start = True
 
     def end_line(self) -> None:
-        """Begin a new line, unless one is begun."""
+        """Begin a new line, unless the cursor is at the start of one."""
         self._clear_spinner()
         if not self._at_line_start:
             self._write("\n")
             self._at_line_start = True
 
     async def spin(self) -> None:
-        """Show a spinner while `waiting` is set and a line is begun; runs until cancelled."""
+        """Show a spinner while `is_waiting` is set, at the start of lines; runs until cancelled."""
         for picture in itertools.cycle(SPINNER if self._is_terminal else ""):
-            if self.waiting and self._at_line_start:
+            if self.is_waiting and self._at_line_start:
                 self._spinning = True
                 self._write(f"\r{picture} ")
             await trio.sleep(SPINNER_PAUSE)
@@ -107,7 +107,7 @@ class Terminal:
         self.is_cancelling = False
 
     async def ask(self, content: str) -> Outcome:
-        """Send a message, show the answer as it comes, and return how it ended."""
+        """Send a message, show the answer as it arrives, and return its outcome."""
         message = protocol.Message(
             id=f"cli-{secrets.token_hex(12)}",
             user=self._user,
@@ -115,7 +115,7 @@ class Terminal:
             content=content,
         )
         self._running, self.is_cancelling = message.id, False
-        self._screen.waiting = True
+        self._screen.is_waiting = True
         try:
             answer = self._adapter.ask(message)
             async for frame in answer:
@@ -125,11 +125,11 @@ class Terminal:
             raise AssertionError("an answer ends in its outcome")
         finally:
             self._running, self.is_cancelling = None, False
-            self._screen.waiting = False
+            self._screen.is_waiting = False
             self._screen.end_line()
 
     def cancel(self, reason: str) -> bool:
-        """Cancel the message that runs; `False` if none does."""
+        """Cancel the current message; `False` if there is none."""
         if self._running is None or not self._adapter.cancel(self._running, reason):
             return False
         self.is_cancelling = True
@@ -137,7 +137,7 @@ class Terminal:
 
     @property
     def is_waiting_for_the_daemon(self) -> bool:
-        """Whether a message waits for a connection that is lost."""
+        """Whether there is a message, but no connection."""
         return self._running is not None and not self._adapter.is_connected
 
     def _show(self, frame: AnswerFrame) -> None:
@@ -156,16 +156,17 @@ class Terminal:
 
 
 async def chat(terminal: Terminal, screen: Screen) -> None:
-    """Ask for lines until Ctrl-D; Ctrl-C cancels the message that runs instead of leaving.
+    """Prompt for lines until Ctrl-D. Ctrl-C cancels the current message.
 
-    A second Ctrl-C leaves at once. So do both keys while the daemon is away: nobody would answer.
+    A second Ctrl-C leaves at once. So do both keys while there is no connection: nothing would
+    answer.
     """
     with trio.open_signal_receiver(signal.SIGINT) as interrupts:
         async with trio.open_nursery() as nursery:
             leave = nursery.cancel_scope.cancel
             entered, lines = trio.open_memory_channel[str](0)
             nursery.start_soon(screen.spin)
-            nursery.start_soon(_obey_interrupts, interrupts, terminal, screen, leave)
+            nursery.start_soon(_handle_interrupts, interrupts, terminal, screen, leave)
             nursery.start_soon(_read_lines, entered, terminal, screen, leave)
             screen.prompt()
             async for line in lines:
@@ -185,7 +186,7 @@ def _remark(outcome: Outcome) -> str:
             return ""
 
 
-async def _obey_interrupts(
+async def _handle_interrupts(
     interrupts: AsyncIterator[int],
     terminal: Terminal,
     screen: Screen,
@@ -207,7 +208,7 @@ async def _read_lines(
     screen: Screen,
     leave: Callable[[str], None],
 ) -> None:
-    """Read lines from standard input until its end, one ahead of the answers."""
+    """Read lines from standard input until its end, at most one ahead of the answers."""
     async with entered:
         while (line := await _read_line(screen)) is not None:
             await entered.send(line)

@@ -36,7 +36,7 @@ _GONE: Final = (
     anyio.BrokenResourceError,
     anyio.ClosedResourceError,
     anyio.EndOfStream,
-    OSError,  # what TLS makes of a connection that is cut
+    OSError,  # raised by TLS if the connection is cut
 )
 _NO_TLS: Final = "if that port has no TLS, use ws://"
 _CA_HINT: Final = (
@@ -46,7 +46,7 @@ _NAME_MISMATCHES: Final = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_I
 
 
 class Lost(Exception):  # noqa: N818 - it happens, and is no fault
-    """The connection is gone, or cannot be made; the text says why. `code` is the close code."""
+    """The connection is lost, or cannot be made; the text says why. `code` is the close code."""
 
     def __init__(self, text: str, code: int | None = None) -> None:
         super().__init__(text)
@@ -66,10 +66,12 @@ class WebSocket:
         """Set by the next pong; `ping` makes a new one."""
 
     async def receive(self) -> str:
-        """Wait for the next text message; pings are answered meanwhile.
+        """Wait for the next text message, and answer pings meanwhile.
+
+        Cancelling loses the parts of a fragmented message.
 
         Raises:
-            Lost: the connection is gone, or what comes is not this protocol.
+            Lost: the connection is lost, or the peer violates the protocol.
         """
         parts: list[str] = []
         size = 0
@@ -89,7 +91,7 @@ class WebSocket:
         Cancelling makes the connection unusable.
 
         Raises:
-            Lost: the connection is gone.
+            Lost: the connection is lost.
         """
         await self._write(*map(TextMessage, texts))
 
@@ -99,7 +101,7 @@ class WebSocket:
         await self._write(Ping())
 
     async def close(self) -> None:
-        """Say that this is the end; whoever reads is then told so, too. Raises `Lost`."""
+        """Send a close frame; `receive` raises `Lost` when the answer comes. Raises `Lost`."""
         await self._write(CloseConnection(code=1000))
 
     async def shake_hands(self, url: "_Url") -> None:
@@ -137,7 +139,7 @@ class WebSocket:
                         case CloseConnection():
                             await self._answer_close(event)
                         case BytesMessage():
-                            pass  # nothing of this protocol
+                            pass  # this protocol has none
                         case _:
                             return event
                 self._protocol.receive_data(await self._stream.receive(_READ_SIZE))
@@ -148,7 +150,7 @@ class WebSocket:
 
     async def _answer_close(self, event: CloseConnection) -> None:
         self._closed = event
-        with suppress(Lost):  # it is gone, or this is the answer to ours
+        with suppress(Lost):  # the peer is gone, or has answered our close
             await self._write(event.response())
         raise self._lost()
 
@@ -159,10 +161,10 @@ class WebSocket:
         return Lost(f"{self._url} closed the connection: {why}", self._closed.code)
 
     async def _write(self, *events: Event) -> None:
-        async with self._lock:  # a pong may come between
+        async with self._lock:  # the reader writes pongs
             try:
                 await self._stream.send(b"".join(map(self._protocol.send, events)))
-            except (*_GONE, LocalProtocolError):  # the last: a side has closed it meanwhile
+            except (*_GONE, LocalProtocolError):  # the last one: either side has closed meanwhile
                 raise self._lost() from None
 
 

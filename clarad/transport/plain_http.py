@@ -1,4 +1,4 @@
-"""What is answered to those who do not get as far as a WebSocket handshake. No I/O."""
+"""HTTP responses to connections that do not ask for a WebSocket. No I/O."""
 
 import re
 from http import HTTPStatus
@@ -13,19 +13,19 @@ _WRONG_HERE: Final = (
 
 
 def is_plain(head: bytes) -> bool:
-    """Whether this is the head of a request that does not ask for a WebSocket."""
+    """Return whether `head` is an HTTP request that does not ask for a WebSocket."""
     return _HTTP.match(head) is not None and _WEBSOCKET.search(head) is None
 
 
 def upgrade_required() -> bytes:
-    """Return the answer to such a request."""
+    """Return the response to such a request."""
     return _answer(
         HTTPStatus.UPGRADE_REQUIRED, _WRONG_HERE, "Upgrade: websocket", "Connection: Upgrade, close"
     )
 
 
 def bad_request(why: str) -> bytes:
-    """Return the answer to what is no request at all."""
+    """Return the response to a connection with a wrong PROXY header."""
     return _answer(HTTPStatus.BAD_REQUEST, why, "Connection: close")
 
 

@@ -1,8 +1,8 @@
-"""The PROXY protocol, versions 1 and 2: how a proxy says whose connection it passes on.
+"""The PROXY protocol, versions 1 and 2: a header with the client's address, sent by a proxy.
 
-The header comes before everything else, TLS included. Only that of a trusted proxy is read
-(`clarad.config.proxies`); anybody else who sends one is refused, and told why. The specification is
-HAProxy's doc/proxy-protocol.txt.
+The header precedes everything else, even TLS. It is read only from trusted proxies
+(`clarad.config.proxies`); any other peer that sends one is refused. The specification is HAProxy's
+doc/proxy-protocol.txt.
 """
 
 import ipaddress
@@ -12,10 +12,10 @@ from typing import Final, NamedTuple
 
 import trio
 
-# No byte behind the header may be read: a TLS handshake or a request begins there. So whatever is
-# there is looked at with MSG_PEEK, and what belongs to the header is then taken.
+# No byte after the header may be consumed: TLS or HTTP begins there. So read with MSG_PEEK, then
+# consume only the header's bytes.
 MAX_HEADER: Final = 4096
-"""Bytes of a header; one that comes in pieces is parsed again with each. nginx allows as many."""
+"""Bytes of a header, as in nginx. Each piece that arrives is parsed from the start."""
 
 _SIGNATURE_2: Final = b"\r\n\r\n\0\r\nQUIT\n"
 _SIGNATURE_1: Final = b"PROXY "
@@ -28,30 +28,30 @@ _FIXED: Final = struct.Struct("!12sBBH")
 _LOCAL, _PROXY = 0x20, 0x21
 _UNSPECIFIED, _TCP4, _TCP6, _UNIX = 0x00, 0x11, 0x21, 0x31
 _SIZES: Final = {_UNSPECIFIED: 0, _TCP4: 12, _TCP6: 36, _UNIX: 216}
-"""Bytes of the two addresses and ports, for each kind of connection that there is."""
+"""Bytes of the two addresses and ports, by address family."""
 
 
 class ProxyHeaderError(Exception):
-    """What a trusted proxy has sent is no header; the text says why."""
+    """A malformed header, or one of a peer that is not trusted; the text says why."""
 
 
 class Header(NamedTuple):
-    """A whole header; without one, `size` is 0."""
+    """A complete header; `size` is 0 if there is none."""
 
     size: int
-    """Its bytes."""
+    """In bytes."""
     source: str | None
-    """The address of whoever has connected to the proxy, `None` if it does not say."""
+    """The address of the proxy's client; `None` if the header does not have it."""
 
 
 def parse(data: bytes) -> Header | None:
-    """Parse what begins a connection; `None` if the header goes on behind `data`.
+    """Parse the first bytes of a connection; `None` if the header needs more than `data`.
 
-    A handshake begins with `GET`, and one of TLS with 0x16: what does not begin with the signature
-    of one of the two versions has no header.
+    HTTP begins with `GET` and TLS with 0x16, so data without the signature of either version has no
+    header.
 
     Raises:
-        ProxyHeaderError: it begins with a signature, and is no header.
+        ProxyHeaderError: it begins with a signature, but is malformed.
     """
     if not data:
         return None
@@ -63,9 +63,7 @@ def parse(data: bytes) -> Header | None:
 
 
 async def begins_with_header(connected: trio.socket.SocketType) -> bool:
-    """Whether a connection begins with the signature of a header, all in one piece; reads nothing.
-
-    Waits for the first byte.
+    """Wait for the first bytes; return whether they are a header's signature. Consumes nothing.
 
     Raises:
         trio.BrokenResourceError: the connection is lost.
@@ -78,26 +76,26 @@ async def begins_with_header(connected: trio.socket.SocketType) -> bool:
 
 
 async def read_header(connected: trio.socket.SocketType) -> Header:
-    """Read the header that a connection may begin with, and nothing behind it.
+    """Wait for the first bytes, and consume the header, if there is one.
 
-    Waits for the first byte. Cancelling leaves the connection unusable.
+    Cancelling leaves the connection unusable.
 
     Raises:
-        ProxyHeaderError: what comes is no header.
-        trio.BrokenResourceError: the connection is lost, or closed before its header has come.
+        ProxyHeaderError: the header is malformed.
+        trio.BrokenResourceError: the connection is lost, or closed before its header is complete.
     """
-    taken = b""
+    consumed = b""
     try:
         while seen := await connected.recv(MAX_HEADER, trio.socket.MSG_PEEK):
-            header = parse(taken + seen)
-            if header is not None and header.size < len(taken):
-                # Its first bytes came alone, looked like a signature's, and cannot be put back.
+            header = parse(consumed + seen)
+            if header is not None and header.size < len(consumed):
+                # The first bytes came alone, looked like a signature's, and have been consumed.
                 raise ProxyHeaderError(
-                    f"it begins with {(taken + seen)[:_MAX_LINE]!r}, which is no PROXY header"
+                    f"it begins with {(consumed + seen)[:_MAX_LINE]!r}, which is no PROXY header"
                 )
-            size = len(seen) if header is None else header.size - len(taken)
+            size = len(seen) if header is None else header.size - len(consumed)
             if size:
-                taken += await connected.recv(size)
+                consumed += await connected.recv(size)
             if header is not None:
                 return header
     except OSError as error:
@@ -135,7 +133,7 @@ def _parse_binary(data: bytes) -> Header | None:
     _, command, kind, length = _FIXED.unpack_from(data)
     if command not in (_LOCAL, _PROXY):
         raise ProxyHeaderError(f"the PROXY header has version and command {command:#04x}")
-    # Of a connection of the proxy's own, such as a health check, the rest means nothing.
+    # LOCAL is the proxy's own connection, such as a health check: it has no address.
     said = _UNSPECIFIED if command == _LOCAL else kind
     if said not in _SIZES or length < _SIZES[said]:
         raise ProxyHeaderError(f"the PROXY header has {length} bytes for a kind {kind:#04x}")
@@ -150,7 +148,7 @@ def _parse_binary(data: bytes) -> Header | None:
             return Header(size, f"{ipaddress.IPv4Address(addresses[:4])}")
         case 0x21:
             return Header(size, f"{ipaddress.IPv6Address(addresses[:16])}")
-        case _:  # whoever has connected to a socket file of the proxy has no address
+        case _:  # the proxy's client has connected to a unix socket
             return Header(size, None)
 
 

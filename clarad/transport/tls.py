@@ -1,4 +1,4 @@
-"""The certificate that the gateway shows."""
+"""TLS contexts: the gateway's certificate, and trust in it."""
 
 import ssl
 from pathlib import Path
@@ -11,12 +11,12 @@ class TlsError(Exception):
 
 
 def server_context(settings: Settings) -> ssl.SSLContext | None:
-    """Read the certificate (with its chain) and its key, in PEM; `None` if there is to be no TLS.
+    """Load the certificate (with its chain) and its key, in PEM; `None` if TLS is not configured.
 
-    Without CLARA_GATEWAY_TLS_KEY both are in one file. Reads files: not for the loop.
+    Without CLARA_GATEWAY_TLS_KEY, one file has both. This blocks: it reads files.
 
     Raises:
-        TlsError: they cannot be read, or do not belong together.
+        TlsError: a file cannot be read, or the key is not the certificate's.
     """
     certificate, key = settings.gateway_tls_cert, settings.gateway_tls_key
     if certificate is None:
@@ -43,9 +43,9 @@ def server_context(settings: Settings) -> ssl.SSLContext | None:
 
 
 def client_context(certificate: Path) -> ssl.SSLContext:
-    """Trust this certificate and no other, whatever host it names.
+    """Return a context that trusts only this certificate, whatever host it names.
 
-    For commands on the gateway's own machine: they read the same file that the gateway shows.
+    For commands on the gateway's machine, which read the same file as the gateway.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False
@@ -55,7 +55,7 @@ def client_context(certificate: Path) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    # OpenSSL would ask the terminal for it otherwise, and the daemon would wait for ever.
+    # Otherwise OpenSSL would prompt on the terminal, and block the daemon.
     raise ValueError(
         "CLARA_GATEWAY_TLS_KEY: the key has a password; take it out (openssl pkey -in … -out …)"
     )

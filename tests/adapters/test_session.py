@@ -100,8 +100,8 @@ async def test_what_is_refused_for_now_is_sent_again_once_when_it_is_time(
     answer = session.ask(message("1"))
     session.take(refusal("1", 3))
     assert session.refused == [("1", 3)]
-    assert session.again("1") == answer.message
-    assert session.again("1") is None
+    assert session.retry("1") == answer.message
+    assert session.retry("1") is None
     session.take(end("1", 1))
     assert isinstance(await answer.outcome(), ResponseEnd)
 
@@ -112,7 +112,7 @@ async def test_what_is_sent_on_another_connection_meanwhile_is_not_sent_again(
     answer = session.ask(message("1"))
     session.take(refusal("1", 3))
     assert session.registered(registered(resumed=True)) == [answer.message]
-    assert session.again("1") is None
+    assert session.retry("1") is None
 
 
 @pytest.mark.parametrize("cancel_first", [True, False])
@@ -129,7 +129,7 @@ async def test_what_is_refused_and_cancelled_ends_at_once(
     outcome = await answer.outcome()
     assert isinstance(outcome, Cancelled)
     assert outcome.reason == "too slow"
-    assert session.again("1") is None
+    assert session.retry("1") is None
 
 
 # --- what is handed on ---------------------------------------------------------------------------
