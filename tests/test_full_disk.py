@@ -78,15 +78,17 @@ def test_a_full_disk_that_nobody_has_met_yet_is_found_by_who_asks(tmp_path: Path
         assert "the database fails since " in said.stderr
 
 
+@pytest.mark.parametrize("letter", ["x", "漢"])
 async def test_room_for_less_than_what_has_failed_is_not_taken_for_enough(
-    tmp_path: Path, nursery: trio.Nursery
+    tmp_path: Path, nursery: trio.Nursery, letter: str
 ) -> None:
     with daemon(tmp_path) as process:
         peer = await connect(nursery, process.url)
         await peer.register()
         log = tmp_path / "clarad.db-wal"
-        with no_room(process, above=log.stat().st_size + 100_000):
-            await peer.ask("m1", "x" * 200_000)
+        size = len((letter * 200_000).encode())
+        with no_room(process, above=log.stat().st_size + size // 2):
+            await peer.ask("m1", letter * 200_000)
             assert (await peer.outcome_of("m1"))["code"] == "processing_error"
             for _ in range(2):
                 said = clarad("status", env=process.environment)

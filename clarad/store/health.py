@@ -16,8 +16,11 @@ from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
-_LEAST: Final = 64 * 1024
-"""Characters that a look writes: more than any transaction of the daemon's beside its texts."""
+_BESIDE_TEXTS: Final = 64 * 1024
+"""Bytes: more than any transaction of the daemon writes beside its texts."""
+
+_PIECE: Final = 1024 * 1024
+"""Bytes of one row of a probe; making more at once would hold the interpreter for too long."""
 
 
 class Failing(NamedTuple):
@@ -42,32 +45,32 @@ class Health:
 
     def __init__(self) -> None:
         self.failing: Failing | None = None
-        self.wanted = _LEAST
-        """Characters that have to be written before the database counts as working."""
+        self.wanted = 0
+        """Bytes that a probe has to write before the database counts as working again."""
         self.changed: Callable[[], None] = lambda: None
         """Called when the database has begun to fail, or works again."""
         self._fails = trio.Event()
         self._is_damaged = False
 
-    def note(self, error: Exception, characters: int = 0) -> None:
-        """Take note of what failed a job with so many characters; some errors are its own."""
+    def note(self, error: Exception, size: int = 0) -> None:
+        """Take note of what failed a job with so many bytes of text; some errors are its own."""
         if isinstance(error, Damaged) and not self._is_damaged:
             self._is_damaged = True
             log.critical("%s", error, extra=catalogue.STORE_UNFIT.about())
         own = isinstance(error, (IntegrityError, DataError))
         if not isinstance(error, (DBAPIError, Damaged)) or own:
             return
-        self.wanted = max(self.wanted, _LEAST + characters)
+        self.wanted = max(self.wanted, _BESIDE_TEXTS + size)
         if self.failing is None:
             self.failing = Failing(datetime.now(UTC), one_line(error))
             self._fails.set()
             self.changed()
 
-    def works(self, characters: int) -> None:
-        """So many were written; a damaged file stays one until the daemon starts anew."""
-        if self.failing is not None and not self._is_damaged and characters >= self.wanted:
+    def works(self, size: int) -> None:
+        """Note that so many bytes were written; damage lasts until the daemon starts anew."""
+        if self.failing is not None and not self._is_damaged and size >= self.wanted:
             self.failing = None
-            self.wanted = _LEAST
+            self.wanted = 0
             self._fails = trio.Event()
             self.changed()
 
@@ -76,20 +79,22 @@ class Health:
         await self._fails.wait()
 
 
-def write_something(connection: Connection, owner: int | None, characters: int) -> None:
-    """Write as a message of this length is written; nobody sees it, and the commit removes it.
+def write_something(connection: Connection, owner: int | None, size: int) -> None:
+    """Write messages with so many bytes of text, and delete them in the same transaction.
 
-    SQLite writes the pages of what was deleted, too. `owner` is the number of the daemon's life:
-    what it writes is its own, as daemons that wrote the same key would wait for each other until
-    one is refused as a deadlock.
+    SQLite writes the pages of deleted rows, too. `owner` is the number of the daemon's epoch: it
+    makes the key unique, since daemons that wrote the same key would wait for each other until
+    PostgreSQL refuses one of them as a deadlock.
     """
     names = dict.fromkeys(("platform", "channel_id", "node_id", "user_id", "session_id"), "")
-    probe = insert(MessageRow).values(
-        **names,
-        request_id=f"probe {owner or 0}",
-        frame=secrets.token_hex(characters // 2),  # PostgreSQL would compress what repeats
-        received_at=datetime.now(UTC),
-        owner=owner,
-    )
-    number = connection.execute(probe.returning(MessageRow.id)).scalar_one()
-    connection.execute(delete(MessageRow).where(MessageRow.id == number))
+    for piece in range(0, size + 1, _PIECE):
+        probe = insert(MessageRow).values(
+            **names,
+            request_id=f"probe {owner or 0} {piece}",
+            # PostgreSQL would compress what repeats.
+            frame=secrets.token_hex(min(_PIECE, size - piece) // 2),
+            received_at=datetime.now(UTC),
+            owner=owner,
+        )
+        number = connection.execute(probe.returning(MessageRow.id)).scalar_one()
+        connection.execute(delete(MessageRow).where(MessageRow.id == number))

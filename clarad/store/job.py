@@ -64,6 +64,12 @@ class Job:
         """The number of characters in the job's parameters."""
         return sum(len(value) for value in (self.parameters or {}).values() if type(value) is str)
 
+    @property
+    def size(self) -> int:
+        """Bytes of text in its parameters."""
+        texts = (value for value in (self.parameters or {}).values() if type(value) is str)
+        return sum(len(text.encode()) for text in texts)
+
     def run(self, connection: Connection) -> None:
         """Run the job in the open transaction."""
         if self.function is not None:

@@ -140,7 +140,7 @@ class Messages:
             instead = insert if has_attachments else None  # others are inserted many at a time
             job = self._writer.insert(self._insert, row, answer, instead=instead)
         else:
-            job = self._writer.hand_in(count_and_insert, answer)
+            job = self._writer.hand_in(count_and_insert, answer, texts=row)
 
     def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
         """Return the columns of a new message."""

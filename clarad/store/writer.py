@@ -25,7 +25,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import trio
 from sqlalchemy import Connection, Engine, Executable, Table
@@ -65,6 +65,17 @@ LOOK: Final = 1.0
 """Seconds between two looks at whether the thread has got on with other jobs."""
 
 
+class _Probe(NamedTuple):
+    """Something that the database was given to write, to see whether it works."""
+
+    size: int
+    answered: trio.Event
+
+    @property
+    def is_answered(self) -> bool:
+        return self.answered.is_set()
+
+
 class Writer:
     """Hands jobs to the thread. `run` is the thread's place in the tree of scopes.
 
@@ -80,6 +91,7 @@ class Writer:
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._limiter = trio.CapacityLimiter(1)
         self.health = Health()
+        self._probe: _Probe | None = None
         self._serving = False
         self._ending = threading.Event()
         self._later: list[Job] = []
@@ -138,9 +150,18 @@ class Writer:
         result: T = job.result
         return result
 
-    def hand_in(self, function: Callable[[Connection], T], then: Then | None = None) -> Job:
-        """Have `function` run in the thread, after all that was handed in before."""
-        return self._hand_in(Job(function=function, then=then))
+    def hand_in(
+        self,
+        function: Callable[[Connection], T],
+        then: Then | None = None,
+        *,
+        texts: dict[str, Any] | None = None,
+    ) -> Job:
+        """Have `function` run in the thread, after all that was handed in before.
+
+        `texts` are those that it writes, if they may be long.
+        """
+        return self._hand_in(Job(None, texts, function, then))
 
     @property
     def is_idle(self) -> bool:
@@ -162,23 +183,30 @@ class Writer:
 
     async def complaint(self) -> str | None:
         """Have the database write something, and return what is wrong with it, if anything is."""
-        answered = trio.Event()
-        characters = self.health.wanted  # more may have failed by the time it is answered
+        # A probe that is under way will do, unless something larger has failed meanwhile.
+        if self._probe is None or self._probe.is_answered or self._probe.size < self.health.wanted:
+            self._probe = self._hand_in_probe(self.health.wanted)
+        probe = self._probe
+        with trio.move_on_after(ANSWER_WITHIN):
+            await probe.answered.wait()
+        if self.health.failing is not None:
+            return str(self.health.failing)
+        if not probe.is_answered:
+            return f"the database has not answered for {ANSWER_WITHIN:g} s"
+        return None
+
+    def _hand_in_probe(self, size: int) -> "_Probe":
+        probe = _Probe(size, trio.Event())
 
         def then(error: Exception | None) -> None:
             if error is None:
-                self.health.works(characters)
-            answered.set()
+                self.health.works(size)
+            probe.answered.set()
 
-        look = partial(write_something, owner=self.owner, characters=characters)
-        self._hand_in(Job(function=look, then=then))
-        with trio.move_on_after(ANSWER_WITHIN):
-            await answered.wait()
-        if self.health.failing is not None:
-            return str(self.health.failing)
-        if not answered.is_set():
-            return f"the database has not answered for {ANSWER_WITHIN:g} s"
-        return None
+        self._hand_in(
+            Job(function=partial(write_something, owner=self.owner, size=size), then=then)
+        )
+        return probe
 
     async def _keep_looking(self) -> None:
         """Find out when a database that fails works again."""
@@ -273,7 +301,7 @@ class Writer:
     def _answer(self, batch: Sequence[Job]) -> None:
         for job in batch:
             if job.error is not None:
-                self.health.note(job.error, job.characters)
+                self.health.note(job.error, job.size)
             job.finish()
 
     async def _run_thread(self, connection: Connection) -> None:

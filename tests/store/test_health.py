@@ -4,12 +4,14 @@ import threading
 
 import pytest
 import trio
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from trio.testing import wait_all_tasks_blocked
 
+from clarad.store import StoreError
 from tests.daemon_process import PATIENCE
 from tests.postgres import SHARED
-from tests.store.daemons import Share
+from tests.store.daemons import ABOUT, Share, SharedDesk
+from tests.store.desk import key
 
 pytestmark = pytest.mark.parametrize("url", SHARED, indirect=True)
 
@@ -36,3 +38,26 @@ async def test_a_daemon_that_looks_does_not_wait_for_the_transaction_of_another_
     finally:
         begin.set()
         end.set()
+
+
+NO_ROOM_FOR_MUCH = """\
+CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+RAISE EXCEPTION 'could not extend the file' USING ERRCODE = 'disk_full'; END $$;
+CREATE TRIGGER no_room BEFORE INSERT ON clarad_messages FOR EACH ROW
+WHEN (length(NEW.frame) > 100000) EXECUTE FUNCTION no_room()"""
+
+
+async def test_a_shared_database_without_room_for_what_failed_is_not_taken_for_one_that_works(
+    share: Share,
+) -> None:
+    (daemon,) = await share(1)
+    desk = SharedDesk(daemon)
+    await daemon.writer.call(lambda connection: connection.execute(text(NO_ROOM_FOR_MUCH)))
+    with pytest.raises(StoreError, match="could not extend the file"):
+        await desk.accepted(key(1), begun=True, **ABOUT | {"frame": "x" * 200_000})
+    for _ in range(2):
+        assert "could not extend the file" in str(await daemon.writer.complaint())
+    await daemon.writer.call(
+        lambda connection: connection.execute(text("DROP TRIGGER no_room ON clarad_messages"))
+    )
+    assert await daemon.writer.complaint() is None

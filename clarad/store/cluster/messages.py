@@ -134,7 +134,7 @@ class ClusterMessages(Messages):
             else:
                 report_place(job.result, queued, then)
 
-        job = self._writer.hand_in(accept, answer)
+        job = self._writer.hand_in(accept, answer, texts=row)
 
     async def begin_if_first(self, key: MessageKey) -> bool:
         """Note that work on the message begins now, if it is its turn; say whether it is."""
@@ -186,7 +186,7 @@ class ClusterMessages(Messages):
                 moved()
             then(error)
 
-        job = self._writer.hand_in(end, answer)
+        job = self._writer.hand_in(end, answer, texts=values)
 
     def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
         """Tell all daemons; whoever does not hear of it finds it in the table."""
