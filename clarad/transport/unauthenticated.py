@@ -49,14 +49,17 @@ class UnauthenticatedPeers:
             await trio.lowlevel.checkpoint()
             return False
         of_network = self._of_network.setdefault(source_network(address), trio.Lock())
-        had_to_wait = of_network.locked() or self._lock.locked()
+        had_to_wait = of_network.locked()
         # A trio.Lock wakes its next waiter in the step after `release`: one slice in each step.
-        async with of_network, self._lock:
-            if has_hung_up(connected):
-                return False
-            if had_to_wait:
-                await trio.sleep(min(trio.current_time() - self._slice_began, _LONGEST_PAUSE))
-            self._slice_began = trio.current_time()
+        async with of_network:
+            # Acquiring a free lock takes a step too, in which peers of other networks come.
+            had_to_wait = had_to_wait or self._lock.locked()
+            async with self._lock:
+                if has_hung_up(connected):
+                    return False
+                if had_to_wait:
+                    await trio.sleep(min(trio.current_time() - self._slice_began, _LONGEST_PAUSE))
+                self._slice_began = trio.current_time()
         return True
 
 

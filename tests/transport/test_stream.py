@@ -127,6 +127,25 @@ async def test_a_crowd_with_one_address_leaves_every_second_slice_to_another_add
     assert given.index(other) == (len(given) - 1 if is_one else 1)
 
 
+@pytest.mark.parametrize("addresses", [1, 30])
+async def test_between_two_time_slices_the_loop_has_as_long_without_them(
+    autojump_clock: trio.testing.MockClock, addresses: int
+) -> None:
+    peers = UnauthenticatedPeers()
+    ours, theirs = trio.socket.socketpair()
+    began = trio.current_time()
+
+    async def peer(number: int) -> None:
+        assert await peers.time_slice(ours, f"192.0.2.{number % addresses}")
+        autojump_clock.jump(0.002)  # what it does in its slice
+
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            for number in range(30):
+                nursery.start_soon(peer, number)
+    assert trio.current_time() - began == pytest.approx(30 * 0.002 + 29 * 0.002)
+
+
 async def test_a_peer_that_goes_while_it_waits_gets_no_time_slice() -> None:
     peers, given = UnauthenticatedPeers(), dict[str, bool]()
     ours, theirs = trio.socket.socketpair()
