@@ -5,9 +5,8 @@ import errno
 import importlib
 import io
 import os
-import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from clarad.config import envfile
@@ -33,8 +32,8 @@ COMMANDS: Final = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
+def main(argv: Sequence[str] | None = None, begin: Callable[[], None] = lambda: None) -> int:
+    """Run one command and return its exit status; `begin` is called once Ctrl-C may raise."""
     words = sys.argv[1:] if argv is None else list(argv)
     parser = argparse.ArgumentParser(
         prog="clarad",
@@ -66,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.env_file_problems = error.problems
         os.environ.update(error.found)  # the state directory may be among them
     try:
-        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # see __main__.py
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+        begin()
         status: int = arguments.run(arguments)
         if sys.stdout is not None:  # whoever started us may have closed it
             sys.stdout.flush()
