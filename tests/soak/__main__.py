@@ -48,7 +48,8 @@ def main() -> int:
         report.show()
         is_kept = bool(report.broken)
         if is_kept:
-            print(f"\nThe daemon's log is {report.log_path}; what else there is lies beside it.")
+            logs = ", ".join(map(str, report.log_paths))
+            print(f"\nThe log is in {logs}; what else there is lies beside it.")
         return is_kept
     except UnknownFault as error:
         is_kept = False

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import cycle
 from typing import Final
 
 import trio
@@ -67,8 +68,9 @@ class Faults:
         """
         self._installations = installations
         self._installation = installations[0]
-        # Others take over from one that is not back soon.
         self._longest_away = 1 if len(installations) == 1 else 2 * LEASE
+        """Seconds; others take over from a daemon that is away for that long."""
+        self._absences = cycle((self._longest_away, 0, 0))
         self._lines = lines
         self._cluster = cluster
         self._chance = chance
@@ -127,8 +129,8 @@ class Faults:
 
     async def _kill(self) -> None:
         await self._installation.end(signal.SIGKILL)
-        if self._chance.random() < 0.3:  # who commands belong to is known after a while, too
-            await trio.sleep(self._chance.uniform(0, self._longest_away))
+        # Whose the commands are is known after a while, too; another daemon takes over meanwhile.
+        await trio.sleep(next(self._absences))
         await self._restart()
 
     async def _stop(self) -> None:
@@ -176,7 +178,7 @@ class Faults:
 
     async def _pause(self) -> None:
         self._signal(signal.SIGSTOP)
-        await trio.sleep(self._chance.uniform(0.1, 1.5))
+        await trio.sleep(self._chance.uniform(0.1, 1.5 * self._longest_away))
         self._signal(signal.SIGCONT)
 
     async def _fill_disk(self) -> None:

@@ -25,7 +25,8 @@ class Report:
     """Everything there is to say; nothing in `broken` is what it is about."""
 
     title: str
-    log_path: Path
+    log_paths: Sequence[Path]
+    """The daemons' logs, a file for each."""
     ledger: Ledger
     meter: Meter
     happened: Sequence[Happened]

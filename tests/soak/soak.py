@@ -97,7 +97,7 @@ def soak(plan: Plan, directory: Path, cluster: Cluster | None = None) -> Report:
     tools = f"tools in sandboxes of {plan.sandboxes}" if plan.sandboxes else NO_TOOLS
     return Report(
         title=f"Soaked with {database} and {tools}; seed {plan.seed}",
-        log_path=first.log_path,
+        log_paths=[one.log_path for one in installations],
         ledger=run.ledger,
         meter=run.meter,
         happened=run.happened,

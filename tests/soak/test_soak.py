@@ -87,6 +87,7 @@ if postgres.BINARIES is not None:
         report = soak(short(kills, KILL, faults=kills), tmp_path, cluster)
         assert report.broken == []
         assert report.faults[KILL] == kills
+        assert any("taking over" in path.read_text() for path in report.log_paths)
 
     @pytest.mark.postgres
     def test_a_postgresql_that_is_stopped_for_a_while_costs_nothing_that_was_accepted(
