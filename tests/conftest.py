@@ -14,6 +14,7 @@ import hypothesis
 import pytest
 import trio
 from sqlalchemy import Engine
+from trio.testing import MockClock
 
 from clarad import log
 from clarad.app.daemon import Daemon
@@ -150,6 +151,12 @@ class Running:
 
 
 Start = Callable[..., Awaitable[Running]]
+
+
+@pytest.fixture
+def clock() -> MockClock:
+    """A clock that runs at its usual speed, and that a test can put forward."""
+    return MockClock(rate=1)
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ class Machine:
         """
         self.scheduler.stop_firing()
         with trio.move_on_after(drain):
-            await self._runner.lines.drained()
+            await self._runner.queues.drained()
         if not self.disk.is_well:
             self._given_up.set()
             self.disk.release()

@@ -265,7 +265,7 @@ class Daemon:
     def _looked(self, look: Heartbeat) -> None:
         """Take note of a renewal of the lease: the database answers."""
         self.writer.cut_if_it_hangs(self._settings.lease)
-        self._scheduler.looked(look)
+        self._scheduler.note_heartbeat(look)
 
     async def _inherit_messages(self, lives: Collection[int]) -> None:
         if isinstance(self._node_sessions, ClusterNodeSessions):
@@ -349,7 +349,7 @@ class Daemon:
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
         with self._drain:
             await self.turns.drained()
-            await self._task_runner.lines.drained()
+            await self._task_runner.queues.drained()
         self.turns.stop()
         with trio.move_on_after(CANCEL_BUDGET) as limit:
             await supervisor.stop("scheduler")
@@ -393,7 +393,7 @@ class Daemon:
             sessions,
             running,
             waiting,
-            self._task_runner.lines.running,
+            self._task_runner.queues.running,
             self._scheduler.next_task(),
             0 if self._lease is None else self._lease.others,
             str(self.writer.health.failing or ""),

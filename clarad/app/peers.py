@@ -52,11 +52,11 @@ class Peers:
         """Take what another daemon has said; `None` if something may have been missed."""
         match notice:
             case None:
-                self._scheduler.look_again()
+                self._scheduler.note_tasks_changed()
                 self._nodes.fetch_missed()
                 self._to_look.set()
             case TasksChanged():
-                self._scheduler.look_again()
+                self._scheduler.note_tasks_changed()
             case NodeOwed():
                 node = self._nodes.known(notice.node_id, notice.platform)
                 if node is not None and node.sink is not None:

@@ -1,1 +1,1 @@
-"""What hooks.yaml and scheduler.yaml say, when a task is due, and how one run goes."""
+"""Hooks and tasks: their YAML files, when tasks are due, and how one run executes."""

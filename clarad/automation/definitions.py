@@ -1,4 +1,4 @@
-"""What is configured to run: the hooks and the tasks, from their files."""
+"""The configured hooks and tasks, loaded from their files."""
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
@@ -11,14 +11,14 @@ from clarad.log.redaction import secrets_in
 
 
 class Definitions(NamedTuple):
-    """The hooks and tasks that can be used, and what is wrong with the others."""
+    """The valid hooks and tasks, and the problems with the others."""
 
     hooks: Sequence[Hook] = ()
     tasks: Sequence[Task] = ()
     problems: Sequence[Problem] = ()
 
     def secrets(self) -> list[str]:
-        """Return what the log is never to show: keys of webhooks, and variables named as such."""
+        """Return what the log must not show: webhook secrets, and variables named like secrets."""
         found = [word for hook in self.hooks for word in (hook.secret or "").split()]
         for variables in (*(h.headers for h in self.hooks), *(e.env for e in self.entries())):
             found += secrets_in(variables)
@@ -33,6 +33,6 @@ NOTHING: Final = Definitions()
 
 
 def load(settings: Settings) -> Definitions:
-    """Read hooks.yaml and scheduler.yaml; files that are not there define nothing."""
+    """Read hooks.yaml and scheduler.yaml; a missing file defines nothing."""
     hooks, tasks = load_hooks(settings.hooks_dir), load_tasks(settings.scheduler_dir)
     return Definitions(hooks.entries, tasks.entries, hooks.problems + tasks.problems)

@@ -1,4 +1,4 @@
-"""Hooks and tasks as lists show them, and how what runs differs from what the files say. No I/O."""
+"""Hooks and tasks as `clarad` lists them, and what a reload would change. No I/O."""
 
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ _INSTANT: Final = timedelta(microseconds=1)
 
 
 def hook_row(hook: Hook) -> dict[str, Any]:
-    """Return what a list shows of a hook; no secret is in it."""
+    """Return a hook's row in the list, without secrets."""
     return {
         "name": hook.name,
         "events": sorted(hook.events),
@@ -30,7 +30,7 @@ def hook_row(hook: Hook) -> dict[str, Any]:
 def task_row(
     task: Task, *, now: datetime, anchor: datetime | None, is_paused: bool
 ) -> dict[str, Any]:
-    """Return what a list shows of a task; `anchor` is what an interval is counted from."""
+    """Return a task's row in the list; `anchor` is the phase of its interval."""
     return {
         "name": task.name,
         "type": task.type,
@@ -48,7 +48,7 @@ def task_row(
 
 
 def _next(task: Task, now: datetime, anchor: datetime | None) -> datetime | None:
-    """Return when a task is due next; of what counts from each start, nobody knows."""
+    """Return when a task is due next; `None` if that depends on the daemon's next start."""
     if schedule.is_from_start(task):
         return None
     anchor = anchor or schedule.anchor(task, now)
@@ -57,11 +57,11 @@ def _next(task: Task, now: datetime, anchor: datetime | None) -> datetime | None
 
 
 def differences(now: Iterable[Hook | Task], then: Iterable[Hook | Task]) -> Sequence[str]:
-    """Say what would be another with what is read anew, each in a few words."""
+    """Return what changes between two sets of entries, a phrase for each kind of change."""
     before, after = {entry.name: entry for entry in now}, {entry.name: entry for entry in then}
     changes = {
         "adds": [name for name in after if name not in before],
         "changes": [name for name in before if after.get(name, before[name]) != before[name]],
         "removes": [name for name in before if name not in after],
     }
-    return [f"{what} {', '.join(names)}" for what, names in changes.items() if names]
+    return [f"{verb} {', '.join(names)}" for verb, names in changes.items() if names]

@@ -18,7 +18,7 @@ from clarad.automation.hooks import attempt
 from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook, load_hooks
 from clarad.automation.overview import hook_row
-from clarad.automation.runs.run import Tried
+from clarad.automation.runs.run import AttemptResult
 from clarad.cli import control, fail, listing, runs
 from clarad.cli.runs import Unusable
 from clarad.events import Event
@@ -90,13 +90,13 @@ def _test(arguments: argparse.Namespace, settings: config.Settings) -> int:
     return 0 if tried.outcome is Outcome.RAN else 1
 
 
-async def _try(hook: Hook, event: Event, output: shell.Output) -> Tried:
+async def _try(hook: Hook, event: Event, output: shell.Output) -> AttemptResult:
     """Make one attempt; its timeout ends it, and so does Ctrl-C, with all that it has started."""
-    tried = Tried(Outcome.TIMED_OUT, f"it had not ended within {hook.timeout:g} s")
+    tried = AttemptResult(Outcome.TIMED_OUT, f"it had not ended within {hook.timeout:g} s")
 
     async def cancel_at_signal(signals: AsyncIterator[int]) -> None:
         nonlocal tried
-        tried = Tried(Outcome.CANCELLED, signal.Signals(await anext(signals)).name)
+        tried = AttemptResult(Outcome.CANCELLED, signal.Signals(await anext(signals)).name)
         nursery.cancel_scope.cancel(tried.reason)
 
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
@@ -104,7 +104,7 @@ async def _try(hook: Hook, event: Event, output: shell.Output) -> Tried:
             nursery.cancel_scope.deadline = trio.current_time() + hook.timeout
             nursery.start_soon(cancel_at_signal, signals)
             tried = await attempt.attempt(
-                hook, event, run_id="test", number=1, poster=WebhookClient(), output=output
+                hook, event, run_id="test", number=1, webhooks=WebhookClient(), output=output
             )
             nursery.cancel_scope.cancel("it has ended")
     return tried

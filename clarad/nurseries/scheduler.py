@@ -1,9 +1,9 @@
-"""The scheduler: runs what scheduler.yaml says, by the clock, and accounts for every occurrence.
+"""The scheduler: starts the tasks of scheduler.yaml, and accounts for every occurrence.
 
-It sleeps in steps and looks at the wall clock again after each: a clock that is set, or a machine
-that slept, is found out within a step. Which occurrences there are depends on the schedule alone,
-and each has one row in the store, unique by task and nominal time: so nothing that happens to the
-clock or the daemon makes one run twice.
+It sleeps at most a second before it reads the wall clock again, so it notices within a second that
+the clock was set or that the machine was suspended. The occurrences of a task depend on its
+schedule alone, and each has one row in the store, unique by task and nominal time: so none runs
+twice, whatever happens to the clock or the daemon.
 """
 
 import logging
@@ -26,24 +26,24 @@ from clarad.systemd import catalogue
 log = logging.getLogger(__name__)
 
 STEP: Final = 1.0
-"""Seconds that are slept at most before the wall clock is looked at again."""
+"""Seconds that the scheduler sleeps at most before it reads the wall clock again."""
 
 MAX_QUEUED: Final = 100
-"""Runs of one task that wait with `overlap: queue`; past that they are skipped."""
+"""Runs of one task that wait with `overlap: queue`; above that, occurrences are skipped."""
 
-CHUNK: Final = 200
-"""Occurrences that are decided on at one go, before others may do something."""
+PAGE: Final = 200
+"""Occurrences that are decided between two checkpoints."""
 
 _STEP_BACK: Final = timedelta(seconds=1)
 
 
 def wall_clock() -> datetime:
-    """Return the time, as the machine's clock has it."""
+    """Return the time of the machine's clock."""
     return datetime.now(UTC)
 
 
 class Scheduler:
-    """Runs tasks. `now` is the wall clock, or the database's for daemons that share one."""
+    """Starts tasks. `now` is the wall clock; in a cluster, that of the database."""
 
     def __init__(
         self,
@@ -60,19 +60,19 @@ class Scheduler:
         self._is_firing = True
         self._rounds = 0
         self._wake = trio.Event()
-        self._to_share = trio.Event()
+        self._rebalance_due = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Start tasks when they are due, until cancelled; those that run, run on.
+        """Start tasks when they are due, until cancelled, which does not end their runs.
 
         Raises:
-            StoreError: what is remembered of the tasks cannot be read or written.
+            StoreError: the states of the tasks cannot be read or written.
         """
         await self._assignment.set_up()
         task_status.started()
         async with trio.open_nursery() as nursery:
             if self._assignment.is_shared:
-                nursery.start_soon(self._share)
+                nursery.start_soon(self._rebalance)
             await self._fire()
 
     @property
@@ -81,32 +81,32 @@ class Scheduler:
         return self._assignment.tasks
 
     async def overview(self) -> list[dict[str, Any]]:
-        """Return what a list shows of the tasks that are in force."""
+        """Return the rows of `clarad tasks list`."""
         agenda, rows = self._assignment.agenda, []
         for task, entry in [(task, agenda.find(task.name)) for task in self.tasks]:
-            # There is no entry if another daemon has the task.
+            # A task of another daemon has no entry here.
             anchor, is_paused = (entry.anchor, entry.is_paused) if entry else (None, False)
             rows.append(task_row(task, now=self._now(), anchor=anchor, is_paused=is_paused))
-            await trio.lowlevel.checkpoint()  # looking for the next time can take milliseconds
+            await trio.lowlevel.checkpoint()  # finding the next time can take milliseconds
         return rows
 
     def stop_firing(self) -> None:
-        """Start nothing more; what comes due is missed, and the next start accounts for it."""
+        """Start nothing more; the next start of the daemon finds what comes due as missed."""
         self._is_firing = False
-        self._runner.lines.hold()
+        self._runner.queues.stop()
         self._wake.set()
 
     async def progress(self) -> None:
-        """Wait until the clock has been looked at, or a store that fails has been tried again.
+        """Wait until the clock has been read, or a store that fails has been tried again.
 
         Returns at once after `stop_firing`.
         """
-        before = self._rounds, self._runner.tries
-        while self._is_firing and before == (self._rounds, self._runner.tries):
+        before = self._rounds, self._runner.writes
+        while self._is_firing and before == (self._rounds, self._runner.writes):
             await trio.sleep(STEP)
 
     def next_task(self) -> tuple[str, datetime] | None:
-        """Return which task is to run next, and when; disabled and paused ones are not to."""
+        """Return which task runs next, and when; disabled and paused ones do not count."""
         agenda = self._assignment.agenda
         due = [(e.due_at, e.task.name) for e in agenda if e.due_at and e.off is None]
         if not due:
@@ -114,26 +114,26 @@ class Scheduler:
         due_at, name = min(due)
         return name, due_at
 
-    # --- what an operator asks for ---------------------------------------------------------------
+    # --- requests of operators -------------------------------------------------------------------
 
     async def replace(self, tasks: Sequence[Task]) -> None:
-        """Take other tasks. Those that did not change go on as they are; what runs, runs on.
+        """Replace the tasks. Unchanged ones keep their places in time; no run is ended.
 
         Raises:
-            StoreError: the tasks cannot be written down; nothing has changed.
+            StoreError: the tasks cannot be stored; nothing has changed.
         """
         await self._assignment.replace(tasks)
-        self._to_share.set()
+        self._rebalance_due.set()
         self._wake.set()
 
     def run_now(self, name: str, caused_by: Sequence[str] = ()) -> TaskRun:
-        """Run a task now, whatever its schedule says.
+        """Start a run of a task now, whatever its schedule says.
 
         Raises:
-            UnknownTask: there is no such task here, or it runs already and is not to overlap.
+            UnknownTask: there is no such task here, or it runs already with `overlap: skip`.
         """
         task = self._assignment.find(name).task
-        first = self._runner.lines.first(name)
+        first = self._runner.queues.first(name)
         if first is not None and task.overlap == "skip":
             raise UnknownTask(f"{name!r} runs already (run {first.run_id}), with overlap: skip")
         return self._runner.start(
@@ -145,51 +145,51 @@ class Scheduler:
         )
 
     async def pause(self, name: str, *, on: bool) -> None:
-        """Pause a task, or let it go on; what comes due meanwhile is skipped.
+        """Pause or resume a task; occurrences that come due while it is paused are skipped.
 
         Raises:
             UnknownTask: there is no such task.
-            StoreError: it cannot be written down; nothing has changed.
+            StoreError: it cannot be stored; nothing has changed.
         """
         await self._assignment.pause(name, on=on)
 
-    # --- what daemons share ----------------------------------------------------------------------
+    # --- dividing the tasks among the daemons of a cluster ---------------------------------------
 
     @property
     def digest(self) -> str:
-        """Which tasks this daemon knows; the same for daemons that know the same."""
+        """A digest of the tasks that this daemon knows."""
         return self._assignment.digest
 
-    def looked(self, look: Heartbeat) -> None:
-        """Take note of how many daemons there are, and share the tasks out accordingly."""
-        self._assignment.share_with(look.alike)
-        self._to_share.set()
+    def note_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Rebalance the tasks if a heartbeat has found more or fewer daemons."""
+        self._assignment.set_peer_count(heartbeat.alike)
+        self._rebalance_due.set()
 
-    def look_again(self) -> None:
-        """Another daemon may have changed something: read what is remembered of our tasks."""
-        self._assignment.doubt()
-        self._to_share.set()
+    def note_tasks_changed(self) -> None:
+        """Read the states of the tasks again: another daemon may have changed one."""
+        self._assignment.mark_stale()
+        self._rebalance_due.set()
 
-    async def inherit(self, lives: Collection[int]) -> None:
-        """Go on with the tasks that these lives of daemons had, and with their runs.
+    async def inherit(self, epochs: Collection[int]) -> None:
+        """Adopt the tasks, and the runs, of epochs that this daemon has taken over.
 
         Raises:
             StoreError: they cannot be read; nothing has changed here.
         """
-        await self._assignment.inherit(lives)
+        await self._assignment.inherit(epochs)
         self._wake.set()
 
-    async def _share(self) -> None:
+    async def _rebalance(self) -> None:
         while self._is_firing:
-            self._to_share = trio.Event()
+            self._rebalance_due = trio.Event()
             try:
-                await self._assignment.share_out()
+                await self._assignment.rebalance()
             except StoreError as error:
                 about = catalogue.STORE_FAILED.about()
                 log.warning("the tasks are not shared out: %s", error, extra=about)
             else:
                 self._wake.set()
-            await self._to_share.wait()
+            await self._rebalance_due.wait()
 
     # --- the clock -------------------------------------------------------------------------------
 
@@ -201,10 +201,10 @@ class Scheduler:
             if now < last - _STEP_BACK:
                 about = catalogue.CLOCK_SET_BACK.about()
                 log.warning("the clock was set back by %s", last - now, extra=about)
-                await self._assignment.turn_back(now)
+                await self._assignment.rewind(now)
             last = now
-            await self._assignment.save_turn()
-            decisions = self._assignment.agenda.take(now, CHUNK)
+            await self._assignment.save_rewind()
+            decisions = self._assignment.agenda.decide(now, PAGE)
             if decisions:
                 await self._act_on(decisions)
             else:
@@ -219,7 +219,7 @@ class Scheduler:
             await self._wake.wait()
 
     async def _act_on(self, decisions: Iterable[Decision]) -> None:
-        """Start what is to run; return when all that is skipped has its row."""
+        """Start the occurrences that run; return when all skipped ones have their rows."""
         async with trio.open_nursery() as nursery:
             for decision in decisions:
                 skipped = decision.skipped or self._start(decision)
@@ -228,9 +228,9 @@ class Scheduler:
                     nursery.start_soon(self._runner.skip, task, occurrence, skipped)
 
     def _start(self, decision: Decision) -> str | None:
-        """Have an occurrence run, after the runs before it; or return why not."""
+        """Start a run of an occurrence, or return why it is skipped."""
         task = decision.entry.task
-        first, length = self._runner.lines.first(task.name), self._runner.lines.length(task.name)
+        first, length = self._runner.queues.first(task.name), self._runner.queues.length(task.name)
         makes_up = decision.is_late and task.catch_up == "all"
         if first is not None and task.overlap == "skip" and not makes_up:
             return f"overlap: run {first.run_id} goes on"

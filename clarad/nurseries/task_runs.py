@@ -1,4 +1,4 @@
-"""The runs of tasks: each is in the store first, and waits for the runs of its task before it."""
+"""Executes the runs of tasks: each is stored first, and waits for its turn in its task's queue."""
 
 import logging
 import secrets
@@ -11,7 +11,7 @@ from typing import Final
 import trio
 
 from clarad.automation.runs import command, environment
-from clarad.automation.runs.run import PAGE, Run, Tried, retry_until_stored
+from clarad.automation.runs.run import PAGE, AttemptResult, Run, retry_until_stored
 from clarad.automation.runs.subject import Subject
 from clarad.automation.tasks import schedule
 from clarad.automation.tasks.run_queue import RunQueues
@@ -19,7 +19,6 @@ from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
 from clarad.automation.tasks.task_run import Publish, TaskRun
 from clarad.automation.tasks.watermark import Watermarks
-from clarad.limits.concurrency import Slots
 from clarad.process import shell
 from clarad.store import MISSED, Ending, Outcome, StoredTaskRun, StoreError, TaskRuns, Tasks
 from clarad.systemd import catalogue
@@ -27,7 +26,7 @@ from clarad.systemd import catalogue
 log = logging.getLogger(__name__)
 
 MAX_RUNNING: Final = 256
-"""Tasks that run at once; more of them wait."""
+"""Runs of tasks that execute at once; others wait."""
 
 _INTERRUPTED: Final = Ending(Outcome.INTERRUPTED, "the daemon was stopped while it ran")
 _REMOVED: Final = Ending(Outcome.SKIPPED, "the task was removed")
@@ -35,37 +34,38 @@ _DISPLACED: Final = "overlap: the next run is due"
 
 
 class TaskRunner:
-    """Carries out what the scheduler starts, and goes on with what an earlier daemon left."""
+    """Executes the runs that the scheduler starts, and those that an earlier daemon has left."""
 
     def __init__(
         self, runs: TaskRuns, states: Tasks, publish: Publish, given_up: trio.Event
     ) -> None:
-        """`given_up` is set when the daemon waits no longer for a store that fails."""
-        self.lines = RunQueues()
-        self.tries = 0
+        """`given_up` is set when the daemon stops waiting for a store that fails."""
+        self.queues = RunQueues()
+        self.writes = 0
         self._runs = runs
         self._states = states
         self._publish = publish
         self._given_up = given_up
-        self._accounts = Watermarks()
-        self._slots = Slots[None](MAX_RUNNING, lambda *_: True)
+        self._watermarks = Watermarks()
+        self._slots = trio.Semaphore(MAX_RUNNING)
         boot = secrets.token_hex(4)
         self._run_ids = (f"task-{boot}-{n}" for n in count(1))
         self._nursery: trio.Nursery | None = None
         self._is_serving = False
-        self._left: deque[TaskRun] = deque()
+        self._not_started: deque[TaskRun] = deque()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Carry runs out until cancelled; those under way then end as `cancelled`.
+        """Execute runs until cancelled.
 
-        Those that wait are in the store, and the daemon's next start runs them. Started again after
-        a failure, this goes on with what waited, and with what has come meanwhile.
+        Cancelling ends the runs that execute as `cancelled`; those that wait are in the store, for
+        the next start. If the supervisor starts this again, it takes up the runs that waited, and
+        those that were started meanwhile.
         """
         async with trio.open_nursery() as self._nursery:
-            # What comes meanwhile is put behind what is left.
-            while self._left:
-                for _ in range(min(PAGE, len(self._left))):
-                    self._go_on(self._left.popleft())
+            # Not serving yet: runs that are started meanwhile go to the end of the same queue.
+            while self._not_started:
+                for _ in range(min(PAGE, len(self._not_started))):
+                    self._start(self._not_started.popleft())
                 await trio.lowlevel.checkpoint()
             self._is_serving = True
             task_status.started()
@@ -83,50 +83,51 @@ class TaskRunner:
         caused_by: Sequence[str] = (),
         displaces: bool = False,
     ) -> TaskRun:
-        """Have a task run, behind the runs of it that go on or wait.
+        """Start a run at the end of its task's queue, and return it.
 
-        With `displaces` these are cancelled, once it is clear that the occurrence has no row yet.
+        With `displaces` the runs ahead of it are cancelled, once the insertion of its row has shown
+        that its occurrence had none.
         """
-        job = self._job(task, occurrence, origin=origin, caused_by=caused_by)
-        self._join(job, displaces=displaces)
-        return job
+        task_run = self._make_run(task, occurrence, origin=origin, caused_by=caused_by)
+        self._enqueue(task_run, displaces=displaces)
+        return task_run
 
     async def skip(self, task: Task, occurrence: Occurrence, reason: str) -> None:
-        """Write down that an occurrence does not run, and why."""
-        job = self._job(task, occurrence)
-        if await self._put(job, ending=Ending(Outcome.SKIPPED, reason)):
+        """Store that an occurrence is skipped, and why; returns when the store has it."""
+        task_run = self._make_run(task, occurrence)
+        if await self._insert(task_run, ending=Ending(Outcome.SKIPPED, reason)):
             at = occurrence.nominal_at.isoformat()
             entry = catalogue.TASK_MISSED if reason.startswith(MISSED) else catalogue.TASK_SKIPPED
-            about = entry.about(task=task.name, run=job.run_id, nominal_time=at, reason=reason)
+            about = entry.about(task=task.name, run=task_run.run_id, nominal_time=at, reason=reason)
             level = logging.WARNING if reason.startswith(MISSED) else logging.INFO
             log.log(level, "task %s of %s skipped: %s", task.name, at, reason, extra=about)
 
     def is_idle(self, task: str) -> bool:
-        """Whether nothing of a task goes on, waits, or is on its way to the store."""
-        return not self.lines.length(task) and task not in self._accounts
+        """Return whether a task has no run, and no row on its way to the store."""
+        return not self.queues.length(task) and task not in self._watermarks
 
     async def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
     ) -> None:
-        """Go on with what an earlier run of the daemon left; `find` a task by its name.
+        """Take up the runs that another start, or another daemon, has left.
 
-        What waited is run. What ran may have acted: it is tried again if its task has retries left,
-        and otherwise it is `interrupted`. There may be thousands, so others have their turn in
-        between.
+        `find` returns a task by its name. Runs that waited are executed. Those that had begun may
+        have acted: they are retried if their tasks have retries left, and otherwise end as
+        `interrupted`. There may be thousands, so there is a checkpoint after each page.
         """
         for n, stored in enumerate(unfinished, 1):
             if n % PAGE == 0:
                 await trio.lowlevel.checkpoint()
             task = find(stored.task)
-            if stored.run_id in self.lines:
-                continue  # the scheduler was started again, and we were not
+            if stored.run_id in self.queues:
+                continue  # the scheduler was restarted, and this was not
             if stored.begun and stored.attempts > (0 if task is None else task.retries):
-                self._close(stored, _INTERRUPTED)
+                self._end(stored, _INTERRUPTED)
             elif task is None:
-                self._close(stored, _REMOVED)
+                self._end(stored, _REMOVED)
             else:
-                self._join(
-                    self._job(
+                self._enqueue(
+                    self._make_run(
                         task,
                         Occurrence(stored.nominal_at),
                         run_id=stored.run_id,
@@ -135,7 +136,7 @@ class TaskRunner:
                     )
                 )
 
-    def _job(
+    def _make_run(
         self,
         task: Task,
         occurrence: Occurrence,
@@ -155,124 +156,123 @@ class TaskRunner:
             is_stored=run_id is not None,
             slots=self._slots,
             publish=self._publish,
-            when_tried=self.lines.note_change,
+            on_attempted=self.queues.note_change,
         )
 
-    def _join(self, job: TaskRun, *, displaces: bool = False) -> None:
-        """Put a run behind those of its task that were before it."""
+    def _enqueue(self, task_run: TaskRun, *, displaces: bool = False) -> None:
+        """Start a run, or leave that to `run` if it is not serving."""
         if self._is_serving:
-            self._go_on(job, displaces=displaces)
+            self._start(task_run, displaces=displaces)
         else:
-            self._left.append(job)
+            self._not_started.append(task_run)
 
-    def _go_on(self, job: TaskRun, *, displaces: bool = False) -> None:
-        if self.lines.first(job.task.name) is None:
-            job.turn.set()
-        begun = not job.is_stored and job.take_place()
+    def _start(self, task_run: TaskRun, *, displaces: bool = False) -> None:
+        if self.queues.first(task_run.task.name) is None:
+            task_run.turn.set()
+        begun = not task_run.is_stored and task_run.try_acquire()
         run = Run(
-            job.run_id,
-            Subject("task", job.task.name),
+            task_run.run_id,
+            Subject("task", task_run.task.name),
             store=self._runs,
-            places=job,
-            watcher=job,
+            owner=task_run,
             given_up=self._given_up,
-            attempt=partial(_attempt, job),
-            timeout=job.task.timeout,
-            retries=job.task.retries,
-            attempts=job.attempts,
+            attempt=partial(_attempt, task_run),
+            timeout=task_run.task.timeout,
+            retries=task_run.task.retries,
+            attempts=task_run.attempts,
             begun=begun,
-            placed=begun,
+            has_slot=begun,
         )
-        self.lines.join(job, run)
+        self.queues.append(task_run, run)
         assert self._nursery is not None
-        self._nursery.start_soon(self._live, job, run, begun, displaces)
+        self._nursery.start_soon(self._run_one, task_run, run, begun, displaces)
 
-    async def _live(self, job: TaskRun, run: Run, begun: bool, displaces: bool) -> None:
-        is_stored, is_placed = job.is_stored, begun
+    async def _run_one(self, task_run: TaskRun, run: Run, begun: bool, displaces: bool) -> None:
+        is_stored, has_slot = task_run.is_stored, begun
         try:
-            is_stored = is_stored or await self._put(job, begun=begun)
+            is_stored = is_stored or await self._insert(task_run, begun=begun)
             if is_stored:
                 if displaces:
-                    self.lines.cancel_before(job, _DISPLACED)
-                is_placed = False  # the run gives its place back
+                    self.queues.cancel_before(task_run, _DISPLACED)
+                has_slot = False  # from here on `run` releases it
                 await run.carry_out()
-                job.ending = run.ending
+                task_run.ending = run.ending
         except trio.Cancelled:
             if run.ending is None:
-                self._left.append(self._again(job, run, is_stored=is_stored))
+                self._not_started.append(self._restart(task_run, run, is_stored=is_stored))
             raise
         finally:
-            if is_placed:
-                job.leave()
-            self.lines.leave(job)
+            if has_slot:
+                task_run.release()
+            self.queues.remove(task_run)
 
-    def _again(self, job: TaskRun, run: Run, *, is_stored: bool) -> TaskRun:
-        """Return a job for what is left of another one."""
-        return self._job(
-            job.task,
-            job.occurrence,
+    def _restart(self, task_run: TaskRun, run: Run, *, is_stored: bool) -> TaskRun:
+        """Return a new run for what a cancelled one has left."""
+        return self._make_run(
+            task_run.task,
+            task_run.occurrence,
             run_id=run.id if is_stored else None,
-            origin=job.origin,
-            caused_by=job.caused_by,
+            origin=task_run.origin,
+            caused_by=task_run.caused_by,
             attempts=run.attempts,
         )
 
-    async def _put(
-        self, job: TaskRun, *, begun: bool = False, ending: Ending | None = None
+    async def _insert(
+        self, task_run: TaskRun, *, begun: bool = False, ending: Ending | None = None
     ) -> bool:
-        """Write the run's row; `False` if its occurrence has one, or the daemon has to stop."""
+        """Insert the run's row; `False` if its occurrence has one, or `given_up` is set."""
         added = False
-        name, nominal_at = job.task.name, job.occurrence.nominal_at
+        name, nominal_at = task_run.task.name, task_run.occurrence.nominal_at
 
         async def add() -> None:
             nonlocal added
-            self.tries += 1
+            self.writes += 1
             added = await self._runs.add(
-                run_id=job.run_id,
+                run_id=task_run.run_id,
                 task=name,
                 nominal_at=nominal_at,
-                due_at=schedule.due_at(job.task, nominal_at),
-                origin=job.origin,
-                caused_by=job.caused_by,
+                due_at=schedule.due_at(task_run.task, nominal_at),
+                origin=task_run.origin,
+                caused_by=task_run.caused_by,
                 begun=begun,
                 ending=ending,
             )
 
-        is_scheduled = job.origin == "schedule"
+        is_scheduled = task_run.origin == "schedule"
         if is_scheduled:
-            self._accounts.open(name, nominal_at)
+            self._watermarks.open(name, nominal_at)
         if await retry_until_stored(Subject("task", name), add, self._given_up) and is_scheduled:
-            until = self._accounts.close(name, nominal_at)
+            until = self._watermarks.close(name, nominal_at)
             if until is not None:
                 self._states.account(name, until, _note_failure)
         return added
 
-    def _close(self, stored: StoredTaskRun, ending: Ending) -> None:
-        what = Subject("task", stored.task)
-        about = what.entry(ending).about(**what.fields(stored.run_id), reason=ending.reason)
+    def _end(self, stored: StoredTaskRun, ending: Ending) -> None:
+        subject = Subject("task", stored.task)
+        about = subject.entry(ending).about(**subject.fields(stored.run_id), reason=ending.reason)
         text = "%s %s: %s (run %s)"
-        log.warning(text, what, ending.outcome, ending.reason, stored.run_id, extra=about)
+        log.warning(text, subject, ending.outcome, ending.reason, stored.run_id, extra=about)
         end = partial(self._runs.end, stored.run_id, ending)
         assert self._nursery is not None
-        self._nursery.start_soon(retry_until_stored, what, end, self._given_up)
+        self._nursery.start_soon(retry_until_stored, subject, end, self._given_up)
 
 
-async def _attempt(job: TaskRun, run: Run, output: shell.Output) -> Tried:
+async def _attempt(task_run: TaskRun, run: Run, output: shell.Output) -> AttemptResult:
     variables = {
-        "CLARA_TASK": job.task.name,
-        "CLARA_NOMINAL_TIME": job.occurrence.nominal_at.isoformat(),
+        "CLARA_TASK": task_run.task.name,
+        "CLARA_NOMINAL_TIME": task_run.occurrence.nominal_at.isoformat(),
     }
-    of_run = environment.of_run(run.id, run.attempts, job.caused_by)
+    of_run = environment.of_run(run.id, run.attempts, task_run.caused_by)
     return await command.attempt(
-        job.task.command,
-        env=variables | of_run | job.task.env,
-        cwd=job.task.working_dir,
+        task_run.task.command,
+        env=variables | of_run | task_run.task.env,
+        cwd=task_run.task.working_dir,
         output=output,
     )
 
 
 def _note_failure(error: StoreError | None) -> None:
-    # The rows are there: the next start finds that this occurrence has one, and goes on from it.
+    # Nothing is lost: the next start decides on these occurrences again, and finds their rows.
     if error is not None:
         about = catalogue.STORE_FAILED.about()
         log.warning("how far the tasks have come is not stored: %s", error, extra=about)

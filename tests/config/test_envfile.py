@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clarad.config.envfile import EnvFileError, Overlay, parse
 
-# Tried with systemd 252: tests/on_systemd/test_settings.py has it read these texts.
+# AttemptResult with systemd 252: tests/on_systemd/test_settings.py has it read these texts.
 MEANT_BY_SYSTEMD = {
     "A=1": {"A": "1"},
     "A=1\nB=2\n": {"A": "1", "B": "2"},

@@ -128,7 +128,7 @@ class World:
     # --- what can happen -------------------------------------------------------------------------
 
     async def boot(self) -> None:
-        self._take_up(self.machine.wall.now(), is_start=True)
+        self._adopt(self.machine.wall.now(), is_start=True)
         await self.machine.boot(*self.config.values())
         await self.settle()
 
@@ -150,7 +150,7 @@ class World:
     async def reload(self, config: dict[str, Task]) -> None:
         await self.mend()
         self.config = config
-        self._take_up(self.machine.wall.now(), is_start=False)
+        self._adopt(self.machine.wall.now(), is_start=False)
         await self.machine.scheduler.replace(list(config.values()))
         await self.settle()
 
@@ -204,7 +204,7 @@ class World:
         for course in self.courses.values():
             course.note(now, noticed=noticed)
 
-    def _take_up(self, now: datetime, *, is_start: bool) -> None:
+    def _adopt(self, now: datetime, *, is_start: bool) -> None:
         for name in set(self.courses) - set(self.config):
             self.past.append(self.courses.pop(name))
         for name, wanted in self.config.items():
@@ -302,7 +302,7 @@ def _coarse() -> Iterator[None]:
     """Look at the clock seldom, and decide on few occurrences at one go."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scheduler, "STEP", STEP)
-        patch.setattr(scheduler, "CHUNK", 7)
+        patch.setattr(scheduler, "PAGE", 7)
         patch.setattr(assignment, "AT_ONE_GO", 7)
         patch.setattr(supervisor, "MAX_RESTARTS", 1000)
         yield

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
+from trio.testing import MockClock
 
 from clarad.automation.definitions import Definitions
 from clarad.automation.hooks.hook import Hook
@@ -129,15 +130,17 @@ async def test_a_run_is_announced_before_its_command_has_ended(
 
 @pytest.mark.usefixtures("_hasty")
 async def test_a_run_that_takes_too_long_ends_with_all_that_it_has_started(
-    start: Start, task: MakeTask, marker: Marker
+    clock: MockClock, start: Start, task: MakeTask, marker: Marker
 ) -> None:
     hang = f"echo begun; trap '' TERM; setsid sleep {marker.text} & sleep {marker.text}"
-    running = await start(Definitions(tasks=[task(hang, timeout=0.3)]))
+    running = await start(Definitions(tasks=[task(hang, timeout=20)]))
+    await until_task_runs(running, lambda _: len(marker.alive) == 3)  # the shell and both `sleep`s
+    clock.jump(20)
     event = await running.event(EventType.SCHEDULER_TASK_ERROR)
     [run] = await until_task_runs(running, have_ended(1))
     assert marker.alive == []
     assert (run["outcome"], run["stdout"]) == ("timed_out", "begun\n")
-    assert run["reason"] == "it had not ended within 0.3 s"
+    assert run["reason"] == "it had not ended within 20 s"
     assert event.data["outcome"] == "timed_out"
     assert event.data["exit_status"] is None
     assert event.data["output"] == "begun\n"

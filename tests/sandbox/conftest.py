@@ -5,18 +5,11 @@ from typing import Any
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from sandbox import Keeper, Sandbox
 from tests.sandbox import engines
 
 StartKeeper = Callable[..., Awaitable[Keeper]]
-
-
-@pytest.fixture
-def clock() -> MockClock:
-    """A clock that runs at its usual speed, and that a test can put forward."""
-    return MockClock(rate=1)
 
 
 @pytest.fixture

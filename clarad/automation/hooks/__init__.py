@@ -1,1 +1,1 @@
-"""Hooks: which events start them, and how they run."""
+"""Hooks: which events start them, and how their commands and webhooks run."""

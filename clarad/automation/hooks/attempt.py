@@ -1,11 +1,11 @@
-"""One attempt of a hook at an event: its command, or its webhook."""
+"""One attempt of a hook's run: its command or its webhook."""
 
 import msgspec
 
 from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.runs import command, environment
-from clarad.automation.runs.run import Tried
+from clarad.automation.runs.run import AttemptResult
 from clarad.events import Event
 from clarad.process import shell
 
@@ -16,16 +16,16 @@ async def attempt(
     *,
     run_id: str,
     number: int,
-    poster: WebhookClient,
+    webhooks: WebhookClient,
     output: shell.Output,
-) -> Tried:
-    """Do what the hook does, attempt `number` of the run; cancelling ends all of it.
+) -> AttemptResult:
+    """Make attempt `number` of a run. Cancelling ends its processes, or its connection.
 
-    A command has the event in its environment, and whole on its standard input.
+    A command gets the event in its environment, and as JSON on its standard input.
     """
     payload = msgspec.json.encode(event)
     if hook.type == "webhook":
-        return await poster.attempt(hook, run_id, payload, output)
+        return await webhooks.attempt(hook, run_id, payload, output)
     of_run = environment.of_run(run_id, number, event.caused_by)
     return await command.attempt(
         hook.command,

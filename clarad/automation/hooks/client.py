@@ -1,4 +1,4 @@
-"""One attempt at a webhook, as the hook runner makes it."""
+"""The HTTP client of all webhooks, and one attempt of a webhook's run."""
 
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from clarad.automation.hooks.hook import Hook
-from clarad.automation.runs.run import Tried
+from clarad.automation.runs.run import AttemptResult
 from clarad.process.shell import Output
 from clarad.store import Outcome
 
@@ -15,19 +15,21 @@ if TYPE_CHECKING:
 
 
 class WebhookClient:
-    """Posts webhooks, with one client for all; it is made when the first one is posted."""
+    """Posts webhooks with one shared client, which the first attempt creates."""
 
     def __init__(self) -> None:
         self._client: httpx.AsyncClient | None = None
-        self._making = trio.Lock()  # it takes a thread, and the next ones come meanwhile
+        self._making = trio.Lock()  # creating it takes a thread, and other attempts wait for it
 
-    async def attempt(self, hook: Hook, run_id: str, payload: bytes, output: Output) -> Tried:
-        """Post `payload`; the answer's body is the output. Cancelling closes the connection."""
+    async def attempt(
+        self, hook: Hook, run_id: str, payload: bytes, output: Output
+    ) -> AttemptResult:
+        """Post `payload`; the response's body is the output. Cancelling closes the connection."""
         async with self._making:
             if self._client is None:
                 made = await trio.to_thread.run_sync(_make_client)
                 if isinstance(made, str):
-                    return Tried(Outcome.FAILED, made, worth_retrying=False)
+                    return AttemptResult(Outcome.FAILED, made, worth_retrying=False)
                 self._client = made
             client = self._client
         from clarad.automation.hooks import webhook
@@ -42,7 +44,7 @@ class WebhookClient:
             now=datetime.now(UTC),
         )
         output.stdout.add(posted.body)
-        return Tried(
+        return AttemptResult(
             Outcome.FAILED if posted.reason else Outcome.RAN,
             posted.reason,
             worth_retrying=posted.worth_retrying,
@@ -57,8 +59,8 @@ class WebhookClient:
 
 
 def _make_client() -> "httpx.AsyncClient | str":
-    """Return a client, or why there cannot be one. It takes a while: this is for a thread."""
-    # httpx is large, and few people have webhooks.
+    """Return a client, or why there cannot be one. Blocks."""
+    # Imported here, since httpx is large and few people have webhooks.
     from clarad.automation.hooks import webhook
 
     try:

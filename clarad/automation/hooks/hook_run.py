@@ -1,6 +1,6 @@
-"""An event on its way to the hooks that want it: one delivery each, in tiers of priority.
+"""The runs that one event starts: one for each hook that matches it, in tiers by priority.
 
-No I/O: the hook runner writes them down and carries them out.
+No I/O: `clarad.nurseries.hooks` stores and executes them.
 """
 
 from collections.abc import Callable, Iterable
@@ -19,7 +19,7 @@ from clarad.systemd.catalogue import Entry
 
 
 class HookRun:
-    """One event for one hook: a run, from the event to its end. It watches its own attempts."""
+    """One event for one hook, from the event to the run's end; the `RunOwner` of its `Run`."""
 
     def __init__(
         self,
@@ -31,9 +31,9 @@ class HookRun:
         key: str,
         attempts: int = 0,
     ) -> None:
-        """Runs overlap that have the same `key` of `slots`.
+        """Runs overlap if they have the same `key` of `slots`.
 
-        Without `event` it is read from the store when it is needed.
+        If `event` is `None`, it has to be read from the store before an attempt.
         """
         self.run_id = run_id
         self.hook = hook
@@ -42,103 +42,106 @@ class HookRun:
         self.tier = Tier([self], is_open=True)
         self.is_stored = False
         self.begun = False
-        self.is_placed = False
+        self.has_slot = False
         self.is_started = False
         self.is_parked = False
         self.ending: Ending | None = None
         self.ended = trio.Event()
-        self.when_tried: Callable[[HookRun], None] = lambda _: None
-        """Called after each attempt, and when it is clear that there will be none."""
+        self.on_attempted: Callable[[HookRun], None] = lambda _: None
+        """Called after each attempt, and when the run ends without one."""
         self._slots = slots
         self._key = key
-        self._is_tried = False
+        self._was_attempted = False
 
     @property
-    def what(self) -> Subject:
-        """What it is a run of."""
+    def subject(self) -> Subject:
+        """The hook, as the log names it."""
         return Subject("hook", self.hook.name)
 
     def about(self, entry: Entry) -> dict[str, Any]:
-        """Return what makes a record of the log one about this."""
-        return entry.about(**self.what.fields(self.run_id))
+        """Return the `extra` of a log record about this run."""
+        return entry.about(**self.subject.fields(self.run_id))
 
-    # --- its place among those that run at once: the `Places` of its run -------------------------
+    # --- its slot --------------------------------------------------------------------------------
 
     @property
     def overlaps(self) -> bool:
-        """Whether another run of the hook goes on, or waits to."""
+        """Whether another run of the hook has a slot or waits for one."""
         return self._slots.held(self._key) > 0 or self._slots.is_waiting(self._key)
 
-    def wait_for_place(self, start: Callable[[], None]) -> None:
-        """Have `start` called once it has a place."""
+    def request_slot(self, start: Callable[[], None]) -> None:
+        """Call `start` as soon as the run has a slot, perhaps at once."""
 
-        def take() -> None:
-            self.is_placed = True
+        def on_acquired() -> None:
+            self.has_slot = True
             start()
 
-        self._slots.call_when_acquired(self._key, take)
+        self._slots.call_when_acquired(self._key, on_acquired)
 
-    async def enter(self) -> None:
-        """Wait for a place."""
+    async def acquire(self) -> None:
+        """Wait for a slot and acquire it. If cancelled, no slot is held."""
         await self._slots.acquire(self._key)
-        self.is_placed = True
+        self.has_slot = True
 
-    def leave(self) -> None:
-        """Give the place back."""
-        self.is_placed = False
+    def release(self) -> None:
+        """Release the slot."""
+        self.has_slot = False
         self._slots.release(self._key)
 
-    # --- its attempts: the `Watcher` of its run --------------------------------------------------
+    # --- its attempts ----------------------------------------------------------------------------
 
-    def attempt_begins(self, _run: Run) -> None:
-        """Note that it no longer waits for another attempt."""
+    def attempt_began(self, _run: Run) -> None:
+        """Note that the run no longer waits for a retry."""
         self.is_parked = False
 
     def attempt_ended(self, _run: Run, _ending: Ending, *, again: bool) -> None:
-        """Note that it has been tried."""
+        """Note whether the run waits for a retry, and let the next tier start."""
         self.is_parked = again
-        self.tried()
+        self.note_attempted()
 
-    def tried(self) -> None:
-        """Note that it has been tried, or never will be."""
-        if not self._is_tried:
-            self._is_tried = True
-            self.tier.untried -= 1
-        self.when_tried(self)
+    def note_attempted(self) -> None:
+        """Note that the run has made an attempt, or never will."""
+        if not self._was_attempted:
+            self._was_attempted = True
+            self.tier.pending -= 1
+        self.on_attempted(self)
 
 
 class Tier:
-    """The deliveries of one event and one priority; the next tier opens when all are tried."""
+    """The runs of one event and one priority.
 
-    def __init__(self, deliveries: list[HookRun], *, is_open: bool) -> None:
-        self.deliveries = deliveries
+    The next tier opens when each of them has made its first attempt.
+    """
+
+    def __init__(self, hook_runs: list[HookRun], *, is_open: bool) -> None:
+        self.hook_runs = hook_runs
         self.is_open = is_open
-        self.untried = len(deliveries)
+        self.pending = len(hook_runs)  # that have made no attempt
         self.following: Tier | None = None
 
 
-def into_tiers(deliveries: Iterable[HookRun]) -> None:
-    """Put the deliveries of one event, those of highest priority first, into tiers."""
+def assign_tiers(hook_runs: Iterable[HookRun]) -> None:
+    """Put the runs of one event, sorted by descending priority, into tiers."""
     last: Tier | None = None
-    for _, group in groupby(deliveries, key=lambda delivery: delivery.hook.priority):
+    for _, group in groupby(hook_runs, key=lambda hook_run: hook_run.hook.priority):
         tier = Tier(list(group), is_open=last is None)
-        for delivery in tier.deliveries:
-            delivery.tier = tier
+        for hook_run in tier.hook_runs:
+            hook_run.tier = tier
         if last is not None:
             last.following = tier
         last = tier
 
 
-def opened_by(delivery: HookRun) -> list[HookRun]:
-    """Open the tiers whose turn it is now that this one is tried; return what is in them.
+def open_next_tiers(hook_run: HookRun) -> list[HookRun]:
+    """Open the tiers that may start after this run's attempt; return the runs in them.
 
-    More than one, if nothing of the next is to be tried.
+    More than one tier opens if no run of the first one is going to make an attempt.
     """
     opened: list[HookRun] = []
-    tier = delivery.tier
-    while tier.is_open and not tier.untried and tier.following is not None:
+    tier = hook_run.tier
+    while tier.is_open and not tier.pending and tier.following is not None:
         tier = tier.following
         if not tier.is_open:
             tier.is_open = True
-            opened += tier.deliveries
+            opened += tier.hook_runs
     return opened

@@ -1,4 +1,4 @@
-"""Which hooks an event starts."""
+"""Finds the hooks that an event starts."""
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -13,7 +13,7 @@ _FIELDS: Final = frozenset(
 
 
 class Index:
-    """The hooks that are enabled, by the events that they want; those of highest priority first."""
+    """The enabled hooks by event type, sorted by descending priority."""
 
     def __init__(self, hooks: Iterable[Hook]) -> None:
         self._by_type: dict[EventType, list[Hook]] = {}
@@ -29,7 +29,7 @@ class Index:
 
 
 def matches(hook: Hook, event: Event) -> bool:
-    """Whether the event's fields are as the hook's `match` wants them; all of them have to be."""
+    """Return whether the event's fields match all patterns of the hook's `match`."""
     return all(
         value is not None and (_text(value) == wanted or fnmatchcase(_text(value), wanted))
         for name, wanted in hook.match.items()
@@ -42,5 +42,5 @@ def _field(event: Event, name: str) -> Any:
 
 
 def _text(value: Any) -> str:
-    """Write a value as it is written in YAML."""
+    """Return a value as YAML writes it."""
     return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What a command is told in its environment. Nothing of it is ever put into a command's text."""
+"""The variables that commands get. Their values never become part of a command's text."""
 
 import json
 import re
@@ -12,16 +12,16 @@ from clarad.process.shell import MAX_VARIABLE
 from clarad.protocol import CAUSED_BY
 
 MAX_SCALARS: Final = 512 * 1024
-"""Bytes of all `CLARA_<KEY>` variables together. Linux takes 2 MiB for everything (execve(2))."""
+"""Bytes of all `CLARA_<KEY>` variables together. Linux allows 2 MiB for everything (execve(2))."""
 
 _IDS: Final = ("node_id", "platform", "user_id", "channel_id", "request_id", "session_id")
 _NAME: Final = re.compile(r"CLARA_[A-Z0-9_]{1,64}")
 _OVERHEAD: Final = 16
-"""Bytes that a variable takes besides its name and its text: the kernel counts a pointer, too."""
+"""Bytes of a variable besides its name and value: the kernel counts a pointer, too."""
 
 
 def of_event(event: Event) -> dict[str, str]:
-    """Return an event as variables; those that do not apply are left out."""
+    """Return an event as variables, without those that do not apply."""
     named = {
         "CLARA_EVENT_ID": event.id,
         "CLARA_EVENT_TYPE": str(event.type),
@@ -35,7 +35,7 @@ def of_event(event: Event) -> dict[str, str]:
 
 
 def of_run(run_id: str, attempt: int, caused_by: Sequence[str]) -> dict[str, str]:
-    """Return what every command of a hook or a task is told of its run."""
+    """Return the variables about the run, for every command of a hook or a task."""
     return {
         "CLARA_RUN": run_id,
         "CLARA_ATTEMPT": str(attempt),

@@ -1,4 +1,4 @@
-"""Rows that the store has refused, until it takes them."""
+"""Writes that the store has refused, retried until it takes them."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -14,10 +14,10 @@ Then = Callable[[StoreError | None], None]
 
 
 class Write(Protocol):
-    """Hands a row to the store, as often as it is needed."""
+    """Queues a row for the store; may be called again if that fails."""
 
     def __call__(self, *, then: Then) -> None:
-        """Write it, then call back."""
+        """Queue the write; `then` is called with its error, or with None."""
 
 
 class _Row(NamedTuple):
@@ -27,49 +27,49 @@ class _Row(NamedTuple):
 
 
 class RetryQueue:
-    """Tries one row a second while the store fails, and a page at a time once it works again."""
+    """Retries one row a second while the store fails, and whole pages once it works again."""
 
     def __init__(self, given_up: trio.Event) -> None:
-        """`given_up` is set when the daemon waits no longer for a store that fails."""
+        """`given_up` is set when the daemon stops waiting for a store that fails."""
         self._given_up = given_up
         self._rows: deque[_Row] = deque()
         self._has_rows = trio.Event()
 
     def put(self, write: Write, then: Then, error: StoreError) -> None:
-        """Have a row written later that the store has refused with `error`.
+        """Retry a row that the store has refused with `error`.
 
-        `then` is called once it is written, or with the error when the daemon has given up.
+        `then` is called once the row is written, or with the last error after `given_up`.
         """
         self._rows.append(_Row(write, then, error))
         self._has_rows.set()
 
     async def run(self) -> None:
-        """Try again until cancelled, or until the daemon has given up."""
-        at_one_go = 1
+        """Retry until cancelled, or until the daemon has given up."""
+        page_size = 1
         while not self._given_up.is_set():
             if not self._rows:
                 self._has_rows = trio.Event()
                 await self._has_rows.wait()
-            if at_one_go == 1:
+            if page_size == 1:
                 with trio.move_on_after(STORE_RETRY):
                     await self._given_up.wait()
                     break
-            page = list(islice(self._rows, at_one_go))
+            page = list(islice(self._rows, page_size))
             errors = await _write_all(page)
             for row, error in zip(page, errors, strict=True):
                 self._rows.popleft()
                 if error is None:
                     row.then(None)
-                else:  # to the end: it may be this row alone that cannot be written
+                else:  # behind the others: perhaps only this row cannot be written
                     self._rows.append(row._replace(error=error))
-            at_one_go = 1 if any(errors) else PAGE
+            page_size = 1 if any(errors) else PAGE
         while self._rows:
             row = self._rows.popleft()
             row.then(row.error)
 
 
 async def _write_all(rows: Sequence[_Row]) -> list[StoreError | None]:
-    """Hand rows to the store; return its answers, which come in the same order."""
+    """Write rows; return the errors in the same order, which is that of the store's callbacks."""
     answers: list[StoreError | None] = []
     all_answered = trio.Event()
 

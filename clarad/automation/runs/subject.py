@@ -1,4 +1,4 @@
-"""What a run is of, as the log says it."""
+"""The subject of a run, a hook or a task, as the log names it."""
 
 from typing import Final, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ _ENTRIES: Final = {
 
 
 class Subject(NamedTuple):
-    """A hook or a task, by its name; its text names it in a line."""
+    """A hook or a task by its name; `str` names it within a log line."""
 
     kind: Literal["hook", "task"]
     name: str
@@ -22,10 +22,10 @@ class Subject(NamedTuple):
         return f"{self.kind} {self.name}"
 
     def fields(self, run_id: str | None = None) -> dict[str, str | None]:
-        """Return the fields of a record about a run of it."""
+        """Return the fields of a log record about one of its runs."""
         return {self.kind: self.name, "run": run_id}
 
     def entry(self, ending: Ending) -> Entry:
-        """Return the entry in the catalogue for a run of it that ended so."""
+        """Return the catalogue's entry for one of its runs with this ending."""
         ran, skipped, failed = _ENTRIES[self.kind]
         return {Outcome.RAN: ran, Outcome.SKIPPED: skipped}.get(ending.outcome, failed)

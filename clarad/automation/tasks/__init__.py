@@ -1,1 +1,1 @@
-"""Tasks: when they are due, and how they run."""
+"""Tasks: when they are due, which occurrences run, and in which order."""

@@ -1,6 +1,6 @@
-"""What is due by when, and what becomes of an occurrence that nobody was there for.
+"""All tasks by their next due time; decides whether a due occurrence runs, or is skipped.
 
-No clock and no I/O: the caller says what time it is, and writes down what is decided here.
+No clock and no I/O: the caller passes the time in, and stores the decisions.
 """
 
 import heapq
@@ -14,10 +14,10 @@ from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
 
 GRACE: Final = timedelta(seconds=60)
-"""How late an occurrence may be looked at and still be in time, if the daemon was running."""
+"""How late an occurrence may be decided and still be in time, if the daemon was running."""
 
 MAX_LISTED: Final = 10_000
-"""Occurrences of a task that get rows of their own when they were missed at one go."""
+"""Occurrences missed in a row that get a row each; one row stands for all later ones."""
 
 MISSED: Final = "missed"
 DISABLED: Final = "disabled"
@@ -27,7 +27,7 @@ INSTANT: Final = timedelta(microseconds=1)
 
 
 class Entry:
-    """A task with its place in time: all its occurrences up to `cursor` have been decided on."""
+    """A task with its place in time: all its occurrences up to `cursor` have been decided."""
 
     def __init__(
         self, task: Task, *, anchor: datetime, cursor: datetime, is_paused: bool = False
@@ -35,34 +35,34 @@ class Entry:
         self.task = task
         self.anchor = anchor
         self.is_paused = is_paused
-        self.skipped_at_one_go = 0
+        self.skipped_in_a_row = 0
         self.place: int | None = None  # in the agenda
-        self.held: Occurrence | None = None
+        self.missed: Occurrence | None = None
         self.upcoming: Occurrence | None = None
         self.due_at: datetime | None = None
-        self.go_on_after(cursor)
+        self.seek(cursor)
 
     def replace(self, task: Task) -> None:
-        """Take the task as it is now; its schedule is the same."""
+        """Replace the task by one with the same schedule."""
         self.task = task
         if self.upcoming is not None:
             self.due_at = schedule.due_at(task, self.upcoming.nominal_at)
 
-    def go_on_after(self, cursor: datetime) -> None:
-        """Look at the occurrences after `cursor` from here on; one that is held is dropped."""
-        self.held = None
+    def seek(self, cursor: datetime) -> None:
+        """Go on with the occurrences after `cursor`; `missed` is dropped."""
+        self.missed = None
         self._occurrences = schedule.occurrences(self.task, after=cursor, anchor=self.anchor)
         self.due_at = None
         self.advance()
 
-    def turn_back(self, now: datetime) -> None:
-        """Look at the occurrences from `now` on again; what is not decided on comes first."""
-        undecided = self.held or self.upcoming
+    def rewind(self, now: datetime) -> None:
+        """Decide the occurrences from `now` on again, and before that the undecided ones."""
+        undecided = self.missed or self.upcoming
         first = now if undecided is None else min(now, undecided.nominal_at)
-        self.go_on_after(first - INSTANT)
+        self.seek(first - INSTANT)
 
     def advance(self) -> None:
-        """Go on to the next occurrence; it is not due before the one that it follows was."""
+        """Go on to the next occurrence; jitter never makes it due before its predecessor."""
         before, self.due_at = self.due_at, None
         self.upcoming = next(self._occurrences, None)
         if self.upcoming is not None:
@@ -71,14 +71,14 @@ class Entry:
 
     @property
     def off(self) -> str | None:
-        """Why the task does not run at all, if so."""
+        """Why all occurrences of the task are skipped, or `None`."""
         if not self.task.enabled:
             return DISABLED
         return PAUSED if self.is_paused else None
 
 
 class Decision(NamedTuple):
-    """What is to become of an occurrence: it runs, or is skipped for a reason."""
+    """An occurrence runs, or is skipped for a reason; `is_late` if it runs to catch up."""
 
     entry: Entry
     occurrence: Occurrence
@@ -87,10 +87,10 @@ class Decision(NamedTuple):
 
 
 class Agenda:
-    """All tasks, by when they are due next."""
+    """All tasks of this daemon, by their next due time."""
 
     def __init__(self, up_since: datetime) -> None:
-        """What was due before `up_since` came due while nobody was there."""
+        """Occurrences that were due before `up_since` came due while no daemon ran."""
         self._up_since = up_since
         self._entries: dict[str, Entry] = {}
         self._heap: list[tuple[datetime, int, Entry]] = []
@@ -107,27 +107,27 @@ class Agenda:
         return self._entries.get(name)
 
     def put(self, entry: Entry) -> None:
-        """Take a task in, or take note that its next occurrence is another one."""
+        """Add a task, or note that its next occurrence has changed."""
         self._entries[entry.task.name] = entry
         self._push(entry)
 
-    def turn_back(self, now: datetime) -> None:
-        """The clock was set back to `now`: what comes due from then on has somebody there."""
+    def rewind(self, now: datetime) -> None:
+        """The clock was set back to `now`: the daemon runs from then on."""
         self._up_since = min(self._up_since, now)
 
     def remove(self, name: str) -> None:
-        """Forget a task."""
+        """Remove a task."""
         del self._entries[name]
 
     @property
     def next_due_at(self) -> datetime | None:
-        """When something is to be looked at again."""
+        """When `decide` has something to do again."""
         while self._heap and self._is_stale(self._heap[0]):
             heapq.heappop(self._heap)
         return self._heap[0][0] if self._heap else None
 
-    def take(self, now: datetime, limit: int) -> list[Decision]:
-        """Decide on what is due by `now`: at most about `limit` occurrences, so ask again."""
+    def decide(self, now: datetime, limit: int) -> list[Decision]:
+        """Decide the occurrences due by `now`, about `limit` at most; call until there are none."""
         decisions: list[Decision] = []
         looked_at = 0
         while looked_at < limit and (due_at := self.next_due_at) is not None and due_at <= now:
@@ -136,7 +136,7 @@ class Agenda:
                 decisions += self._decide(entry, now)
                 looked_at += 1
             if entry.due_at is None or entry.due_at > now:
-                decisions += _caught_up(entry, now)
+                decisions += _catch_up(entry, now)
             self._push(entry)
         return decisions
 
@@ -154,65 +154,65 @@ class Agenda:
         return entry.place != place or self._entries.get(entry.task.name) is not entry
 
     def _decide(self, entry: Entry, now: datetime) -> Iterator[Decision]:
-        """Decide on the entry's next occurrence, which is due, and go on to the one after it."""
+        """Decide the entry's next occurrence, which is due, and go on to the one after it."""
         occurrence, due_at = entry.upcoming, entry.due_at
         assert occurrence is not None
         assert due_at is not None
-        if entry.skipped_at_one_go >= MAX_LISTED:
+        if entry.skipped_in_a_row >= MAX_LISTED:
             yield from self._skip_unlisted(entry, occurrence, now)
             return
         entry.advance()
         in_time = due_at >= self._up_since and now - due_at <= GRACE
         if entry.off is not None:
-            yield from _displace(entry)
+            yield from _skip_missed(entry)
             yield _skip(entry, occurrence, entry.off)
         elif in_time:
-            yield from _displace(entry)
+            yield from _skip_missed(entry)
             yield Decision(entry, occurrence)
         elif _is_lost(entry.task, occurrence, now):
-            yield from _displace(entry)
+            yield from _skip_missed(entry)
             yield _skip(entry, occurrence, MISSED)
         elif entry.task.catch_up == "all":
             yield Decision(entry, occurrence, is_late=True)
-        else:
-            yield from _displace(entry)
-            entry.held = occurrence
+        else:  # catch_up: one. Perhaps a later one was missed, too: `_catch_up` runs the last
+            yield from _skip_missed(entry)
+            entry.missed = occurrence
 
     def _skip_unlisted(
         self, entry: Entry, occurrence: Occurrence, now: datetime
     ) -> Iterator[Decision]:
-        """Skip what is left to be skipped with one row: there is too much of it."""
-        yield from _displace(entry)
-        entry.skipped_at_one_go = 0
+        """Skip all but the last of the missed occurrences with a single row."""
+        yield from _skip_missed(entry)
+        entry.skipped_in_a_row = 0
         task = entry.task
         until = max(self._up_since, now - GRACE) - timedelta(seconds=task.jitter)
         if task.catch_up == "all" and task.catch_up_window is not None and entry.off is None:
             until = min(until, now - timedelta(seconds=task.catch_up_window))
         last = schedule.latest(task, until=until - INSTANT, anchor=entry.anchor)
         if last is not None and last.nominal_at > occurrence.nominal_at:
-            entry.go_on_after(last.nominal_at)
-            if entry.due_at is None or entry.due_at > now:  # then the last may be made up for
-                entry.go_on_after(last.nominal_at - INSTANT)
+            entry.seek(last.nominal_at)
+            if entry.due_at is None or entry.due_at > now:  # `last` may run to catch up
+                entry.seek(last.nominal_at - INSTANT)
             following = (entry.upcoming or last).nominal_at
             why = f"{entry.off or MISSED}, as was every occurrence from here to {following}"
             yield Decision(entry, occurrence, why)
 
 
-def _displace(entry: Entry) -> Iterator[Decision]:
-    """An occurrence that was to be made up for is not: a later one runs."""
-    if entry.held is not None:
-        yield _skip(entry, entry.held, MISSED)
-        entry.held = None
+def _skip_missed(entry: Entry) -> Iterator[Decision]:
+    """Skip the occurrence that was going to catch up: a later one takes its place."""
+    if entry.missed is not None:
+        yield _skip(entry, entry.missed, MISSED)
+        entry.missed = None
 
 
-def _caught_up(entry: Entry, now: datetime) -> Iterator[Decision]:
-    """All that was due is decided on; the last that was missed is made up for, if it still may."""
-    if entry.held is not None and _is_lost(entry.task, entry.held, now):
-        yield from _displace(entry)
-    if entry.held is not None:
-        yield Decision(entry, entry.held, is_late=True)
-        entry.held = None
-    entry.skipped_at_one_go = 0
+def _catch_up(entry: Entry, now: datetime) -> Iterator[Decision]:
+    """Run the last missed occurrence, now that all due ones are decided, if it still may run."""
+    if entry.missed is not None and _is_lost(entry.task, entry.missed, now):
+        yield from _skip_missed(entry)
+    if entry.missed is not None:
+        yield Decision(entry, entry.missed, is_late=True)
+        entry.missed = None
+    entry.skipped_in_a_row = 0
 
 
 def _is_lost(task: Task, occurrence: Occurrence, now: datetime) -> bool:
@@ -223,5 +223,5 @@ def _is_lost(task: Task, occurrence: Occurrence, now: datetime) -> bool:
 
 
 def _skip(entry: Entry, occurrence: Occurrence, reason: str) -> Decision:
-    entry.skipped_at_one_go += 1
+    entry.skipped_in_a_row += 1
     return Decision(entry, occurrence, reason)

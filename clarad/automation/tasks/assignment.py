@@ -1,9 +1,8 @@
-"""The tasks that this daemon has, with their places in time: all, or its share of them.
+"""The tasks that this daemon owns, with their places in time: all, or a share of a cluster's.
 
-Of daemons that share a database each has some of the tasks. One at a time has a task, with all of
-its runs: so what is said of the runs before, and how long they wait, holds for all daemons.
-(Rejected: every daemon tries to insert every occurrence, and the first one runs it. Then a run may
-go on where the next is not decided on.)
+In a cluster each task, with all its runs, belongs to one daemon at a time, so that one place
+decides whether its runs overlap. (Rejected: every daemon tries to insert every occurrence, and the
+first one runs it. Then a daemon would decide on an occurrence without knowing of the run before.)
 """
 
 import difflib
@@ -17,7 +16,7 @@ import trio
 from clarad.automation.tasks import schedule
 from clarad.automation.tasks.agenda import INSTANT, Agenda, Entry
 from clarad.automation.tasks.runner import Runner
-from clarad.automation.tasks.state import digest, fair_share, new_state, turned_back
+from clarad.automation.tasks.state import digest, fair_share, new_state, rewound
 from clarad.automation.tasks.task import Task
 from clarad.store import StoredTaskRun, StoreError, TaskRuns, Tasks, TaskState
 from clarad.systemd import catalogue
@@ -25,11 +24,11 @@ from clarad.systemd import catalogue
 log = logging.getLogger(__name__)
 
 AT_ONE_GO: Final = 200
-"""Tasks that are given a place in time at one go, before others may do something."""
+"""Tasks that are rewound between two checkpoints."""
 
 
 class UnknownTask(Exception):  # noqa: N818 - it is an answer, not a fault
-    """What an operator asked for cannot be done; the text says why."""
+    """The request of an operator cannot be served; the text says why."""
 
 
 class Assignment:
@@ -44,26 +43,26 @@ class Assignment:
         states: Tasks,
         now: Callable[[], datetime],
     ) -> None:
-        """Nothing is on the agenda before `set_up`."""
+        """The agenda is empty before `set_up`."""
         self.tasks = list(tasks)
-        """Those that are in force, whoever has them."""
+        """The tasks that are in force, whichever daemon owns them."""
         self._runner = runner
         self._runs = runs
         self._states = states
         self._now = now
         self._started_at = now()
         self.agenda = Agenda(self._started_at)
-        # What is remembered of the tasks is read, changed and written, with others in between.
+        # Held while the states of the tasks are read, changed and written.
         self._changing = trio.Lock()
         self._daemons = 1
-        self._to_enroll = self._is_unsure = False
-        self._unsaved_turn: datetime | None = None
+        self._to_enroll = self._is_stale = False
+        self._unsaved_rewind: datetime | None = None
 
     async def set_up(self) -> None:
-        """Take the tasks up where the last run of the daemon left them.
+        """Load the states of the tasks, and go on where the last start has left them.
 
         Raises:
-            StoreError: what is remembered of the tasks cannot be read or written.
+            StoreError: the states of the tasks cannot be read or written.
         """
         async with self._changing:
             now = self._now()
@@ -78,20 +77,20 @@ class Assignment:
             await self._recover(await self._runs.unfinished())
 
     async def _known(self, now: datetime, *, is_start: bool = False) -> dict[str, TaskState]:
-        """Return what is remembered of the tasks that are ours, as it is to be from here on."""
+        """Load the states of this daemon's tasks, and store those that have to change."""
         known = await self._states.load()
-        known |= (changed := turned_back(known, now))
+        known |= (changed := rewound(known, now))
         for task in self.tasks:
             state = known.get(task.name)
             if state is None and self.is_shared:
-                continue  # another daemon has it
+                continue  # another daemon owns it
             if state is None or state.schedule != schedule.identity(task):
                 known[task.name] = changed[task.name] = new_state(task, now, state)
         names = {task.name for task in self.tasks}
         gone = [name for name in known if name not in names]
         saved = {name: state for name, state in changed.items() if name in names}
         await self._states.save(saved, forget=gone if is_start else ())
-        if gone and not is_start:  # inherited: some other daemon may know it
+        if gone and not is_start:  # taken over from a daemon that had other tasks configured
             await self._states.release(gone)
         return known
 
@@ -99,21 +98,21 @@ class Assignment:
         await self._runner.recover(unfinished, {task.name: task for task in self.tasks}.get)
 
     def _entry(self, task: Task, state: TaskState, before: Entry | None) -> Entry:
-        """Take up a task; `before` is its entry if the scheduler failed, and is started again."""
+        """Return an entry for a task; `before` is its entry before the scheduler was restarted."""
         anchor, cursor = state.anchor_at, state.accounted_until
         if schedule.is_from_start(task):
-            # With a delay it counts from the daemon's start, or from the reload that brought it.
+            # Its delay counts from the daemon's start, or from the reload that added the task.
             cursor = self._started_at - INSTANT
             anchor = before.anchor if before else schedule.anchor(task, self._started_at)
         return Entry(task, anchor=anchor, cursor=cursor, is_paused=state.paused_at is not None)
 
-    # --- what changes ----------------------------------------------------------------------------
+    # --- changes ---------------------------------------------------------------------------------
 
     async def replace(self, tasks: Sequence[Task]) -> None:
-        """Take other tasks. Those that did not change go on as they are; what runs, runs on.
+        """Replace the tasks. Unchanged ones keep their places in time; no run is ended.
 
         Raises:
-            StoreError: the tasks cannot be written down; nothing has changed.
+            StoreError: the tasks cannot be stored; nothing has changed.
         """
         async with self._changing:
             await self._replace(tasks)
@@ -147,7 +146,7 @@ class Assignment:
             self.agenda.put(entry)
         for name in gone:
             self.agenda.remove(name)
-            self._runner.lines.cancel(name, "the task was removed", only_waiting=True)
+            self._runner.queues.cancel(name, "the task was removed", only_waiting=True)
         self._to_enroll = True
 
     def _is_scheduled_as(self, task: Task) -> bool:
@@ -156,7 +155,7 @@ class Assignment:
 
     def find(self, name: str) -> Entry:
         """Return the entry of a task; raises `UnknownTask` if it is not this daemon's."""
-        if self._is_elsewhere(name):
+        if self._has_other_owner(name):
             raise UnknownTask(f"another daemon has the task {name!r} now; ask that one")
         entry = self.agenda.find(name)
         if entry is None:
@@ -166,107 +165,109 @@ class Assignment:
         return entry
 
     async def pause(self, name: str, *, on: bool) -> None:
-        """Pause a task, whoever has it, or let it go on.
+        """Pause or resume a task, whichever daemon owns it.
 
         Raises:
             UnknownTask: there is no such task.
-            StoreError: it cannot be written down; nothing has changed.
+            StoreError: it cannot be stored; nothing has changed.
         """
         async with self._changing:
-            entry = None if self._is_elsewhere(name) else self.find(name)
+            entry = None if self._has_other_owner(name) else self.find(name)
             await self._states.pause(name, self._now() if on else None)
             if entry is not None:
                 entry.is_paused = on
 
-    async def turn_back(self, now: datetime) -> None:
-        """Look at the occurrences from `now` on again; what has its row is not repeated."""
+    async def rewind(self, now: datetime) -> None:
+        """Decide the occurrences from `now` on again; none that has a row runs again."""
         async with self._changing:
-            self.agenda.turn_back(now)
+            self.agenda.rewind(now)
             for n, entry in enumerate(list(self.agenda)):
-                entry.turn_back(now)
+                entry.rewind(now)
                 self.agenda.put(entry)
                 if n % AT_ONE_GO == 0:
                     await trio.lowlevel.checkpoint()
-        self._unsaved_turn = now if self._unsaved_turn is None else min(now, self._unsaved_turn)
+        self._unsaved_rewind = (
+            now if self._unsaved_rewind is None else min(now, self._unsaved_rewind)
+        )
 
-    async def save_turn(self) -> None:
-        """Write down that the clock was set back, unless the store knows it; call it again if not.
+    async def save_rewind(self) -> None:
+        """Store that the clock was set back; if the store fails, the next call tries again.
 
-        Otherwise the next start would take the occurrences from then on for accounted for.
+        Without it the next start would not decide the occurrences from then on.
         """
-        if self._unsaved_turn is None:
+        if self._unsaved_rewind is None:
             return
         async with self._changing:
             try:
-                back = turned_back(await self._states.load(), self._unsaved_turn)
+                back = rewound(await self._states.load(), self._unsaved_rewind)
                 await self._states.save(back)
             except StoreError as error:
                 about = catalogue.STORE_FAILED.about()
                 log.error("that the clock was set back is not stored: %s", error, extra=about)
             else:
-                self._unsaved_turn = None
+                self._unsaved_rewind = None
 
-    # --- what daemons share ----------------------------------------------------------------------
+    # --- dividing the tasks among the daemons of a cluster ---------------------------------------
 
     @property
     def is_shared(self) -> bool:
-        """Whether other daemons may have some of the tasks."""
+        """Whether other daemons may own some of the tasks."""
         return self._states.are_shared
 
     @property
     def digest(self) -> str:
-        """Which tasks this daemon knows; the same for daemons that know the same."""
+        """A digest of the tasks that this daemon knows."""
         return digest(self.tasks)
 
-    def share_with(self, others: int) -> None:
-        """Take note of how many other daemons know the same tasks."""
+    def set_peer_count(self, others: int) -> None:
+        """Set how many other daemons know the same tasks."""
         self._daemons = 1 + others
 
-    def doubt(self) -> None:
-        """Another daemon may have changed something: `share_out` is to read what is remembered."""
-        self._is_unsure = True
+    def mark_stale(self) -> None:
+        """Have `rebalance` load the states again: another daemon may have changed one."""
+        self._is_stale = True
 
-    async def share_out(self) -> None:
-        """Take tasks that nobody has, up to a fair share; give up what is too much and idle.
+    async def rebalance(self) -> None:
+        """Claim tasks without an owner, up to a fair share; release idle tasks above it.
 
         Raises:
-            StoreError: it is to be tried again.
+            StoreError: call it again.
         """
         async with self._changing:
             try:
-                await self._share_out()
+                await self._rebalance()
             except StoreError:
-                self._is_unsure = True
+                self._is_stale = True
                 raise
 
-    async def _share_out(self) -> None:
+    async def _rebalance(self) -> None:
         claimed = await self._claim(self._now(), enroll=self._to_enroll)
         self._to_enroll = False
-        if claimed or self._is_unsure:
-            self._take_up(await self._known(self._now()))
-            self._is_unsure = False
+        if claimed or self._is_stale:
+            self._adopt(await self._known(self._now()))
+            self._is_stale = False
         surplus = len(self.agenda) - fair_share(len(self.tasks), self._daemons)
         names = [e.task.name for e in self.agenda if not schedule.is_from_start(e.task)]
         idle = [name for name in names if self._runner.is_idle(name)]
         if given := idle[: max(0, surplus)]:
-            for name in given:  # first: none of them may begin meanwhile
+            for name in given:  # before the release: none of them may start meanwhile
                 self.agenda.remove(name)
             await self._states.release(given)
 
-    async def inherit(self, lives: Collection[int]) -> None:
-        """Go on with the tasks that these lives of daemons had, and with their runs.
+    async def inherit(self, epochs: Collection[int]) -> None:
+        """Adopt the tasks, and the runs, of epochs that this daemon has taken over.
 
         Raises:
             StoreError: they cannot be read; nothing has changed here.
         """
         async with self._changing:
-            await self._states.inherit(lives)
+            await self._states.inherit(epochs)
             known = await self._known(self._now())
-            # Its runs before a task: what becomes of an occurrence depends on them.
-            await self._recover(await self._runs.unfinished(lives))
-            self._take_up(known)
+            # The runs first: whether an occurrence of a task runs depends on them.
+            await self._recover(await self._runs.unfinished(epochs))
+            self._adopt(known)
 
-    def _is_elsewhere(self, name: str) -> bool:
+    def _has_other_owner(self, name: str) -> bool:
         is_known = any(task.name == name for task in self.tasks)
         return self.is_shared and is_known and self.agenda.find(name) is None
 
@@ -277,8 +278,8 @@ class Assignment:
         most = fair_share(len(self.tasks), self._daemons) - len(self.agenda)
         return await self._states.claim([task.name for task in self.tasks], most, fresh)
 
-    def _take_up(self, known: Mapping[str, TaskState]) -> None:
-        """Run tasks that have become ours, from where they are accounted for."""
+    def _adopt(self, known: Mapping[str, TaskState]) -> None:
+        """Put tasks that are now this daemon's on the agenda, from their watermarks on."""
         for task in self.tasks:
             state, entry = known.get(task.name), self.agenda.find(task.name)
             if state is None:
@@ -286,6 +287,6 @@ class Assignment:
             if entry is None:
                 entry = self._entry(task, state, None)
                 if schedule.is_from_start(task):
-                    entry.go_on_after(self._now())  # the start is past
+                    entry.seek(self._now())  # the start is past
                 self.agenda.put(entry)
             entry.is_paused = state.paused_at is not None

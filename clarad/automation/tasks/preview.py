@@ -1,4 +1,4 @@
-"""What tasks will do in a period: every fire, and what is odd about it. No clock and no I/O."""
+"""Lists when tasks will be due in a period, and marks the odd times. No clock and no I/O."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
@@ -33,13 +33,13 @@ def preview(
     end: datetime,
     anchors: Mapping[str, datetime],
 ) -> Iterator[Fire]:
-    """Give the fires from `start` to before `end`, in order; both within the years 2 to 9998.
+    """Yield the fires from `start` to before `end`, in order; both within the years 2 to 9998.
 
-    `anchors` has the phases of intervals; one that has none yet is counted from `start`. What is
-    counted from each start of the daemon is left out: nobody knows when that will be.
+    `anchors` has the phases of intervals; the default is `start`. Tasks that count from each start
+    of the daemon are left out, since that time is unknown.
     """
     each = (_of_task(task, start, end, anchors) for task in tasks)
-    # Not by the local time: what comes twice is equal to no time in another zone (PEP 495).
+    # Not by `local`: a time that comes twice never equals one in another zone (PEP 495).
     fires = merge(*each, key=attrgetter("at", "task"))
     for _, group in groupby(fires, key=lambda fire: fire.at):
         together = list(group)
@@ -62,7 +62,7 @@ def _of_task(
 
 
 def _comes_twice(local: datetime) -> bool:
-    """Whether clocks that are put back show the time once more."""
+    """Return whether the clocks are put back, and show this time twice."""
     first, second = local.replace(fold=0).utcoffset(), local.replace(fold=1).utcoffset()
     assert first is not None
     assert second is not None

@@ -1,4 +1,4 @@
-"""The runs of each task, one behind the other: only the first of a line runs."""
+"""The runs of each task in a queue, of which only the first executes."""
 
 from collections import OrderedDict
 
@@ -9,77 +9,77 @@ from clarad.automation.tasks.task_run import TaskRun
 
 
 class RunQueues:
-    """A line for each task that has runs."""
+    """A queue for each task that has runs."""
 
     def __init__(self) -> None:
-        # Each step is the same work, however long the line: a daemon's start may find 10,000 runs.
-        self._lines: dict[str, OrderedDict[TaskRun, Run]] = {}
+        # OrderedDict: a daemon's start may find 10,000 runs of a task, and each step is O(1).
+        self._queues: dict[str, OrderedDict[TaskRun, Run]] = {}
         self._run_ids: set[str] = set()
-        self._is_moving = True
+        self._is_open = True
         self._changed = trio.Event()
 
     def __contains__(self, run_id: str) -> bool:
-        """Whether a run goes on or waits."""
+        """Return whether a run executes or waits."""
         return run_id in self._run_ids
 
     def length(self, task: str) -> int:
-        """Return how many runs of a task go on or wait."""
-        return len(self._lines.get(task, ()))
+        """Return how many runs of a task execute or wait."""
+        return len(self._queues.get(task, ()))
 
     def first(self, task: str) -> TaskRun | None:
-        """Return the run of a task that goes on."""
-        line = self._lines.get(task)
-        return next(iter(line)) if line else None
+        """Return the run of a task that executes, or is next to."""
+        queue = self._queues.get(task)
+        return next(iter(queue)) if queue else None
 
-    def join(self, job: TaskRun, run: Run) -> None:
-        """Put a run behind the others of its task."""
-        self._lines.setdefault(job.task.name, OrderedDict())[job] = run
-        self._run_ids.add(job.run_id)
+    def append(self, task_run: TaskRun, run: Run) -> None:
+        """Put a run at the end of its task's queue."""
+        self._queues.setdefault(task_run.task.name, OrderedDict())[task_run] = run
+        self._run_ids.add(task_run.run_id)
 
-    def leave(self, job: TaskRun) -> None:
-        """Take a run out that has ended; the next one has its turn."""
-        line = self._lines[job.task.name]
-        del line[job]
-        self._run_ids.discard(job.run_id)
-        if not line:
-            del self._lines[job.task.name]
-        elif self._is_moving:
-            next(iter(line)).turn.set()
-        job.ended.set()
+    def remove(self, task_run: TaskRun) -> None:
+        """Remove a run that has ended, and give the next one its turn."""
+        queue = self._queues[task_run.task.name]
+        del queue[task_run]
+        self._run_ids.discard(task_run.run_id)
+        if not queue:
+            del self._queues[task_run.task.name]
+        elif self._is_open:
+            next(iter(queue)).turn.set()
+        task_run.ended.set()
         self.note_change()
 
     @property
     def running(self) -> int:
-        """How many runs go on."""
-        return sum(_runs(job) for line in self._lines.values() for job in line)
+        """How many runs have their turn and do not wait for a retry."""
+        return sum(_is_running(task_run) for queue in self._queues.values() for task_run in queue)
 
     def cancel(self, task: str, reason: str, *, only_waiting: bool = False) -> None:
         """Cancel the runs of a task."""
-        for job, run in self._lines.get(task, {}).items():
-            if not (only_waiting and job.turn.is_set()):
+        for task_run, run in self._queues.get(task, {}).items():
+            if not (only_waiting and task_run.turn.is_set()):
                 run.cancel(reason)
 
-    def cancel_before(self, job: TaskRun, reason: str) -> None:
-        """Cancel the runs of a task that are before this one."""
-        for other, run in self._lines[job.task.name].items():
-            if other is job:
+    def cancel_before(self, task_run: TaskRun, reason: str) -> None:
+        """Cancel the runs that are ahead of this one in its queue."""
+        for other, run in self._queues[task_run.task.name].items():
+            if other is task_run:
                 return
             run.cancel(reason)
 
-    def hold(self) -> None:
-        """Give nobody a turn any more; those that wait are in the store."""
-        self._is_moving = False
+    def stop(self) -> None:
+        """Give out no more turns; the runs that wait are in the store."""
+        self._is_open = False
 
     def note_change(self) -> None:
-        """Have `drained` look again."""
+        """Wake `drained`: a run may have ended, or may wait for a retry."""
         self._changed.set()
 
     async def drained(self) -> None:
-        """Wait until nothing runs; to be called after `hold`."""
+        """Wait until no run executes; call `stop` first."""
         while self.running:
             self._changed = trio.Event()
             await self._changed.wait()
 
 
-def _runs(job: TaskRun) -> bool:
-    return job.turn.is_set() and not job.is_parked
+def _is_running(task_run: TaskRun) -> bool:
+    return task_run.turn.is_set() and not task_run.is_parked

@@ -1,4 +1,4 @@
-"""Who carries runs out, as the scheduler knows them."""
+"""The task runner as the scheduler sees it: nurseries do not import each other."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
@@ -11,13 +11,13 @@ from clarad.store import StoredTaskRun
 
 
 class Runner(Protocol):
-    """Who carries runs out; `clarad.nurseries.task_runs.TaskRunner`."""
+    """Executes runs; `clarad.nurseries.task_runs.TaskRunner`."""
 
-    lines: RunQueues
+    queues: RunQueues
 
     @property
-    def tries(self) -> int:
-        """How often the store has been asked to take what was decided."""
+    def writes(self) -> int:
+        """How often a row has been handed to the store, repetitions included."""
 
     def start(
         self,
@@ -28,15 +28,15 @@ class Runner(Protocol):
         caused_by: Sequence[str] = (),
         displaces: bool = False,
     ) -> TaskRun:
-        """Have a task run, behind the runs of it that go on or wait, or in place of them."""
+        """Start a run at the end of its task's queue, or in place of the runs ahead of it."""
 
     def is_idle(self, task: str) -> bool:
-        """Whether nothing of a task goes on, waits, or is on its way to the store."""
+        """Return whether a task has no run, and no row on its way to the store."""
 
     async def skip(self, task: Task, occurrence: Occurrence, reason: str) -> None:
-        """Write down that an occurrence does not run, and why."""
+        """Store that an occurrence is skipped, and why."""
 
     async def recover(
         self, unfinished: Iterable[StoredTaskRun], find: Callable[[str], Task | None]
     ) -> None:
-        """Go on with what an earlier run of the daemon left."""
+        """Take up the runs that another start, or another daemon, has left."""

@@ -24,7 +24,7 @@ class Occurrence(NamedTuple):
 
 
 def identity(task: Task) -> str:
-    """Return the schedule in words: the same for two tasks that are due at the same times."""
+    """Return the schedule in words, equal for tasks that are due at the same times."""
     match task.type:
         case "cron":
             assert task.cron is not None
@@ -39,17 +39,17 @@ def identity(task: Task) -> str:
 
 
 def is_from_start(task: Task) -> bool:
-    """Whether the task runs once in each start of the daemon."""
+    """Return whether the task runs once after each start of the daemon."""
     return task.type == "one_shot" and task.run_at is None
 
 
 def anchor(task: Task, now: datetime) -> datetime:
-    """Return what the occurrences of a task are counted from that is new at `now`."""
+    """Return the time from which the occurrences of a task are counted that is new at `now`."""
     return now + timedelta(seconds=task.delay or 0)
 
 
 def occurrences(task: Task, *, after: datetime, anchor: datetime) -> Iterator[Occurrence]:
-    """Give the occurrences after a time, in order; of most schedules there are endlessly many.
+    """Yield the occurrences after a time, in order; for most schedules without end.
 
     `anchor` is the first occurrence of an interval, and the only one of a one-shot with a delay.
     """
@@ -89,7 +89,7 @@ def latest(task: Task, *, until: datetime, anchor: datetime) -> Occurrence | Non
 
 
 def due_at(task: Task, nominal_at: datetime) -> datetime:
-    """Return when an occurrence is to start: its nominal time and its share of the jitter.
+    """Return when an occurrence starts: its nominal time and its share of the jitter.
 
     The share is the same however often it is asked for, also after a restart.
     """

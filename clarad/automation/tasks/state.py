@@ -1,4 +1,4 @@
-"""What is remembered of tasks between starts, and how tasks are shared out. No clock and no I/O."""
+"""The states of tasks that outlast a start, and the shares of daemons. No clock and no I/O."""
 
 import hashlib
 from collections.abc import Iterable
@@ -13,11 +13,10 @@ from clarad.store import TaskState
 _LONG_AGO: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
-def turned_back(known: dict[str, TaskState], now: datetime) -> dict[str, TaskState]:
-    """Return new states for the tasks that are accounted for beyond `now`.
+def rewound(known: dict[str, TaskState], now: datetime) -> dict[str, TaskState]:
+    """Return new states for the tasks whose watermarks are after `now`.
 
-    A clock that was ahead must not silence a task until that time has come again, and what comes
-    due until then while nobody is there is to be found.
+    A clock that was ahead must not silence a task until that time comes again.
     """
     until = now - INSTANT
     return {
@@ -28,9 +27,9 @@ def turned_back(known: dict[str, TaskState], now: datetime) -> dict[str, TaskSta
 
 
 def new_state(task: Task, now: datetime, known: TaskState | None) -> TaskState:
-    """Return the state of a task that is new, or whose schedule is; a pause outlasts that.
+    """Return the state of a task that is new or has a new schedule, which does not end a pause.
 
-    What was to run at a time that is past is made up for, as if it had been missed.
+    A one-shot whose time is past counts as missed.
     """
     return TaskState(
         schedule.identity(task),
@@ -41,11 +40,11 @@ def new_state(task: Task, now: datetime, known: TaskState | None) -> TaskState:
 
 
 def digest(tasks: Iterable[Task]) -> str:
-    """Return the same for two daemons that know tasks of the same names, and so can share them."""
+    """Return a digest of the tasks' names; daemons with the same digest divide their tasks."""
     names = sorted(task.name for task in tasks)
     return hashlib.sha256("\0".join(names).encode()).hexdigest() if names else ""
 
 
 def fair_share(tasks: int, daemons: int) -> int:
-    """Return how many of the tasks each daemon takes at most; together they take all."""
+    """Return how many tasks each daemon claims at most; together they claim all."""
     return -(-tasks // daemons)

@@ -1,4 +1,4 @@
-"""One run of a task, from its nominal time to its end, and its turn among the task's runs."""
+"""One run of a task, from its nominal time to its end."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -9,7 +9,6 @@ from clarad.automation.runs.run import Run
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task import Task
 from clarad.events import EventType
-from clarad.limits.concurrency import Slots
 from clarad.store import Ending, Outcome
 
 OUTPUT_TAIL: Final = 4096
@@ -19,7 +18,7 @@ Publish = Callable[..., None]
 
 
 class TaskRun:
-    """A run of a task; it waits for the runs before it, and tells of its attempts."""
+    """A run of a task; the `RunOwner` of its `Run`, which publishes its attempts as events."""
 
     def __init__(
         self,
@@ -31,11 +30,11 @@ class TaskRun:
         caused_by: Sequence[str] = (),
         attempts: int = 0,
         is_stored: bool = False,
-        slots: Slots[None],
+        slots: trio.Semaphore,
         publish: Publish,
-        when_tried: Callable[[], None],
+        on_attempted: Callable[[], None],
     ) -> None:
-        """`is_stored` if the store has it already; `when_tried` is called after each attempt."""
+        """`is_stored` if the store has its row; `on_attempted` is called after each attempt."""
         self.run_id = run_id
         self.task = task
         self.occurrence = occurrence
@@ -49,34 +48,40 @@ class TaskRun:
         self.ended = trio.Event()
         self._slots = slots
         self._publish = publish
-        self._when_tried = when_tried
+        self._on_attempted = on_attempted
 
-    # --- its place among those that run at once: the `Places` of its run -------------------------
+    # --- its slot --------------------------------------------------------------------------------
 
-    def take_place(self) -> bool:
-        """Take a place at once, if it is its turn and there is one."""
-        return self.turn.is_set() and self._slots.acquire_nowait(None)
+    def try_acquire(self) -> bool:
+        """Acquire a slot at once, if it is this run's turn and one is free."""
+        if not self.turn.is_set():
+            return False
+        try:
+            self._slots.acquire_nowait()
+        except trio.WouldBlock:
+            return False
+        return True
 
-    async def enter(self) -> None:
-        """Wait for its turn, then for a place."""
+    async def acquire(self) -> None:
+        """Wait for its turn in the task's queue, then for a slot. If cancelled, none is held."""
         await self.turn.wait()
-        await self._slots.acquire(None)
+        await self._slots.acquire()
 
-    def leave(self) -> None:
-        """Give the place back."""
-        self._slots.release(None)
+    def release(self) -> None:
+        """Release the slot."""
+        self._slots.release()
 
-    # --- its attempts: the `Watcher` of its run --------------------------------------------------
+    # --- its attempts ----------------------------------------------------------------------------
 
-    def attempt_begins(self, run: Run) -> None:
-        """Say so."""
+    def attempt_began(self, run: Run) -> None:
+        """Publish `scheduler:task_run`."""
         self.is_parked = False
-        self._tell(EventType.SCHEDULER_TASK_RUN, run, {})
+        self._publish_attempt(EventType.SCHEDULER_TASK_RUN, run, {})
 
     def attempt_ended(self, run: Run, ending: Ending, *, again: bool) -> None:
-        """Say so if it failed."""
+        """Publish `scheduler:task_error` if the attempt failed."""
         self.is_parked = again
-        self._when_tried()
+        self._on_attempted()
         if ending.outcome is Outcome.RAN:
             return
         data = {
@@ -87,12 +92,12 @@ class TaskRun:
             "again": again,
             "output": (ending.stdout + ending.stderr)[-OUTPUT_TAIL:],
         }
-        self._tell(EventType.SCHEDULER_TASK_ERROR, run, data)
+        self._publish_attempt(EventType.SCHEDULER_TASK_ERROR, run, data)
 
-    def _tell(self, event_type: EventType, run: Run, data: dict[str, Any]) -> None:
+    def _publish_attempt(self, event_type: EventType, run: Run, data: dict[str, Any]) -> None:
         about = {
             "task": self.task.name,
-            "task_name": self.task.name,  # as hooks of an older Clara know it
+            "task_name": self.task.name,  # the name for hooks of an older Clara
             "task_type": self.task.type,
             "nominal_time": self.occurrence.nominal_at.isoformat(),
             "attempt": run.attempts,

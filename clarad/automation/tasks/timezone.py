@@ -1,4 +1,4 @@
-"""Time zones by their names, and when it is what a clock on the wall says."""
+"""Finds time zones by name, and converts their local times to UTC."""
 
 import warnings
 from bisect import bisect_left
@@ -31,7 +31,7 @@ def find(name: str) -> ZoneInfo:
 
 
 def of_machine() -> ZoneInfo:
-    """Return the time zone that TZ, or else /etc, says now; UTC if they say nothing.
+    """Return the time zone that TZ or /etc names now; UTC if neither names one.
 
     Raises:
         ValueError: they say something that cannot be used; the text is one sentence.
@@ -47,7 +47,7 @@ def of_machine() -> ZoneInfo:
 
 
 def instant(wall: datetime, zone: ZoneInfo) -> datetime:
-    """Return the time in UTC at which the clocks of a zone show `wall`, which is naive.
+    """Return the time in UTC at which the clocks of a zone show the naive time `wall`.
 
     What they show twice is the first time; what they skip is the moment at which they skip it.
 
@@ -73,7 +73,7 @@ def instant(wall: datetime, zone: ZoneInfo) -> datetime:
 
 @cache
 def _kept(key: str) -> ZoneInfo:
-    """Return the machine's zone as the same object each time.
+    """Return the machine's zone, the same object each time.
 
     Two that were read from a file, as tzlocal does if /etc/localtime has no name, are never equal,
     and with them no two tasks would be.
@@ -99,7 +99,7 @@ def _nearest(name: str) -> str | None:
 
 @cache
 def _names() -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return all zones, and those that are called after a city, by it."""
+    """Return the names of all zones, and of those named after a city, by the city."""
     zones = tuple(sorted(available_timezones()))
     cities = {
         zone.rpartition("/")[2].lower(): zone

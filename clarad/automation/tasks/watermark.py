@@ -1,7 +1,7 @@
-"""How far each task is accounted for: up to there, all its occurrences have their rows. No I/O.
+"""The watermark of each task: all its occurrences up to there have their rows. No I/O.
 
-Rows need not be written in the order of the occurrences: a disk that is full refuses one and takes
-the next. To go on after that one, at the next start, would lose the first.
+Rows may be committed out of order: a full disk refuses one, and takes the next. A start that went
+on after the last committed row would lose the refused one.
 """
 
 import heapq
@@ -9,29 +9,29 @@ from datetime import datetime
 
 
 class Watermarks:
-    """The rows of each task that are on their way to the store."""
+    """The rows that are on their way to the store, by their tasks."""
 
     def __init__(self) -> None:
-        self._tasks: dict[str, _Account] = {}
+        self._tasks: dict[str, _Watermark] = {}
 
     def __contains__(self, task: str) -> bool:
-        """Whether rows of a task are on their way."""
+        """Return whether rows of a task are on their way."""
         return task in self._tasks
 
     def open(self, task: str, nominal_at: datetime) -> None:
-        """Note that an occurrence's row is to be written."""
-        self._tasks.setdefault(task, _Account()).open(nominal_at)
+        """Note that an occurrence's row goes to the store."""
+        self._tasks.setdefault(task, _Watermark()).open(nominal_at)
 
     def close(self, task: str, nominal_at: datetime) -> datetime | None:
-        """Note that it is written; return how far the task is accounted for, if that is news."""
-        account = self._tasks[task]
-        until = account.close(nominal_at)
-        if not account.pending:
+        """Note that its row is committed; return the task's watermark if it has risen."""
+        watermark = self._tasks[task]
+        until = watermark.close(nominal_at)
+        if not watermark.pending:
             del self._tasks[task]
         return until
 
 
-class _Account:
+class _Watermark:
     def __init__(self) -> None:
         self.pending: set[datetime] = set()
         self._in_order: list[datetime] = []

@@ -17,28 +17,28 @@ from clarad.automation.hooks import webhook
 from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.hooks.webhook import MAX_BODY
-from clarad.automation.runs.run import Tried
+from clarad.automation.runs.run import AttemptResult
 from clarad.events import Event, EventType
 from clarad.process.shell import Output
 from clarad.store import Outcome
 from tests.receiver import PATIENCE, answers, forget_proxies, receiver, says, verify
 
 SECRET: Final = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-RAN: Final = Tried(Outcome.RAN, worth_retrying=False)
+RAN: Final = AttemptResult(Outcome.RAN, worth_retrying=False)
 
 
 @dataclass
 class Post:
-    """A poster, and the output of its attempts."""
+    """A webhooks, and the output of its attempts."""
 
-    poster: WebhookClient = field(default_factory=WebhookClient)
+    webhooks: WebhookClient = field(default_factory=WebhookClient)
     output: Output = field(default_factory=Output)
 
     async def attempt(
         self, url: str, run_id: str = "hook-1-1", payload: bytes = b"{}", **fields: Any
-    ) -> Tried:
+    ) -> AttemptResult:
         with trio.fail_after(PATIENCE):
-            return await self.poster.attempt(hook(url, **fields), run_id, payload, self.output)
+            return await self.webhooks.attempt(hook(url, **fields), run_id, payload, self.output)
 
 
 def hook(url: str, **fields: Any) -> Hook:
@@ -54,7 +54,7 @@ def hook(url: str, **fields: Any) -> Hook:
 
 @pytest.fixture(autouse=True)
 def no_proxies() -> Iterator[None]:
-    """Nothing between the poster and the server."""
+    """Nothing between the webhooks and the server."""
     with pytest.MonkeyPatch.context() as environment:
         forget_proxies(environment)
         yield
@@ -62,10 +62,10 @@ def no_proxies() -> Iterator[None]:
 
 @pytest.fixture
 async def post() -> AsyncIterator[Post]:
-    """A poster, which is closed when the test ends."""
+    """A webhooks, which is closed when the test ends."""
     made = Post()
     yield made
-    await made.poster.aclose()
+    await made.webhooks.aclose()
 
 
 # --- what becomes of an attempt ------------------------------------------------------------------
@@ -107,21 +107,21 @@ async def test_what_is_refused_failed_for_good(post: Post) -> None:
     async with receiver(answers(404, body=b"no such hook")) as server:
         tried = await post.attempt(server.url)
     reason = "the server answered 404 Not Found"
-    assert tried == Tried(Outcome.FAILED, reason, worth_retrying=False)
+    assert tried == AttemptResult(Outcome.FAILED, reason, worth_retrying=False)
     assert post.output.stdout.kept == b"no such hook"
 
 
 async def test_a_server_in_trouble_is_tried_again(post: Post) -> None:
     async with receiver(answers(500)) as server:
         tried = await post.attempt(server.url)
-    assert tried == Tried(Outcome.FAILED, "the server answered 500 Internal Server Error")
+    assert tried == AttemptResult(Outcome.FAILED, "the server answered 500 Internal Server Error")
 
 
 async def test_a_server_may_say_when_it_is_tried_again(post: Post) -> None:
     async with receiver(answers(429, "Retry-After: 120")) as server:
         tried = await post.attempt(server.url)
     reason = "the server answered 429 Too Many Requests"
-    assert tried == Tried(Outcome.FAILED, reason, retry_after=120)
+    assert tried == AttemptResult(Outcome.FAILED, reason, retry_after=120)
 
 
 async def test_a_server_that_is_not_there_is_tried_again(post: Post) -> None:
@@ -162,7 +162,7 @@ async def test_many_are_posted_at_once_also_the_first_ones_with_one_client(
     post: Post, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[httpx.AsyncClient] = []
-    tried: list[Tried] = []
+    tried: list[AttemptResult] = []
 
     def make_client(really: Callable[[], httpx.AsyncClient]) -> httpx.AsyncClient:
         made.append(really())
@@ -234,7 +234,7 @@ async def test_a_poster_that_was_closed_posts_again(post: Post) -> None:
     """The part of the daemon that it belongs to may be started again."""
     async with receiver(answers(200)) as server:
         await post.attempt(server.url)
-        await post.poster.aclose()
+        await post.webhooks.aclose()
         assert await post.attempt(server.url) == RAN
 
 
@@ -250,7 +250,7 @@ async def test_a_webhook_is_the_whole_event_as_json() -> None:
         caused_by=("task-1-1",),
         data={"text": "Grüße\0"},
     )
-    poster, output = WebhookClient(), Output()
+    webhooks, output = WebhookClient(), Output()
     async with receiver(answers(200, body=b"thanks")) as server:
         with trio.fail_after(PATIENCE):
             tried = await reaction.attempt(
@@ -258,10 +258,10 @@ async def test_a_webhook_is_the_whole_event_as_json() -> None:
                 happened,
                 run_id="hook-1-1",
                 number=2,
-                poster=poster,
+                webhooks=webhooks,
                 output=output,
             )
-    await poster.aclose()
+    await webhooks.aclose()
     assert tried == RAN
     assert output.stdout.kept == b"thanks"
     (request,) = server.requests

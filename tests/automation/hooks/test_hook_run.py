@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.automation.hooks.hook import Hook
-from clarad.automation.hooks.hook_run import HookRun, into_tiers, opened_by
-from clarad.automation.runs.run import Run, Tried
+from clarad.automation.hooks.hook_run import HookRun, assign_tiers, open_next_tiers
+from clarad.automation.runs.run import AttemptResult, Run
 from clarad.limits.concurrency import Slots
 from clarad.process.shell import Output
 from clarad.store import Ending, Outcome
@@ -21,7 +21,7 @@ RAN = Ending(Outcome.RAN)
 FAILED = Ending(Outcome.FAILED)
 
 
-def delivery(
+def hook_run(
     name: str, priority: int = 0, *, slots: Slots[str] | None = None, key: str = ""
 ) -> HookRun:
     hook = Hook(name=name, events=frozenset(), priority=priority, working_dir=Path("/"))
@@ -34,8 +34,8 @@ def one_each(capacity: int) -> Slots[str]:
 
 
 def two_of(slots: Slots[str]) -> tuple[HookRun, HookRun]:
-    """Return two deliveries of the same hook."""
-    return delivery("first", slots=slots, key="hook"), delivery("second", slots=slots, key="hook")
+    """Return two hook_runs of the same hook."""
+    return hook_run("first", slots=slots, key="hook"), hook_run("second", slots=slots, key="hook")
 
 
 def nothing() -> None:
@@ -43,18 +43,18 @@ def nothing() -> None:
 
 
 def tiers_of(*priorities: int) -> list[HookRun]:
-    """Return the deliveries of an event, in tiers; each opens what it can once it is tried."""
-    made = [delivery(f"hook {n}", priority) for n, priority in enumerate(priorities)]
-    into_tiers(made)
+    """Return the hook_runs of an event, in tiers; each opens what it can once it is tried."""
+    made = [hook_run(f"hook {n}", priority) for n, priority in enumerate(priorities)]
+    assign_tiers(made)
     return made
 
 
-def names(deliveries: list[HookRun]) -> list[str]:
-    return [each.hook.name for each in deliveries]
+def names(hook_runs: list[HookRun]) -> list[str]:
+    return [each.hook.name for each in hook_runs]
 
 
-def open_ones(deliveries: list[HookRun]) -> list[str]:
-    return names([each for each in deliveries if each.tier.is_open])
+def open_ones(hook_runs: list[HookRun]) -> list[str]:
+    return names([each for each in hook_runs if each.tier.is_open])
 
 
 # --- tiers ---------------------------------------------------------------------------------------
@@ -69,11 +69,11 @@ def test_those_of_the_highest_priority_are_first_side_by_side() -> None:
 @run_in_trio
 def test_the_next_ones_follow_when_each_of_the_first_has_been_tried() -> None:
     first, second, *rest = made = tiers_of(9, 9, 5, 5, 0)
-    first.tried()
-    assert opened_by(first) == []
+    first.note_attempted()
+    assert open_next_tiers(first) == []
     assert open_ones(made) == ["hook 0", "hook 1"]
-    second.tried()
-    assert names(opened_by(second)) == ["hook 2", "hook 3"]
+    second.note_attempted()
+    assert names(open_next_tiers(second)) == ["hook 2", "hook 3"]
     assert open_ones(made) == ["hook 0", "hook 1", "hook 2", "hook 3"]
     assert not rest[-1].tier.is_open
 
@@ -81,46 +81,46 @@ def test_the_next_ones_follow_when_each_of_the_first_has_been_tried() -> None:
 @run_in_trio
 def test_a_tier_opens_once() -> None:
     first, *_ = tiers_of(9, 5)
-    first.tried()
-    assert names(opened_by(first)) == ["hook 1"]
-    first.tried()
-    assert opened_by(first) == []
+    first.note_attempted()
+    assert names(open_next_tiers(first)) == ["hook 1"]
+    first.note_attempted()
+    assert open_next_tiers(first) == []
 
 
 @run_in_trio
 def test_after_the_last_tier_comes_nothing() -> None:
     [only] = tiers_of(0)
-    only.tried()
-    assert opened_by(only) == []
+    only.note_attempted()
+    assert open_next_tiers(only) == []
 
 
 @run_in_trio
 def test_one_that_is_tried_twice_counts_once() -> None:
     first, *rest = tiers_of(9, 9, 5)
-    first.tried()
-    first.tried()
-    assert opened_by(first) == []
+    first.note_attempted()
+    first.note_attempted()
+    assert open_next_tiers(first) == []
     assert not rest[-1].tier.is_open
 
 
 @run_in_trio
 def test_a_delivery_of_its_own_waits_for_nobody() -> None:
-    assert delivery("alone").tier.is_open
+    assert hook_run("alone").tier.is_open
 
 
 @run_in_trio
 def test_of_no_deliveries_there_are_no_tiers() -> None:
-    into_tiers([])
+    assign_tiers([])
 
 
 @run_in_trio
 def test_one_that_is_given_up_early_holds_nobody_up_and_lets_nobody_pass() -> None:
     first, refused, last = tiers_of(9, 5, 0)
-    refused.tried()
-    assert opened_by(refused) == []
+    refused.note_attempted()
+    assert open_next_tiers(refused) == []
     assert not last.tier.is_open
-    first.tried()
-    assert names(opened_by(first)) == ["hook 1", "hook 2"]
+    first.note_attempted()
+    assert names(open_next_tiers(first)) == ["hook 1", "hook 2"]
 
 
 @relaxed
@@ -139,9 +139,9 @@ def test_a_tier_opens_once_when_all_before_it_are_tried_whatever_comes_first(
             waiting = [each for each in made if each.hook.name not in tried]
             ready = [each for each in waiting if each.tier.is_open]
             one = random.choice(ready or waiting if random.random() < 0.8 else waiting)
-            one.tried()
+            one.note_attempted()
             tried.add(one.hook.name)
-            opened += names(opened_by(one))
+            opened += names(open_next_tiers(one))
             done = [set(names(tier)) <= tried for tier in tiers]
             expected = 1 + (done.index(False) if False in done else len(tiers))
             assert opened == [name for tier in tiers[:expected] for name in names(tier)]
@@ -155,8 +155,8 @@ def test_a_tier_opens_once_when_all_before_it_are_tried_whatever_comes_first(
 
 @run_in_trio
 def test_whoever_wants_to_know_is_told_after_each_attempt() -> None:
-    one, told = delivery("hook"), list[HookRun]()
-    one.when_tried = told.append
+    one, told = hook_run("hook"), list[HookRun]()
+    one.on_attempted = told.append
     one.attempt_ended(_run_of(one), FAILED, again=True)
     one.attempt_ended(_run_of(one), RAN, again=False)
     assert told == [one, one]
@@ -165,12 +165,12 @@ def test_whoever_wants_to_know_is_told_after_each_attempt() -> None:
 @run_in_trio
 def test_one_that_waits_for_another_attempt_has_been_tried() -> None:
     first, second = tiers_of(9, 5)
-    first.attempt_begins(_run_of(first))
+    first.attempt_began(_run_of(first))
     assert not first.is_parked
     first.attempt_ended(_run_of(first), FAILED, again=True)
     assert first.is_parked
-    assert opened_by(first) == [second]
-    first.attempt_begins(_run_of(first))
+    assert open_next_tiers(first) == [second]
+    first.attempt_began(_run_of(first))
     assert not first.is_parked
 
 
@@ -187,17 +187,16 @@ class Unused:
         raise AssertionError
 
 
-async def _attempt(run: Run, output: Output) -> Tried:
+async def _attempt(run: Run, output: Output) -> AttemptResult:
     raise AssertionError
 
 
 def _run_of(one: HookRun) -> Run:
     return Run(
         one.run_id,
-        one.what,
+        one.subject,
         store=Unused(),
-        places=one,
-        watcher=one,
+        owner=one,
         given_up=trio.Event(),
         attempt=_attempt,
         timeout=1,
@@ -212,11 +211,11 @@ def _run_of(one: HookRun) -> Run:
 def test_one_that_has_a_place_overlaps_the_next() -> None:
     first, second = two_of(one_each(9))
     assert not first.overlaps
-    first.wait_for_place(nothing)
-    assert first.is_placed
+    first.request_slot(nothing)
+    assert first.has_slot
     assert second.overlaps
-    first.leave()
-    assert not first.is_placed
+    first.release()
+    assert not first.has_slot
     assert not second.overlaps
 
 
@@ -224,9 +223,9 @@ def test_one_that_has_a_place_overlaps_the_next() -> None:
 def test_one_that_waits_for_a_place_overlaps_the_next() -> None:
     slots = one_each(1)
     first, second = two_of(slots)
-    delivery("another hook", slots=slots).wait_for_place(nothing)
-    first.wait_for_place(nothing)
-    assert not first.is_placed
+    hook_run("another hook", slots=slots).request_slot(nothing)
+    first.request_slot(nothing)
+    assert not first.has_slot
     assert second.overlaps
 
 
@@ -234,28 +233,28 @@ def test_one_that_waits_for_a_place_overlaps_the_next() -> None:
 def test_one_that_gets_a_place_has_it_before_it_is_started() -> None:
     first, second = two_of(one_each(9))
     started = list[bool]()
-    first.wait_for_place(nothing)
-    second.wait_for_place(lambda: started.append(second.is_placed))
+    first.request_slot(nothing)
+    second.request_slot(lambda: started.append(second.has_slot))
     assert started == []
-    first.leave()
+    first.release()
     assert started == [True]
 
 
 async def test_one_that_is_cancelled_while_it_waits_has_no_place(nursery: trio.Nursery) -> None:
     slots = one_each(9)
     first, second = two_of(slots)
-    await first.enter()
-    assert first.is_placed
+    await first.acquire()
+    assert first.has_slot
     scope = trio.CancelScope()
 
     async def enter() -> None:
         with scope:
-            await second.enter()
+            await second.acquire()
 
     nursery.start_soon(enter)
     await wait_all_tasks_blocked()
     scope.cancel()
     await wait_all_tasks_blocked()
-    assert not second.is_placed
-    first.leave()
+    assert not second.has_slot
+    first.release()
     assert slots.in_use == 0

@@ -16,7 +16,7 @@ from clarad.automation.hooks import attempt as reaction
 from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook
 from clarad.automation.runs import command
-from clarad.automation.runs.run import Tried
+from clarad.automation.runs.run import AttemptResult
 from clarad.events import Event, EventType
 from clarad.process import procfs, shell
 from clarad.process.shell import MAX_VARIABLE, OUTPUT_CAP, Output, Tail
@@ -37,7 +37,7 @@ async def attempt(
     cwd: Path = Path("/"),
     output: Output | None = None,
     stdin: bytes = b"",
-) -> Tried:
+) -> AttemptResult:
     with trio.fail_after(PATIENCE):
         return await command.attempt(
             text, env=env or {}, cwd=cwd, output=output or Output(), stdin=stdin
@@ -48,13 +48,13 @@ async def attempt(
 
 
 async def test_what_exits_with_0_ran() -> None:
-    assert await attempt("exit 0") == Tried(Outcome.RAN, exit_status=0)
+    assert await attempt("exit 0") == AttemptResult(Outcome.RAN, exit_status=0)
 
 
 @pytest.mark.parametrize("status", [1, 2, 126, 127, 128, 255])
 async def test_what_exits_with_anything_else_failed(status: int) -> None:
     tried = await attempt(f"exit {status}")
-    assert tried == Tried(Outcome.FAILED, f"exit status {status}", status)
+    assert tried == AttemptResult(Outcome.FAILED, f"exit status {status}", status)
 
 
 @pytest.mark.parametrize(
@@ -70,13 +70,13 @@ async def test_what_a_signal_ends_failed_and_says_by_which(
     signal: str, number: int, words: str
 ) -> None:
     tried = await attempt(f"ulimit -c 0; kill -{signal} $$")
-    assert tried == Tried(Outcome.FAILED, words, -number)
+    assert tried == AttemptResult(Outcome.FAILED, words, -number)
 
 
 async def test_a_command_that_does_not_exist_failed_and_the_shell_says_so() -> None:
     output = Output()
     tried = await attempt("no-such-command-anywhere", output=output)
-    assert tried == Tried(Outcome.FAILED, "exit status 127", 127)
+    assert tried == AttemptResult(Outcome.FAILED, "exit status 127", 127)
     assert b"no-such-command-anywhere" in output.stderr.kept
 
 
@@ -101,7 +101,7 @@ async def test_what_does_not_end_though_it_is_killed_failed_and_is_named(
 # --- what cannot be started ----------------------------------------------------------------------
 
 
-def assert_not_started(tried: Tried, *words: str) -> None:
+def assert_not_started(tried: AttemptResult, *words: str) -> None:
     """It failed, which may be different the next time, and says why in one line."""
     assert tried.outcome is Outcome.FAILED
     assert tried.reason.startswith("it cannot be started: ")
@@ -262,7 +262,7 @@ async def react(text: str, to: Event, **fields: Any) -> bytes:
             to,
             run_id="hook-1-1",
             number=2,
-            poster=WebhookClient(),
+            webhooks=WebhookClient(),
             output=output,
         )
     assert tried.outcome is Outcome.RAN, output.stderr.kept

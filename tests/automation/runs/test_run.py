@@ -18,17 +18,17 @@ from clarad.automation.runs.run import (
     FIRST_PAUSE,
     MAX_PAUSE,
     STOPPING,
+    AttemptResult,
     Run,
-    Tried,
     retry_until_stored,
 )
 from clarad.automation.runs.subject import Subject
 from clarad.process.shell import OUTPUT_CAP, Output
 from clarad.store import Ending, Outcome, StoreError
 
-RAN: Final = Tried(Outcome.RAN, exit_status=0)
-FAILED: Final = Tried(Outcome.FAILED, "exit status 3", 3)
-HOPELESS: Final = Tried(Outcome.FAILED, "there is no such server", worth_retrying=False)
+RAN: Final = AttemptResult(Outcome.RAN, exit_status=0)
+FAILED: Final = AttemptResult(Outcome.FAILED, "exit status 3", 3)
+HOPELESS: Final = AttemptResult(Outcome.FAILED, "there is no such server", worth_retrying=False)
 
 
 class World:
@@ -38,7 +38,7 @@ class World:
     `put off`, `end`) waits while it is held, and a write fails as often as it is told to.
     """
 
-    def __init__(self, *tries: Tried | Exception, takes: float = 0, **about: Any) -> None:
+    def __init__(self, *tries: AttemptResult | Exception, takes: float = 0, **about: Any) -> None:
         """`takes` are the seconds of an attempt, `about` is for the run."""
         self.notes: list[str] = []
         self.faults: list[str] = []
@@ -49,7 +49,7 @@ class World:
         self.outputs = [b""] * len(tries)
         self.given_up = trio.Event()
         self.is_over = False
-        self.places_taken = int(about.get("placed", False))
+        self.places_taken = int(about.get("has_slot", False))
         self.is_begun = about.get("begun", False)
         self.attempts_stored = int(self.is_begun)
         self.failing: Counter[str] = Counter()
@@ -62,8 +62,7 @@ class World:
             "run-1",
             Subject("hook", "greet"),
             store=self,
-            places=self,
-            watcher=self,
+            owner=self,
             given_up=self.given_up,
             **defaults | about,
         )
@@ -73,7 +72,7 @@ class World:
     def hold(self, stage: str) -> None:
         self._held.add(stage)
 
-    def release(self, *stages: str) -> None:
+    def unblock(self, *stages: str) -> None:
         self._held.difference_update(stages)
         self._change.set()
         self._change = trio.Event()
@@ -85,7 +84,7 @@ class World:
         """Hold and fail nothing any more."""
         self.failing.clear()
         self.given_up.set()
-        self.release(*self._held)
+        self.unblock(*self._held)
 
     async def carry_out(self) -> None:
         try:
@@ -131,25 +130,25 @@ class World:
 
     # --- the place -------------------------------------------------------------------------------
 
-    async def enter(self) -> None:
+    async def acquire(self) -> None:
         await self._pass("place")
         self.notes.append("enter")
         self.places_taken += 1
 
-    def leave(self) -> None:
+    def release(self) -> None:
         self.notes.append("leave")
         self.places_taken -= 1
         self._claim(self.places_taken == 0, "a place is given back twice")
 
     # --- the watcher, and the attempts -----------------------------------------------------------
 
-    def attempt_begins(self, run: Run) -> None:
+    def attempt_began(self, run: Run) -> None:
         self.notes.append(f"begins {run.attempts}")
 
     def attempt_ended(self, run: Run, ending: Ending, *, again: bool) -> None:
         self.notes.append(f"{ending.outcome} {run.attempts}{', again' if again else ''}")
 
-    async def _attempt(self, run: Run, output: Output) -> Tried:
+    async def _attempt(self, run: Run, output: Output) -> AttemptResult:
         await trio.lowlevel.checkpoint()
         stored = self.is_begun and self.attempts_stored == run.attempts
         self._claim(stored, "an attempt that is not stored")
@@ -220,7 +219,7 @@ async def test_a_run_has_its_place_and_is_written_down_before_it_begins(
 async def test_a_run_that_is_written_down_as_begun_and_has_its_place_begins_at_once(
     autojump_clock: MockClock,
 ) -> None:
-    world = World(RAN, begun=True, placed=True)
+    world = World(RAN, begun=True, has_slot=True)
     await world.carry_out()
     assert world.notes == ["begins 1", "ran 1", "leave", "ended ran"]
 
@@ -228,7 +227,7 @@ async def test_a_run_that_is_written_down_as_begun_and_has_its_place_begins_at_o
 async def test_a_run_that_has_its_place_is_written_down_before_it_begins(
     autojump_clock: MockClock,
 ) -> None:
-    world = World(RAN, placed=True)
+    world = World(RAN, has_slot=True)
     await world.carry_out()
     assert world.notes == ["begun 1", "begins 1", "ran 1", "leave", "ended ran"]
 
@@ -239,11 +238,11 @@ async def test_a_run_that_has_its_place_is_written_down_before_it_begins(
         RAN,
         FAILED,
         HOPELESS,
-        Tried(Outcome.FAILED, "ended by SIGKILL", -9),
-        Tried(Outcome.TIMED_OUT, "too slow for its own taste"),
+        AttemptResult(Outcome.FAILED, "ended by SIGKILL", -9),
+        AttemptResult(Outcome.TIMED_OUT, "too slow for its own taste"),
     ],
 )
-async def test_a_run_ends_as_its_attempt(autojump_clock: MockClock, tried: Tried) -> None:
+async def test_a_run_ends_as_its_attempt(autojump_clock: MockClock, tried: AttemptResult) -> None:
     world = World(tried, takes=2.5)
     await world.carry_out()
     (ending,) = world.endings
@@ -282,10 +281,10 @@ async def test_waiting_counts_neither_for_the_duration_nor_for_the_time_out(
     async with under_way(world):
         for stage in ("place", "begin"):
             await pass_by(mock_clock, 100)
-            world.release(stage)
+            world.unblock(stage)
             await wait_all_tasks_blocked()
         await pass_by(mock_clock, 4, 100)
-        world.release("end")
+        world.unblock("end")
     (ending,) = world.endings
     assert (ending.outcome, ending.duration) == (Outcome.RAN, 4)
 
@@ -317,7 +316,7 @@ async def test_each_attempt_has_a_time_out_of_its_own(autojump_clock: MockClock)
 async def test_a_run_lasts_until_an_attempt_that_has_timed_out_has_cleaned_up(
     autojump_clock: MockClock,
 ) -> None:
-    async def clean_up_slowly(_run: Run, output: Output) -> Tried:
+    async def clean_up_slowly(_run: Run, output: Output) -> AttemptResult:
         try:
             await trio.sleep_forever()
         finally:
@@ -351,7 +350,7 @@ async def test_what_failed_is_tried_again_and_leaves_its_place_meanwhile(
 async def test_a_run_that_had_its_place_at_first_waits_for_another_one_like_all(
     autojump_clock: MockClock,
 ) -> None:
-    world = World(FAILED, RAN, begun=True, placed=True, retries=1)
+    world = World(FAILED, RAN, begun=True, has_slot=True, retries=1)
     await world.carry_out()
     first = ["begins 1", "failed 1, again", "leave", "put off failed"]
     second = ["enter", "begun 2", "begins 2", "ran 2", "leave", "ended ran"]
@@ -465,7 +464,7 @@ async def test_a_run_that_is_cancelled_before_it_starts_makes_no_attempt(
 async def test_a_run_that_is_cancelled_before_it_starts_gives_its_place_back(
     mock_clock: MockClock, begun: bool
 ) -> None:
-    world = World(RAN, begun=begun, placed=True)
+    world = World(RAN, begun=begun, has_slot=True)
     world.run.cancel(REASON)
     async with under_way(world):
         pass
@@ -480,7 +479,7 @@ async def test_a_run_can_be_cancelled_at_any_stage(mock_clock: MockClock, stage:
     world.hold(stage)
     async with under_way(world):
         world.run.cancel(REASON)
-        world.release(stage)
+        world.unblock(stage)
     assert world.outcomes == CANCELLED
     assert world.notes.count("enter") == world.notes.count("leave")
 
@@ -510,7 +509,7 @@ async def test_a_run_that_has_ended_is_not_cancelled_any_more(mock_clock: MockCl
     world.hold("end")
     async with under_way(world):
         world.run.cancel(REASON)
-        world.release("end")
+        world.unblock("end")
     assert world.outcomes == [(Outcome.RAN, "")]
 
 
@@ -597,7 +596,7 @@ async def test_a_run_whose_next_attempt_is_being_noted_waits_for_it(
     world.hold("put off")
     async with under_way(world) as daemon:
         daemon.cancel("stopping")
-        world.release("put off")
+        world.unblock("put off")
     assert world.notes[-1] == "put off failed"
     assert world.run.ending is None
 
@@ -632,7 +631,7 @@ async def test_a_run_that_may_have_acted_is_cancelled_when_the_daemon_stops(
     world.hold(stage)
     async with under_way(world) as daemon:
         daemon.cancel("stopping")
-        world.release(stage)
+        world.unblock(stage)
     assert world.outcomes == [(Outcome.CANCELLED, STOPPING)]
 
 
@@ -644,7 +643,7 @@ async def test_the_end_of_a_run_is_written_down_though_the_daemon_stops(
     world.fail("end", 2)
     async with under_way(world) as daemon:
         daemon.cancel("stopping")
-        world.release("end")
+        world.unblock("end")
         await wait_all_tasks_blocked()
         assert world.endings == []
         await pass_by(mock_clock, 1, 1)
@@ -788,7 +787,7 @@ async def test_what_breaks_beside_an_attempt_stays_within_the_run(
     mock_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
     class Watched(World):
-        def attempt_begins(self, run: Run) -> None:
+        def attempt_began(self, run: Run) -> None:
             raise ValueError("/etc/passwd")
 
     world = Watched(RAN)
@@ -806,7 +805,7 @@ async def test_the_log_says_how_a_run_ended_with_its_last_words_on_one_line(
 ) -> None:
     caplog.set_level(logging.INFO)
 
-    async def complain(_run: Run, output: Output) -> Tried:
+    async def complain(_run: Run, output: Output) -> AttemptResult:
         await trio.lowlevel.checkpoint()
         output.stderr.add(b"first\nlast \x1b[31mwords\r\n")
         return FAILED
@@ -839,9 +838,9 @@ steps = st.one_of(
 )
 
 runs = st.fixed_dictionaries(
-    {"retries": st.integers(0, 2), "attempts": st.integers(0, 1), "placed": st.booleans()}
+    {"retries": st.integers(0, 2), "attempts": st.integers(0, 1), "has_slot": st.booleans()}
 ) | st.fixed_dictionaries(
-    {"retries": st.integers(0, 2), "begun": st.just(True), "placed": st.just(True)}
+    {"retries": st.integers(0, 2), "begun": st.just(True), "has_slot": st.just(True)}
 )
 
 trials = st.sampled_from([RAN, FAILED, FAILED, HOPELESS, ValueError("a bug")])
@@ -853,7 +852,7 @@ async def live_through(world: World, course: list[tuple[Any, ...]], clock: MockC
     async with under_way(world) as daemon:
         deeds: dict[str, Callable[..., object]] = {
             "hold": world.hold,
-            "release": world.release,
+            "release": world.unblock,
             "fail": world.fail,
             "time": clock.jump,
             "cancel": partial(world.run.cancel, REASON),
@@ -866,7 +865,7 @@ async def live_through(world: World, course: list[tuple[Any, ...]], clock: MockC
             deeds[name](*arguments)
             await wait_all_tasks_blocked()
         world.failing.clear()
-        world.release(*STAGES)
+        world.unblock(*STAGES)
         await wait_all_tasks_blocked()
         await pass_by(clock, 1)
     return in_time
@@ -880,7 +879,7 @@ async def live_through(world: World, course: list[tuple[Any, ...]], clock: MockC
     course=st.lists(steps, max_size=25),
 )
 def test_whatever_happens_when_a_run_ends_once_or_goes_on_waiting(
-    tries: list[Tried | Exception],
+    tries: list[AttemptResult | Exception],
     about: dict[str, Any],
     held: set[str],
     course: list[tuple[Any, ...]],

@@ -72,9 +72,9 @@ def agenda_of(
 
 def take_all(agenda: Agenda, now: datetime, limit: int = 1000) -> list[Verdict]:
     """Decide on all that is due by `now`, as many at one go as `limit` says."""
-    found = verdicts(agenda.take(now, limit))
+    found = verdicts(agenda.decide(now, limit))
     while is_due(agenda, now):
-        found += verdicts(agenda.take(now, limit))
+        found += verdicts(agenda.decide(now, limit))
     return found
 
 
@@ -82,11 +82,11 @@ def is_due(agenda: Agenda, now: datetime) -> bool:
     return agenda.next_due_at is not None and agenda.next_due_at <= now
 
 
-def turn_back(agenda: Agenda, now: datetime) -> None:
+def rewind(agenda: Agenda, now: datetime) -> None:
     """Take note that the clock was set back to `now`, as the scheduler does."""
-    agenda.turn_back(now)
+    agenda.rewind(now)
     for entry in list(agenda):
-        entry.turn_back(now)
+        entry.rewind(now)
         agenda.put(entry)
 
 
@@ -101,7 +101,7 @@ def at(text: str, what: str) -> Verdict:
 def test_nothing_is_decided_before_it_is_due() -> None:
     agenda = agenda_of(every(60), up_since=NOON + INSTANT)
     assert agenda.next_due_at == NOON + seconds(60)
-    assert agenda.take(NOON + seconds(60) - INSTANT, 1000) == []
+    assert agenda.decide(NOON + seconds(60) - INSTANT, 1000) == []
 
 
 def test_what_is_due_runs_and_is_not_late() -> None:
@@ -120,7 +120,7 @@ def test_what_is_decided_is_decided_once() -> None:
 def test_a_decision_names_the_task_and_the_mark_of_its_occurrence() -> None:
     task = by_cron("30 2 * * *", "Europe/Berlin")
     agenda = agenda_of(task, up_since=utc("2027-03-28T00:59"))
-    [decision] = agenda.take(utc("2027-03-28T01:00"), 1000)
+    [decision] = agenda.decide(utc("2027-03-28T01:00"), 1000)
     assert decision.entry.task is task
     assert decision.occurrence == Occurrence(utc("2027-03-28T01:00"), "gap")
 
@@ -128,7 +128,7 @@ def test_a_decision_names_the_task_and_the_mark_of_its_occurrence() -> None:
 def test_all_tasks_that_are_due_at_the_same_time_are_taken() -> None:
     tasks = [every(60, f"task {n}") for n in range(1000)]
     agenda = agenda_of(*tasks)
-    decisions = agenda.take(NOON, 1000)
+    decisions = agenda.decide(NOON, 1000)
     assert sorted(decision.entry.task.name for decision in decisions) == sorted(
         task.name for task in tasks
     )
@@ -138,14 +138,14 @@ def test_all_tasks_that_are_due_at_the_same_time_are_taken() -> None:
 
 def test_tasks_that_are_due_earlier_are_taken_earlier() -> None:
     agenda = agenda_of(every(3, "slow"), every(2, "quick"), up_since=NOON + INSTANT)
-    decisions = agenda.take(NOON + seconds(4), 1000)
+    decisions = agenda.decide(NOON + seconds(4), 1000)
     assert [decision.entry.task.name for decision in decisions] == ["quick", "quick", "slow"]
 
 
 def test_what_does_not_fit_into_one_look_is_there_at_the_next() -> None:
     agenda = agenda_of(every(1))
     now = NOON + seconds(9)
-    looks = [verdicts(agenda.take(now, 4)) for _ in range(4)]
+    looks = [verdicts(agenda.decide(now, 4)) for _ in range(4)]
     assert [len(look) for look in looks] == [4, 4, 2, 0]
     in_all = [one for look in looks for one in look]
     assert in_all == [Verdict(NOON + seconds(n), RUNS) for n in range(10)]
@@ -156,7 +156,7 @@ def test_no_task_is_kept_waiting_by_one_that_is_always_due() -> None:
     now = NOON + seconds(1)
     taken: list[str] = []
     while "calm" not in taken:
-        taken += [decision.entry.task.name for decision in agenda.take(now, 100)]
+        taken += [decision.entry.task.name for decision in agenda.decide(now, 100)]
     assert len(taken) <= 1100
 
 
@@ -257,7 +257,7 @@ def test_a_window_does_not_matter_to_what_is_in_time() -> None:
 def test_what_could_still_be_made_up_for_is_missed_once_its_window_has_passed() -> None:
     start = NOON + timedelta(minutes=10, seconds=30)
     agenda = agenda_of(every(60, catch_up_window=3600), up_since=start, cursor=NOON - INSTANT)
-    begun = verdicts(agenda.take(start, 5))
+    begun = verdicts(agenda.decide(start, 5))
     rest = take_all(agenda, NOON + timedelta(hours=3, seconds=90))
     assert begun + rest == [
         *(Verdict(NOON + timedelta(minutes=n), "missed") for n in range(181)),
@@ -324,7 +324,7 @@ def test_a_paused_task_says_so_until_it_goes_on() -> None:
 def test_what_could_still_be_made_up_for_is_missed_if_the_task_is_paused() -> None:
     start = NOON + timedelta(minutes=5, seconds=30)
     agenda = agenda_of(every(60), up_since=start, cursor=NOON - INSTANT)
-    begun = verdicts(agenda.take(start, 3))
+    begun = verdicts(agenda.decide(start, 3))
     [entry] = agenda
     entry.is_paused = True
     assert begun + take_all(agenda, start) == [
@@ -358,7 +358,7 @@ def test_what_a_clock_jumped_over_is_missed() -> None:
 def test_what_a_clock_jumped_over_is_looked_at_again_when_its_time_comes_after_all() -> None:
     agenda = agenda_of(every(3600, catch_up="none"))
     take_all(agenda, NOON + timedelta(hours=1, minutes=30))
-    turn_back(agenda, NOON + timedelta(minutes=30))
+    rewind(agenda, NOON + timedelta(minutes=30))
     assert take_all(agenda, NOON + timedelta(minutes=59)) == []
     assert take_all(agenda, NOON + timedelta(hours=1)) == [at("13:00", RUNS)]
 
@@ -369,15 +369,15 @@ def test_what_is_put_off_by_jitter_is_not_lost_when_the_clock_is_set_back() -> N
     assert due_at > NOON + seconds(10)
     agenda = agenda_of(task)
     assert take_all(agenda, NOON + seconds(9)) == []
-    turn_back(agenda, NOON + seconds(5))
+    rewind(agenda, NOON + seconds(5))
     assert take_all(agenda, due_at) == [at("12:00", RUNS)]
 
 
 def test_what_was_missed_is_not_lost_when_the_clock_is_set_back_half_way_through_it() -> None:
     agenda = agenda_of(every(60))
     now = NOON + timedelta(minutes=10, seconds=30)
-    begun = verdicts(agenda.take(now, 3))
-    turn_back(agenda, now - seconds(5))
+    begun = verdicts(agenda.decide(now, 3))
+    rewind(agenda, now - seconds(5))
     rest = take_all(agenda, now)
     assert [each.nominal_at for each in begun + rest] == [
         NOON + timedelta(minutes=n) for n in range(11)
@@ -386,7 +386,7 @@ def test_what_was_missed_is_not_lost_when_the_clock_is_set_back_half_way_through
 
 def test_a_daemon_whose_clock_was_ahead_when_it_started_is_there_all_the_same() -> None:
     agenda = agenda_of(every(3600, catch_up="none"), up_since=NOON + timedelta(hours=2, minutes=30))
-    turn_back(agenda, NOON + timedelta(minutes=30))
+    rewind(agenda, NOON + timedelta(minutes=30))
     assert take_all(agenda, NOON + timedelta(minutes=30)) == []
     assert take_all(agenda, NOON + timedelta(hours=1)) == [at("13:00", RUNS)]
 
@@ -400,7 +400,7 @@ def test_a_task_that_is_removed_is_not_taken() -> None:
     assert agenda.find("task") is None
     assert [entry.task.name for entry in agenda] == ["other"]
     assert agenda.next_due_at == NOON + seconds(90)
-    decisions = agenda.take(NOON + timedelta(minutes=3), 1000)
+    decisions = agenda.decide(NOON + timedelta(minutes=3), 1000)
     assert {decision.entry.task.name for decision in decisions} == {"other"}
 
 
@@ -554,14 +554,14 @@ def test_ten_thousand_tasks_cost_nothing_while_none_is_due() -> None:
     take_all(agenda, NOON)
     with at_most(20):
         assert agenda.next_due_at == NOON + seconds(3600)
-        assert agenda.take(NOON + seconds(3599), 200) == []
+        assert agenda.decide(NOON + seconds(3599), 200) == []
 
 
 def test_one_of_ten_thousand_tasks_costs_what_it_would_cost_alone() -> None:
     agenda = agenda_of(*(every(3600 + n, f"task {n}") for n in range(10_000)))
     take_all(agenda, NOON)
     with at_most(100):
-        [decision] = agenda.take(NOON + seconds(3600), 200)
+        [decision] = agenda.decide(NOON + seconds(3600), 200)
     assert decision.entry.task.name == "task 0"
 
 
@@ -745,7 +745,7 @@ def test_of_many_tasks_each_is_treated_as_if_it_were_alone(
         agenda.put(Entry(task, anchor=cursor, cursor=cursor))
     found: dict[str, list[Verdict]] = {task.name: [] for task in named}
     while is_due(agenda, start):
-        for decision in agenda.take(start, limit):
+        for decision in agenda.decide(start, limit):
             found[decision.entry.task.name].append(verdict(decision))
     for task in named:
         cursor = start - seconds(missed[task.name])
@@ -820,9 +820,9 @@ class TasksLife(RuleBasedStateMachine):
         promised = expected(
             self.task, due, now=self.now, up_since=self.up_since, is_paused=self.is_paused
         )
-        found = self.write_down(self.agenda.take(self.now, limit))
+        found = self.write_down(self.agenda.decide(self.now, limit))
         while is_due(self.agenda, self.now):
-            found += self.write_down(self.agenda.take(self.now, limit))
+            found += self.write_down(self.agenda.decide(self.now, limit))
         for got, wanted in zip(merged(found, due), promised, strict=True):
             was_held = self.is_half_way and got == (wanted.nominal_at, "missed")
             assert got == wanted or (was_held and wanted.what in ("paused", "disabled"))
@@ -832,7 +832,7 @@ class TasksLife(RuleBasedStateMachine):
     @rule(limit=st.integers(1, 30))
     def the_daemon_looks_and_there_is_too_much(self, limit: int) -> None:
         self.notice_the_clock()
-        self.write_down(self.agenda.take(self.now, limit))
+        self.write_down(self.agenda.decide(self.now, limit))
         self.is_half_way = True
 
     @rule(limit=st.integers(1, 30), written=st.integers(0, 30), spacings=st.floats(0, 30))
@@ -840,7 +840,7 @@ class TasksLife(RuleBasedStateMachine):
         self, limit: int, written: int, spacings: float
     ) -> None:
         self.notice_the_clock()
-        self.write_down(self.agenda.take(self.now, limit)[:written])
+        self.write_down(self.agenda.decide(self.now, limit)[:written])
         self.now += seconds(spacings * self.spacing)
         self.start()
 
@@ -868,7 +868,7 @@ class TasksLife(RuleBasedStateMachine):
     def notice_the_clock(self) -> None:
         """Do what the scheduler does before it takes what is due."""
         if self.now < self.last_look - seconds(1):
-            turn_back(self.agenda, self.now)
+            rewind(self.agenda, self.now)
             self.decided_until = min(self.decided_until, self.now - INSTANT)
             self.up_since = min(self.up_since, self.now)
             self.is_half_way = False

@@ -24,7 +24,7 @@ class Runs:
     """Carries nothing out; knows what is busy, and what it was told to go on with."""
 
     def __init__(self) -> None:
-        self.lines = RunQueues()
+        self.queues = RunQueues()
         self.busy: set[str] = set()
         self.recovered: list[str] = []
 
@@ -71,17 +71,17 @@ async def both_set_up(two: list[Side]) -> None:
     for side in two:
         await side.set_up()
     for side in two:
-        side.share_with(1)
+        side.set_peer_count(1)
 
 
 async def test_who_is_alone_has_all_tasks_until_another_comes(two: list[Side]) -> None:
     here, there = two
     await both_set_up(two)
     assert (here.names, there.names) == ("abcd", "")
-    await there.share_out()
+    await there.rebalance()
     assert there.names == ""
-    await here.share_out()
-    await there.share_out()
+    await here.rebalance()
+    await there.rebalance()
     assert (here.names, there.names) == ("cd", "ab")
 
 
@@ -89,11 +89,11 @@ async def test_a_task_is_given_up_when_nothing_of_it_goes_on(two: list[Side]) ->
     here, there = two
     await both_set_up(two)
     here.runner.busy = {"a", "b", "c"}
-    await here.share_out()
+    await here.rebalance()
     assert here.names == "abc"
     here.runner.busy.clear()
-    await here.share_out()
-    await there.share_out()
+    await here.rebalance()
+    await there.rebalance()
     assert (here.names, there.names) == ("bc", "ad")
 
 
@@ -102,7 +102,7 @@ async def test_what_counts_from_a_start_stays_where_that_was(share: Share) -> No
     from_start = [once(name=name, delay=60) for name in "ab"]
     here, there = [Side(daemon, from_start) for daemon in daemons]
     await both_set_up([here, there])
-    await here.share_out()
+    await here.rebalance()
     assert here.names == "ab"
 
 
@@ -130,13 +130,13 @@ async def test_a_pause_counts_wherever_the_task_is_or_goes(two: list[Side]) -> N
     await both_set_up(two)
     await there.pause("a", on=True)
     assert not here.is_paused("a")
-    here.doubt()
-    await here.share_out()
-    await there.share_out()
+    here.mark_stale()
+    await here.rebalance()
+    await there.rebalance()
     assert there.is_paused("a")
     await here.pause("a", on=False)
-    there.doubt()
-    await there.share_out()
+    there.mark_stale()
+    await there.rebalance()
     assert not there.is_paused("a")
 
 
@@ -156,7 +156,7 @@ async def test_what_a_reload_brings_is_shared_out_too(two: list[Side]) -> None:
     await here.replace([*FOUR, every(1000, "e")])
     assert here.names == "abcd"
     await there.replace([*FOUR, every(1000, "e")])
-    await there.share_out()
+    await there.rebalance()
     assert there.names == "e"
     assert here.digest == there.digest
 
@@ -168,5 +168,5 @@ async def test_a_task_that_a_reload_takes_away_is_forgotten_by_who_has_it(
     await both_set_up(two)
     await here.replace(FOUR[1:])
     assert here.names == "bcd"
-    await there.share_out()  # which knows it still, and has nothing new to write down
+    await there.rebalance()  # which knows it still, and has nothing new to write down
     assert there.names == ""

@@ -8,13 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import wait_all_tasks_blocked
 
-from clarad.automation.runs.run import Run, Tried
+from clarad.automation.runs.run import AttemptResult, Run
 from clarad.automation.runs.subject import Subject
 from clarad.automation.tasks.run_queue import RunQueues
 from clarad.automation.tasks.schedule import Occurrence
 from clarad.automation.tasks.task_run import OUTPUT_TAIL, TaskRun
 from clarad.events import EventType
-from clarad.limits.concurrency import Slots
 from clarad.process.shell import Output
 from clarad.store import Ending, Outcome
 from tests.schedules import every, utc
@@ -42,14 +41,14 @@ class Workshop:
 
     def __init__(self, nursery: trio.Nursery, places: int = 100) -> None:
         self.nursery = nursery
-        self.lines = RunQueues()
-        self.slots = Slots[None](places, lambda *_: True)
+        self.queues = RunQueues()
+        self.slots = trio.Semaphore(places)
         self.begun: list[str] = []
         self.ended: list[tuple[str, Outcome, str]] = []
         self.running: set[str] = set()
         self.told: list[tuple[EventType, dict[str, Any]]] = []
         self._ways: defaultdict[str, trio.Event] = defaultdict(trio.Event)
-        self._tried: dict[str, Tried] = {}
+        self._tried: dict[str, AttemptResult] = {}
 
     def join(self, run_id: str, task: str = "task", **keys: Any) -> TaskRun:
         job = TaskRun(
@@ -58,31 +57,30 @@ class Workshop:
             Occurrence(NOON),
             slots=self.slots,
             publish=self._publish,
-            when_tried=self.lines.note_change,
+            on_attempted=self.queues.note_change,
             caused_by=("hook-1",),
         )
-        if self.lines.first(task) is None:
+        if self.queues.first(task) is None:
             job.turn.set()
         run = Run(
             run_id,
             Subject("task", task),
             store=Forgetful(),
-            places=job,
-            watcher=job,
+            owner=job,
             given_up=trio.Event(),
             attempt=self._attempt,
             timeout=job.task.timeout,
             retries=job.task.retries,
         )
-        self.lines.join(job, run)
+        self.queues.append(job, run)
         self.nursery.start_soon(self._live, job, run)
         return job
 
-    def finish(self, run_id: str, tried: Tried | None = None) -> None:
-        self._tried[run_id] = tried or Tried(Outcome.RAN, exit_status=0)
+    def finish(self, run_id: str, tried: AttemptResult | None = None) -> None:
+        self._tried[run_id] = tried or AttemptResult(Outcome.RAN, exit_status=0)
         self._ways[run_id].set()
 
-    async def _attempt(self, run: Run, output: Output) -> Tried:
+    async def _attempt(self, run: Run, output: Output) -> AttemptResult:
         self.begun.append(run.id)
         self.running.add(run.id)
         try:
@@ -100,7 +98,7 @@ class Workshop:
         finally:
             if run.ending is not None:
                 self.ended.append((run.id, run.ending.outcome, run.ending.reason))
-            self.lines.leave(job)
+            self.queues.remove(job)
 
     def _publish(self, event_type: EventType, *, caused_by: Any, data: dict[str, Any]) -> None:
         assert caused_by == ("hook-1", data["run"])
@@ -120,8 +118,8 @@ async def test_the_first_run_of_a_task_has_its_turn_at_once(shop: Workshop) -> N
     job = shop.join("a")
     await wait_all_tasks_blocked()
     assert shop.running == {"a"}
-    assert shop.lines.first("task") is job
-    assert shop.lines.length("task") == 1
+    assert shop.queues.first("task") is job
+    assert shop.queues.length("task") == 1
 
 
 async def test_runs_of_a_task_go_one_behind_the_other(shop: Workshop) -> None:
@@ -133,8 +131,8 @@ async def test_runs_of_a_task_go_one_behind_the_other(shop: Workshop) -> None:
         shop.finish(run_id)
     await wait_all_tasks_blocked()
     assert shop.begun == ["a", "b", "c"]
-    assert shop.lines.length("task") == 0
-    assert shop.lines.first("task") is None
+    assert shop.queues.length("task") == 0
+    assert shop.queues.first("task") is None
 
 
 async def test_runs_of_different_tasks_go_side_by_side(shop: Workshop) -> None:
@@ -148,7 +146,7 @@ async def test_a_run_that_fails_gives_the_next_one_its_turn(shop: Workshop) -> N
     shop.join("a")
     shop.join("b")
     await wait_all_tasks_blocked()
-    shop.finish("a", Tried(Outcome.FAILED, "exit status 1", 1))
+    shop.finish("a", AttemptResult(Outcome.FAILED, "exit status 1", 1))
     await wait_all_tasks_blocked()
     assert shop.running == {"b"}
 
@@ -159,7 +157,7 @@ async def test_a_run_that_waits_for_another_attempt_keeps_its_turn(
     shop.join("a", retries=1)
     shop.join("b")
     await wait_all_tasks_blocked()
-    shop.finish("a", Tried(Outcome.FAILED))
+    shop.finish("a", AttemptResult(Outcome.FAILED))
     await trio.sleep(10)
     assert shop.begun == ["a", "a"]
     shop.finish("a")
@@ -194,9 +192,9 @@ async def test_a_run_that_waits_for_its_turn_takes_nobody_elses_place(
 
 async def test_a_place_is_taken_at_once_only_by_whose_turn_it_is(shop: Workshop) -> None:
     first, second = shop.join("a"), shop.join("b")
-    assert first.take_place()
-    first.leave()
-    assert not second.take_place()
+    assert first.try_acquire()
+    first.release()
+    assert not second.try_acquire()
 
 
 # --- cancelling ----------------------------------------------------------------------------------
@@ -207,7 +205,7 @@ async def test_all_runs_of_a_task_can_be_cancelled(shop: Workshop) -> None:
         shop.join(run_id)
     shop.join("d", task="other")
     await wait_all_tasks_blocked()
-    shop.lines.cancel("task", "enough")
+    shop.queues.cancel("task", "enough")
     await wait_all_tasks_blocked()
     assert sorted(shop.ended) == [
         (run_id, Outcome.CANCELLED, "enough") for run_id in ("a", "b", "c")
@@ -219,40 +217,40 @@ async def test_all_runs_of_a_task_can_be_cancelled(shop: Workshop) -> None:
 async def test_those_that_wait_can_be_cancelled_alone(shop: Workshop) -> None:
     first, *_ = (shop.join(run_id) for run_id in "abc")
     await wait_all_tasks_blocked()
-    shop.lines.cancel("task", "the task was removed", only_waiting=True)
+    shop.queues.cancel("task", "the task was removed", only_waiting=True)
     await wait_all_tasks_blocked()
     assert sorted(shop.ended) == [
         (run_id, Outcome.CANCELLED, "the task was removed") for run_id in ("b", "c")
     ]
     assert shop.running == {"a"}
-    assert shop.lines.first("task") is first
-    assert shop.lines.length("task") == 1
+    assert shop.queues.first("task") is first
+    assert shop.queues.length("task") == 1
 
 
 async def test_those_before_a_run_can_be_cancelled_for_it(shop: Workshop) -> None:
     jobs = [shop.join(run_id) for run_id in "abcd"]
     await wait_all_tasks_blocked()
-    shop.lines.cancel_before(jobs[2], "overlap: the next run is due")
+    shop.queues.cancel_before(jobs[2], "overlap: the next run is due")
     await wait_all_tasks_blocked()
     assert sorted(shop.ended) == [
         (run_id, Outcome.CANCELLED, "overlap: the next run is due") for run_id in ("a", "b")
     ]
     assert shop.running == {"c"}
-    assert shop.lines.length("task") == 2
+    assert shop.queues.length("task") == 2
 
 
 async def test_a_run_that_comes_after_a_cancellation_runs(shop: Workshop) -> None:
     shop.join("a")
     await wait_all_tasks_blocked()
-    shop.lines.cancel("task", "overlap: the next run is due")
+    shop.queues.cancel("task", "overlap: the next run is due")
     shop.join("b")
     await wait_all_tasks_blocked()
     assert shop.running == {"b"}
 
 
 async def test_cancelling_the_runs_of_a_task_that_has_none_does_nothing(shop: Workshop) -> None:
-    shop.lines.cancel("task", "enough")
-    assert shop.lines.length("task") == 0
+    shop.queues.cancel("task", "enough")
+    assert shop.queues.length("task") == 0
 
 
 # --- the daemon stops ----------------------------------------------------------------------------
@@ -262,7 +260,7 @@ async def test_once_it_is_held_nobody_gets_a_turn(shop: Workshop) -> None:
     shop.join("a")
     waiting = shop.join("b")
     await wait_all_tasks_blocked()
-    shop.lines.hold()
+    shop.queues.stop()
     shop.finish("a")
     await wait_all_tasks_blocked()
     assert shop.begun == ["a"]
@@ -276,11 +274,11 @@ async def test_what_runs_is_waited_for_and_what_waits_is_not(
     shop.join("b", task="other")
     shop.join("c", task="other")
     await wait_all_tasks_blocked()
-    shop.lines.hold()
+    shop.queues.stop()
     drained = trio.Event()
 
     async def drain() -> None:
-        await shop.lines.drained()
+        await shop.queues.drained()
         drained.set()
 
     nursery.start_soon(drain)
@@ -297,25 +295,25 @@ async def test_a_run_that_is_cancelled_is_waited_for_and_no_longer(
 ) -> None:
     shop.join("a")
     await wait_all_tasks_blocked()
-    shop.lines.hold()
+    shop.queues.stop()
 
     async def cancel() -> None:
         await wait_all_tasks_blocked()
-        shop.lines.cancel("task", "enough")
+        shop.queues.cancel("task", "enough")
 
     nursery.start_soon(cancel)
     with trio.fail_after(5):
-        await shop.lines.drained()
+        await shop.queues.drained()
     assert shop.ended == [("a", Outcome.CANCELLED, "enough")]
 
 
 async def test_who_waits_for_another_attempt_is_not_waited_for(shop: Workshop) -> None:
     shop.join("a", retries=1)
     await wait_all_tasks_blocked()
-    shop.lines.hold()
-    shop.finish("a", Tried(Outcome.FAILED, retry_after=1000))
+    shop.queues.stop()
+    shop.finish("a", AttemptResult(Outcome.FAILED, retry_after=1000))
     with trio.fail_after(5):
-        await shop.lines.drained()
+        await shop.queues.drained()
     assert shop.ended == []
 
 
@@ -353,11 +351,11 @@ async def test_nothing_more_is_told_of_an_attempt_that_succeeds(shop: Workshop) 
 @pytest.mark.parametrize(
     "tried",
     [
-        Tried(Outcome.FAILED, "exit status 3", 3),
-        Tried(Outcome.FAILED, "it cannot be started: No such file or directory"),
+        AttemptResult(Outcome.FAILED, "exit status 3", 3),
+        AttemptResult(Outcome.FAILED, "it cannot be started: No such file or directory"),
     ],
 )
-async def test_an_attempt_that_fails_is_told_of(shop: Workshop, tried: Tried) -> None:
+async def test_an_attempt_that_fails_is_told_of(shop: Workshop, tried: AttemptResult) -> None:
     shop.join("a")
     await wait_all_tasks_blocked()
     shop.finish("a", tried)
@@ -393,7 +391,7 @@ async def test_each_attempt_says_which_it_is_and_whether_another_follows(
     shop.join("a", retries=1)
     for _ in range(2):
         await wait_all_tasks_blocked()
-        shop.finish("a", Tried(Outcome.FAILED))
+        shop.finish("a", AttemptResult(Outcome.FAILED))
         await trio.sleep(10)
     assert [(event_type, data["attempt"], data.get("again")) for event_type, data in shop.told] == [
         (EventType.SCHEDULER_TASK_RUN, 1, None),
@@ -435,9 +433,9 @@ async def test_of_each_task_one_run_goes_on_and_they_begin_in_order(
                     case "finish" if shop.running:
                         shop.finish(sorted(shop.running)[n % len(shop.running)])
                     case "cancel all":
-                        shop.lines.cancel(f"task {n}", "enough")
+                        shop.queues.cancel(f"task {n}", "enough")
                     case "cancel those that wait":
-                        shop.lines.cancel(f"task {n}", "enough", only_waiting=True)
+                        shop.queues.cancel(f"task {n}", "enough", only_waiting=True)
                     case "let happen":
                         await wait_all_tasks_blocked()
                 tasks = [task_of[run_id] for run_id in shop.running]
@@ -449,6 +447,6 @@ async def test_of_each_task_one_run_goes_on_and_they_begin_in_order(
     for task in {task for _, task in joined}:
         begun = [run_id for run_id in shop.begun if task_of[run_id] == task]
         assert begun == sorted(set(begun))
-        assert shop.lines.length(task) == 0
+        assert shop.queues.length(task) == 0
     assert sorted(run_id for run_id, _, _ in shop.ended) == [run_id for run_id, _ in joined]
-    assert shop.slots.in_use == 0
+    assert shop.slots.value == TASKS

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clarad.automation.tasks import schedule
 from clarad.automation.tasks.agenda import INSTANT
-from clarad.automation.tasks.state import digest, fair_share, new_state, turned_back
+from clarad.automation.tasks.state import digest, fair_share, new_state, rewound
 from clarad.store import TaskState
 from tests.schedules import every, once, seconds, utc
 
@@ -31,7 +31,7 @@ def state(until: datetime) -> TaskState:
 def test_nothing_is_accounted_for_beyond_a_clock_that_was_set_back(
     known: dict[str, TaskState], now: datetime
 ) -> None:
-    after = known | turned_back(known, now)
+    after = known | rewound(known, now)
     assert after.keys() == known.keys()
     for name, before in known.items():
         until = min(before.accounted_until, now - INSTANT)
@@ -42,9 +42,9 @@ def test_nothing_is_accounted_for_beyond_a_clock_that_was_set_back(
 def test_only_what_changes_is_to_be_written_down(
     known: dict[str, TaskState], now: datetime
 ) -> None:
-    changed = turned_back(known, now)
+    changed = rewound(known, now)
     assert all(known[name] != state for name, state in changed.items())
-    assert turned_back(known | changed, now) == {}
+    assert rewound(known | changed, now) == {}
 
 
 # --- tasks that are new --------------------------------------------------------------------------
