@@ -1,1 +1,1 @@
-"""Holds a gateway, or an adapter, to the promises of docs/protocol.md, frame by frame."""
+"""Conformance tests for gateways and for adapters, after docs/protocol.md."""

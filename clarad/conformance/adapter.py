@@ -1,7 +1,7 @@
-"""Is this an adapter of the protocol? Plays a gateway that loses connections, and judges.
+"""Conformance tests for an adapter: play a gateway that loses connections, and check what it does.
 
-The rules are those of the last section of docs/writing-an-adapter.md. What an adapter shows to its
-users cannot be seen from here: that it drops what came before shows only in what it acks.
+The rules are in the last section of docs/writing-an-adapter.md. What the adapter shows to its users
+cannot be seen from here: that it drops duplicate frames shows only in its acks.
 """
 
 import secrets
@@ -28,19 +28,19 @@ from clarad.conformance.report import Broken, Verdict
 from clarad.protocol import Capability, CloseCode, numbered
 
 REGISTER_TIMEOUT: Final = 10.0
-"""Seconds that a connection has to register, as at the gateway."""
+"""Seconds for a connection to register, as in the gateway."""
 
 DROPPED: Final = 4
-"""Connections that are dropped one after another, to see whether the pauses grow."""
+"""Connections to drop one after another, to see whether the pauses grow."""
 
 GROWTH: Final = 1.5
-"""How much longer than the first of the pauses between them the last has to be."""
+"""The last pause has to be at least so many times as long as the first."""
 
-STAYS_AWAY: Final = 5.0
-"""Seconds to watch, at least, whether an adapter that was replaced connects again."""
+MIN_WATCH: Final = 5.0
+"""Seconds to watch, at least, whether a replaced adapter connects again."""
 
-LATENESS: Final = 3.0
-"""How many times as long as it took to connect again after another close it is watched."""
+WATCH_FACTOR: Final = 3.0
+"""Watch so many times as long as the adapter took to reconnect after another close."""
 
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 _READ_SIZE: Final = 64 * 1024
@@ -51,15 +51,15 @@ E = TypeVar("E", bound=Event)
 LATER: Final = b'{"type":"of_a_later_version"}'
 
 
-class Visitor:
-    """A connection of the adapter's."""
+class AdapterConnection:
+    """A connection that the adapter has made."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self._stream = stream
         self._websocket = WSConnection(ConnectionType.SERVER)
 
     async def shake_hands(self) -> None:
-        """Take it."""
+        """Accept the WebSocket handshake."""
         await self._next(Request)
         await self._send(AcceptConnection())
 
@@ -68,7 +68,7 @@ class Visitor:
         await self._send(*(TextMessage(text.decode()) for text in texts))
 
     async def next(self, kind: type[F]) -> F:
-        """Wait for a frame of this kind; the others are dropped, and a `ping` is answered."""
+        """Wait for a frame of this type; drop others, and answer a `ping`."""
         while True:
             text = ""
             while not (part := await self._next(TextMessage)).message_finished:
@@ -83,15 +83,15 @@ class Visitor:
                 await self.send(protocol.encode(protocol.Pong(timestamp="")))
 
     async def ping(self) -> None:
-        """Send a ping and wait for the answer to it."""
+        """Send a ping and wait for the pong."""
         await self._send(Ping())
         await self._next(Pong)
 
     async def close(self, code: CloseCode) -> None:
-        """Close, wait for the adapter to agree, and close the TCP connection, too.
+        """Close, wait for the adapter's close frame, then close the TCP connection.
 
-        That is the server's part (RFC 6455, section 7.1.1): a client library may wait for it, and
-        tells the adapter only then that the connection is closed. Node's `ws` waits for 30 s.
+        The server has to close TCP (RFC 6455, section 7.1.1). Some client libraries report the
+        close to the adapter only then; Node's `ws` waits for 30 s.
         """
         await self._send(CloseConnection(code=code, reason="as the test wants it"))
         await self._next(CloseConnection)
@@ -119,37 +119,37 @@ class Visitor:
             raise Broken("it closed the connection") from None
 
     async def cut(self) -> None:
-        """Lose the connection."""
+        """Drop the connection without a close frame."""
         await trio.aclose_forcefully(self._stream)
 
 
 class Unseen(Exception):  # noqa: N818 - it is an answer, not a fault
-    """The adapter has not asked for what the rule is about, or the time is too short to tell."""
+    """The adapter lacks the capability that the rule is about, or the time was too short."""
 
 
 class Play:
-    """The gateway's part, a scene for each rule; the state goes from one to the next."""
+    """The gateway's part: a scene for each rule, each of which continues the one before."""
 
     def __init__(
         self, listener: trio.SocketListener, patience: float, prompt: Callable[[str], None]
     ) -> None:
-        """`patience` is how long to wait for what is to come, in seconds; `prompt` asks for it."""
+        """A scene may take `patience` seconds; `prompt` tells the user what to do."""
         self._listener = listener
         self._patience = patience
         self._prompt = prompt
-        self._visitors: list[Visitor] = []
+        self._connections: list[AdapterConnection] = []
         self._register: protocol.Register
         self._message: protocol.Message
         self._session_id = ""
-        self._came_back_after = 0.0
+        self._reconnect_time = 0.0
 
     async def run(self) -> list[Verdict]:
-        """Play to the end, or to the first rule that is broken; the others are then unseen."""
+        """Play to the end, or to the first broken rule; the remaining ones are then unseen."""
         try:
             return await self._judge()
         finally:
-            for visitor in self._visitors:
-                await visitor.cut()
+            for connection in self._connections:
+                await connection.cut()
 
     async def _judge(self) -> list[Verdict]:
         verdicts: list[Verdict] = []
@@ -177,30 +177,30 @@ class Play:
 
     async def registers(self) -> None:
         """It connects, and registers first of all."""
-        await self._meet()
+        await self._accept_registration()
 
     async def asks(self) -> None:
         """What it sends are frames of the protocol."""
-        await self._welcome(resumed=False)
+        await self._send_registered(resumed=False)
         self._prompt("send a message through the adapter")
-        self._message = await self._visitor.next(protocol.Message)
-        await self._visitor.cut()
+        self._message = await self._connection.next(protocol.Message)
+        await self._connection.cut()
 
     async def pauses(self) -> None:
         """It connects again after a pause that grows."""
-        came = []
+        arrivals = []
         for _ in range(DROPPED):
             stream = await self._listener.accept()
-            came.append(trio.current_time())
+            arrivals.append(trio.current_time())
             await trio.aclose_forcefully(stream)
-        pauses = [after - before for before, after in pairwise(came)]
+        pauses = [after - before for before, after in pairwise(arrivals)]
         if pauses[-1] < GROWTH * pauses[0]:
             raise Broken(f"the pauses were {', '.join(f'{pause:.2f} s' for pause in pauses)}")
 
     async def comes_back(self) -> None:
         """It registers again as what it was, with the `session_id` that it was given."""
         was = self._register
-        await self._meet()
+        await self._accept_registration()
         now = self._register
         if (was.node_id, was.platform) != (now.node_id, now.platform):
             raise Broken(f"it was {was.node_id!r} on {was.platform!r}, and is another now")
@@ -209,74 +209,74 @@ class Play:
 
     async def sends_again(self) -> None:
         """A message that was not accepted is sent again, with its id."""
-        await self._welcome(resumed=True)
-        again = await self._visitor.next(protocol.Message)
+        await self._send_registered(resumed=True)
+        again = await self._connection.next(protocol.Message)
         if (again.id, again.content) != (self._message.id, self._message.content):
             raise Broken(f"{again.id!r} came, and not {self._message.id!r}")
 
     async def ignores(self) -> None:
         """Frames and fields that it does not know change nothing, and it answers pings."""
-        await self._visitor.send(*self._beginning())
-        await self._visitor.ping()
-        await self._visitor.cut()
+        await self._connection.send(*self._first_frames())
+        await self._connection.ping()
+        await self._connection.cut()
 
     async def counts(self) -> None:
         """It registers with a `last_seq` that it has seen."""
-        await self._meet()
+        await self._accept_registration()
         if not self._resumes:
             raise Unseen
         last_seq = self._register.last_seq
-        if last_seq is None or not 0 < last_seq <= len(self._beginning()):
-            raise Broken(f"last_seq is {last_seq}, and {len(self._beginning())} were sent")
+        if last_seq is None or not 0 < last_seq <= len(self._first_frames()):
+            raise Broken(f"last_seq is {last_seq}, and {len(self._first_frames())} were sent")
 
     async def acks(self) -> None:
         """It acks the end of a message, also if frames came before that it had seen."""
-        await self._welcome(resumed=True)
-        await self._visitor.send(*(self._beginning() if self._resumes else ()))
-        await self._end(len(self._beginning()) + 1)
+        await self._send_registered(resumed=True)
+        await self._connection.send(*(self._first_frames() if self._resumes else ()))
+        await self._end(len(self._first_frames()) + 1)
 
     async def begins_anew(self) -> None:
         """After `resumed: false` it counts anew."""
-        await self._visitor.close(CloseCode.STOPPING)
+        await self._connection.close(CloseCode.STOPPING)
         closed = trio.current_time()
-        await self._meet()
-        self._came_back_after = trio.current_time() - closed
-        await self._welcome(resumed=False)
+        await self._accept_registration()
+        self._reconnect_time = trio.current_time() - closed
+        await self._send_registered(resumed=False)
         self._prompt("send another message")
-        self._message = await self._visitor.next(protocol.Message)
+        self._message = await self._connection.next(protocol.Message)
         await self._end(1)
 
     async def stays_away(self) -> None:
         """It does not come back when another has taken its place (4000)."""
-        await self._visitor.close(CloseCode.REPLACED)
-        enough = max(STAYS_AWAY, LATENESS * self._came_back_after)
-        watched = min(enough, self._patience / 2)
+        await self._connection.close(CloseCode.REPLACED)
+        wanted = max(MIN_WATCH, WATCH_FACTOR * self._reconnect_time)
+        watched = min(wanted, self._patience / 2)
         with trio.move_on_after(watched):
             await trio.aclose_forcefully(await self._listener.accept())
             raise Broken("it has connected again")
-        if watched < enough:
+        if watched < wanted:
             raise Unseen
 
-    # --- what scenes have in common --------------------------------------------------------------
+    # --- helpers of the scenes -------------------------------------------------------------------
 
     @property
-    def _visitor(self) -> Visitor:
-        return self._visitors[-1]
+    def _connection(self) -> AdapterConnection:
+        return self._connections[-1]
 
     @property
     def _resumes(self) -> bool:
         return Capability.RESUME in self._register.capabilities
 
-    async def _meet(self) -> None:
-        """Take the next connection, and its registration."""
-        self._visitors.append(Visitor(await self._listener.accept()))
+    async def _accept_registration(self) -> None:
+        """Accept the next connection, and receive its registration."""
+        self._connections.append(AdapterConnection(await self._listener.accept()))
         with trio.move_on_after(REGISTER_TIMEOUT):
-            await self._visitor.shake_hands()
-            self._register = await self._visitor.next(protocol.Register)
+            await self._connection.shake_hands()
+            self._register = await self._connection.next(protocol.Register)
             return
         raise Broken(f"it has not registered within {REGISTER_TIMEOUT:g} s")
 
-    async def _welcome(self, *, resumed: bool) -> None:
+    async def _send_registered(self, *, resumed: bool) -> None:
         if not resumed:
             self._session_id = f"session-{secrets.token_hex(8)}"
         registered = protocol.Registered(
@@ -286,10 +286,10 @@ class Play:
             adapter_token=secrets.token_urlsafe(32),
             resumed=resumed and self._resumes,
         )
-        await self._visitor.send(protocol.encode(registered))
+        await self._connection.send(protocol.encode(registered))
 
-    def _beginning(self) -> list[bytes]:
-        """Return the first frames of the answer, and some that no adapter knows."""
+    def _first_frames(self) -> list[bytes]:
+        """Return the first frames of the answer, and one of an unknown type."""
         request_id = self._message.id
         frames: list[protocol.Outbound] = [protocol.ResponseStart(id="r", request_id=request_id)]
         if Capability.ACCEPTED in self._register.capabilities:
@@ -301,12 +301,12 @@ class Play:
         return [self._numbered(text, seq) for seq, text in enumerate(texts, 1)]
 
     async def _end(self, seq: int) -> None:
-        """End the message, and wait for the ack."""
+        """Send the terminal frame, and wait for its ack."""
         end = protocol.ResponseEnd(id="r", request_id=self._message.id, full_text="Good morning.")
-        await self._visitor.send(self._numbered(protocol.encode(end), seq))
+        await self._connection.send(self._numbered(protocol.encode(end), seq))
         if not self._resumes:
             raise Unseen
-        while (ack := await self._visitor.next(protocol.Ack)).seq < seq:
+        while (ack := await self._connection.next(protocol.Ack)).seq < seq:
             pass
         if ack.seq > seq:
             raise Broken(f"it has acked {ack.seq}, and {seq} was the last")
@@ -316,7 +316,7 @@ class Play:
 
 
 def extended(frame: bytes) -> bytes:
-    """Return the frame with a field that is not listed."""
+    """Return the frame with an unknown field."""
     return frame[:-1] + b',"of_a_later_version":[1]}'
 
 

@@ -1,6 +1,6 @@
-"""Is this a gateway of the protocol? A check for each promise that can be seen from outside.
+"""Conformance tests for a gateway: a check for each promise that can be seen from outside.
 
-What the gateway answers to messages is its own affair; the checks need only that it answers.
+The checks do not depend on what the gateway answers to messages, only that it answers.
 """
 
 from collections.abc import Awaitable, Callable
@@ -17,7 +17,7 @@ async def check(kit: Kit) -> list[Verdict]:
     """Check one promise after another.
 
     Raises:
-        Lost: there is no gateway.
+        Lost: nothing answers at the gateway's address.
     """
     async with kit.connection():
         pass
@@ -275,6 +275,6 @@ def _about(request_id: str, frames: list[Frame]) -> list[Frame]:
     return [frame for frame in frames if frame.get("request_id") == request_id]
 
 
-def _require(kept: Any, otherwise: str) -> None:
-    if not kept:
-        raise Broken(otherwise)
+def _require(condition: Any, failure: str) -> None:
+    if not condition:
+        raise Broken(failure)

@@ -1,4 +1,4 @@
-"""What came of checking promises."""
+"""The verdicts on promises, and how they are shown."""
 
 from collections.abc import Iterable
 from typing import NamedTuple, TextIO
@@ -7,21 +7,21 @@ from clarad.adapters.terminal import HARMLESS
 
 
 class Broken(Exception):  # noqa: N818 - what the checks are for
-    """A promise is not kept; the text says what was seen, in one line."""
+    """A promise is broken; the text says what happened, in one line."""
 
 
 class Verdict(NamedTuple):
-    """A promise, the section that makes it, and how it was broken if it was."""
+    """A promise, the section that makes it, and how it was broken, if it was."""
 
     section: int
     promise: str
     broken: str | None = None
     unseen: bool = False
-    """There was no occasion to see whether it is kept."""
+    """The check could not tell whether the promise is kept."""
 
 
 def show(verdicts: Iterable[Verdict], out: TextIO) -> bool:
-    """Write a line for each promise, as they come in; return whether none was broken."""
+    """Write a line for each promise; return whether none was broken."""
     counts = {"kept": 0, "BROKEN": 0, "unseen": 0}
     for section, promise, broken, unseen in verdicts:
         word = "unseen" if unseen else "kept" if broken is None else "BROKEN"

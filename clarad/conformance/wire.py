@@ -1,4 +1,4 @@
-"""One connection to a gateway, frame by frame, for checks that say what they expect."""
+"""A connection to a gateway, for checks that send and expect single frames."""
 
 import json
 from collections.abc import AsyncIterator, Sequence
@@ -18,12 +18,12 @@ PLATFORM: Final = "conformance"
 
 
 def fresh() -> str:
-    """Return an id that was never used."""
+    """Return an ID that was never used."""
     return f"{PLATFORM}-{uuid4().hex}"
 
 
 class Wire:
-    """A connection; every wait has a bound, in seconds."""
+    """A connection; every wait ends after `patience` seconds."""
 
     def __init__(self, websocket: WebSocket, patience: float) -> None:
         self._websocket = websocket
@@ -35,14 +35,14 @@ class Wire:
         await self.send_text(json.dumps({"type": kind, **fields}))
 
     async def send_text(self, text: str) -> None:
-        """Send what may be no frame."""
+        """Send a text that need not be a frame."""
         try:
             await self._websocket.send(text)
         except Lost as lost:
             raise Broken(f"{lost}") from None
 
     async def ask(self, request_id: str, channel: str) -> None:
-        """Send a message, that anything may be answered to."""
+        """Send a message."""
         user = {"id": f"{PLATFORM}-user", "platform_id": "user"}
         about = {"user": user, "channel": {"id": channel}, "content": "hello"}
         await self.send("message", id=request_id, **about)
@@ -62,7 +62,7 @@ class Wire:
         raise Broken(f"nothing came within {self._patience:g} s")
 
     async def expect(self, kind: str, **fields: Any) -> Frame:
-        """Return the next frame, which has to be of this type, and have these fields."""
+        """Return the next frame; raise `Broken` unless it has this type and these fields."""
         frame = await self.receive()
         wanted = {"type": kind, **fields}
         seen = {name: frame.get(name) for name in wanted}
@@ -81,7 +81,10 @@ class Wire:
                     return frames
 
     async def rest(self) -> list[Frame]:
-        """Return all that there was still to say: what comes before the end of a new message."""
+        """Return every frame that the gateway still had to send.
+
+        It sends a new message, and returns what comes before the end of that.
+        """
         last = fresh()
         await self.ask(last, fresh())
         frames = []
@@ -103,7 +106,7 @@ class Wire:
 
 
 class Kit:
-    """Where the gateway is, and what every check needs of it."""
+    """The gateway's address and secret, and connections to it."""
 
     def __init__(self, url: str, secret: str | None, patience: float) -> None:
         """`patience` is how long to wait for each frame, in seconds."""
@@ -113,7 +116,7 @@ class Kit:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Wire]:
-        """Connect for the length of the block; the end is a cut, without a good-bye."""
+        """Connect for the length of the block; at its end, drop the connection without a close."""
         websocket, stream = await connect(self._url, self._patience)
         try:
             yield Wire(websocket, self._patience)

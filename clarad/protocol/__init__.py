@@ -1,4 +1,4 @@
-"""The wire between an adapter and the gateway (docs/protocol.md): frames, and their text."""
+"""The protocol between adapters and the gateway (docs/protocol.md): frames and their codec."""
 
 from clarad.protocol.codec import (
     Refused,

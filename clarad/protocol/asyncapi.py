@@ -1,6 +1,6 @@
-"""The wire as an AsyncAPI 3 document, with the JSON Schemas of the frames. No I/O.
+"""The protocol as an AsyncAPI 3 document, with the JSON Schemas of the frames. No I/O.
 
-It is made from the structs of `clarad.protocol`, so it says what the gateway takes and sends.
+It is generated from the structs of `clarad.protocol`, so it cannot differ from the code.
 """
 
 from types import UnionType
@@ -15,7 +15,7 @@ _SCHEMAS: Final = "#/components/schemas/{name}"
 
 
 def document() -> dict[str, Any]:
-    """Return the whole document; it describes the gateway, so it receives what adapters send."""
+    """Return the document. It describes the gateway: `receive` has the frames of adapters."""
     received, sent = _structs(protocol.Inbound), _structs(protocol.Outbound)
     frames = [*received, *sent]
     _, schemas = msgspec.json.schema_components(frames, ref_template=_SCHEMAS)
@@ -81,7 +81,7 @@ def _message(frame: type[msgspec.Struct]) -> dict[str, Any]:
 
 
 def _portable(schema: Any) -> Any:
-    """Return the schema with patterns that are JavaScript's, too, as JSON Schema asks for."""
+    """Return the schema with patterns in JavaScript's dialect, as JSON Schema requires."""
     match schema:
         case dict():
             return {

@@ -1,4 +1,4 @@
-"""Frames from and to their text: decode, encode, refuse. No I/O."""
+"""Decodes and encodes frames, and explains what is wrong with a bad one. No I/O."""
 
 from collections.abc import Callable
 from types import UnionType
@@ -16,7 +16,7 @@ from clarad.protocol.frames import (
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
-    """A frame that cannot be used; `error` is the frame to answer it with."""
+    """A frame that is refused; `error` is the frame to answer it with."""
 
     def __init__(
         self,
@@ -33,22 +33,15 @@ class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
 
 
 def tags(frames: UnionType) -> frozenset[str]:
-    """Return the types of these frames, as they are on the wire."""
+    """Return the `type` of each of these frames."""
     return frozenset(str(struct.__struct_config__.tag) for struct in frames.__args__)
 
 
 _inbound: Final = msgspec.json.Decoder(Inbound)
-
-
 _outbound: Final = msgspec.json.Decoder(Outbound)
-
-
 _encoder: Final = msgspec.json.Encoder()
 
-
 _LONGEST_REASON: Final = 300
-
-
 _INBOUND_TYPES: Final = tags(Inbound)
 
 
@@ -76,17 +69,17 @@ encode: Final[Callable[[Struct], bytes]] = _encoder.encode
 
 
 def numbered(frame: bytes, seq: int) -> bytes:
-    """Return the frame, a JSON object with a field at least, with its number."""
+    """Return the encoded frame with its `seq`. The frame needs at least one field."""
     return b'%b,"seq":%d}' % (frame[:-1], seq)
 
 
 def refusal(text: str, error: Exception, known: frozenset[str]) -> Refused:
-    """Say what is wrong with a frame that could not be decoded as one of the `known` types."""
+    """Return the exception for a frame that could not be decoded as one of the `known` types."""
     try:
         whole = msgspec.json.decode(text)
     except RecursionError:
         return Refused(ErrorCode.INVALID_JSON, "The frame is nested too deeply; flatten it.")
-    except msgspec.ValidationError as unusable:  # a number that nothing can hold
+    except msgspec.ValidationError as unusable:  # a number out of range
         return Refused(ErrorCode.INVALID_MESSAGE, f"The frame is wrong: {unusable}.")
     except (msgspec.DecodeError, UnicodeError) as malformed:
         return Refused(ErrorCode.INVALID_JSON, f"The frame is not valid JSON: {malformed}.")
@@ -103,8 +96,8 @@ def refusal(text: str, error: Exception, known: frozenset[str]) -> Refused:
             request_id,
         )
     # The error may quote what was sent, and that may be megabytes.
-    what = str(error) if len(str(error)) <= _LONGEST_REASON else f"{error!s:.{_LONGEST_REASON}} …"
-    return Refused(ErrorCode.INVALID_MESSAGE, f"The {kind!r} frame is wrong: {what}.", request_id)
+    reason = str(error) if len(str(error)) <= _LONGEST_REASON else f"{error!s:.{_LONGEST_REASON}} …"
+    return Refused(ErrorCode.INVALID_MESSAGE, f"The {kind!r} frame is wrong: {reason}.", request_id)
 
 
 def _readable_id(frame: dict[str, Any]) -> str | UnsetType:

@@ -1,7 +1,6 @@
-"""The wire between a command of the operator and the daemon: the frames of the control socket.
+"""The protocol between an operator's command and the daemon: the control socket. No I/O.
 
-No I/O happens here. Frames are as in `clarad.protocol`; the last section of `docs/protocol.md` is
-the reference.
+Frames are as in `clarad.protocol`; the last section of docs/protocol.md is the reference.
 """
 
 from typing import Annotated, Any, Final, Literal
@@ -12,34 +11,34 @@ from msgspec import Meta, Struct
 from clarad import protocol
 from clarad.protocol import Id
 
-# What a command is given: without NUL, and as long as Linux takes one (MAX_ARG_STRLEN, execve(2)).
+# An argument of a command: no NUL, and no longer than Linux allows (MAX_ARG_STRLEN, execve(2)).
 Word = Annotated[str, Meta(max_length=131_071, pattern=r"^[^\x00]*\Z")]
 
 # --- command → daemon ----------------------------------------------------------------------------
-# `id` is the client's choice, and comes back with the answer.
+# The client chooses `id`; every answer repeats it.
 
 
 class Reload(Struct, frozen=True, tag="reload"):
-    """Read the configuration again, and take it if nothing is wrong with it."""
+    """Read the configuration again, and put it in force if it is valid."""
 
     id: Id
 
 
 class Status(Struct, frozen=True, tag="status"):
-    """Say that you are well."""
+    """Ask for the daemon's state."""
 
     id: Id
 
 
 class Overview(Struct, frozen=True, tag="overview"):
-    """Say which hooks or tasks run, and what a reload would change of them."""
+    """List the hooks or tasks in force, and what a reload would change."""
 
     id: Id
     of: Literal["hooks", "tasks"]
 
 
 class RunTask(Struct, frozen=True, tag="run_task"):
-    """Run a task now; `caused_by` are the runs that led to this, the nearest last."""
+    """Run a task now; `caused_by` are the runs that have led to this, the nearest last."""
 
     id: Id
     task: Id
@@ -47,21 +46,21 @@ class RunTask(Struct, frozen=True, tag="run_task"):
 
 
 class PauseTask(Struct, frozen=True, tag="pause_task"):
-    """Do not run a task by the clock until it is resumed."""
+    """Stop running a task by its schedule until it is resumed."""
 
     id: Id
     task: Id
 
 
 class ResumeTask(Struct, frozen=True, tag="resume_task"):
-    """Run a paused task by the clock again."""
+    """Run a paused task by its schedule again."""
 
     id: Id
     task: Id
 
 
 class ReplayRun(Struct, frozen=True, tag="replay_run"):
-    """Run again what an earlier run did, with what it was given; `caused_by` as in `RunTask`."""
+    """Repeat an earlier run with the same input; `caused_by` as in `RunTask`."""
 
     id: Id
     run: Id
@@ -69,13 +68,13 @@ class ReplayRun(Struct, frozen=True, tag="replay_run"):
 
 
 class SandboxStatus(Struct, frozen=True, tag="sandbox_status"):
-    """Say which sandboxes there are."""
+    """List the sandboxes."""
 
     id: Id
 
 
 class SandboxExec(Struct, frozen=True, tag="sandbox_exec"):
-    """Run a command in an owner's sandbox; what it writes comes as `output`."""
+    """Run a command in an owner's sandbox; its output is sent as `output`."""
 
     id: Id
     owner: Id
@@ -83,20 +82,20 @@ class SandboxExec(Struct, frozen=True, tag="sandbox_exec"):
 
 
 class SandboxReset(Struct, frozen=True, tag="sandbox_reset"):
-    """End an owner's sandbox, with its files."""
+    """Remove an owner's sandbox and its files."""
 
     id: Id
     owner: Id
 
 
 class SandboxPrune(Struct, frozen=True, tag="sandbox_prune"):
-    """Remove sandboxes that were left behind."""
+    """Remove sandboxes that no daemon uses any more."""
 
     id: Id
 
 
 class CloseToken(Struct, frozen=True, tag="close_token"):
-    """Close the connections of a token that was revoked."""
+    """Close the connections of a revoked token."""
 
     id: Id
     token: Id
@@ -122,14 +121,14 @@ Request = (
 
 
 class Started(Struct, frozen=True, tag="started"):
-    """A run has begun; its `done` follows when it has ended."""
+    """A run has begun; `done` follows at its end."""
 
     id: str
     run: str
 
 
 class Output(Struct, frozen=True, tag="output"):
-    """A piece of what a command writes; `stream` is `stdout` or `stderr`."""
+    """A piece of a command's output; `stream` is `stdout` or `stderr`."""
 
     id: str
     stream: str
@@ -137,10 +136,10 @@ class Output(Struct, frozen=True, tag="output"):
 
 
 class Done(Struct, frozen=True, tag="done", omit_defaults=True):
-    """The request was carried out; `text` says so to a person.
+    """The request was performed; `text` says so to a person.
 
-    `run` is the run that it led to, and `outcome` how that ended; `exit_status` is a command's,
-    negative for a signal, and `rows` are what was asked for.
+    `run` is the run that it has started, and `outcome` is the run's. `exit_status` is a command's,
+    negative for a signal. `rows` is a list that was asked for.
     """
 
     id: str
@@ -152,7 +151,7 @@ class Done(Struct, frozen=True, tag="done", omit_defaults=True):
 
 
 class Refusal(Struct, frozen=True, tag="refused"):
-    """The request was not carried out; `problems` has a sentence for each reason."""
+    """The request was refused; `problems` has a sentence for each reason."""
 
     id: str
     problems: list[str]
@@ -161,11 +160,11 @@ class Refusal(Struct, frozen=True, tag="refused"):
 Answer = Started | Output | Done | Refusal | protocol.Error
 
 
-# --- what is said of a request, on either side of the wire ---------------------------------------
+# --- results of a request, for both sides --------------------------------------------------------
 
 
 class Report(Struct, frozen=True):
-    """What came of a request that was carried out: a `Done` without the `id`."""
+    """The result of a request: a `Done` without the `id`."""
 
     text: str
     run: str | None = None
@@ -175,7 +174,7 @@ class Report(Struct, frozen=True):
 
 
 class Refused(Exception):  # noqa: N818 - it is an answer, not a fault
-    """A request that is not carried out; `problems` has a sentence for each reason."""
+    """A request is refused; `problems` has a sentence for each reason."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -194,7 +193,7 @@ def decode(text: str) -> Request:
     """Read one request.
 
     Raises:
-        protocol.Refused: it is none; the exception holds the answer to it.
+        protocol.Refused: it is malformed; the exception has the answer to it.
     """
     try:
         request: Request = _requests.decode(text)
@@ -210,5 +209,5 @@ def decode_answer(text: str) -> Answer:
 
 
 def pruned(number: int) -> str:
-    """Say how many sandboxes were removed: by the daemon, or where none runs."""
+    """Return the sentence about removed sandboxes, for the daemon and for a command without it."""
     return f"removed {number} sandbox{'es' * (number != 1)} that had been left behind"

@@ -1,7 +1,7 @@
-"""The wire between an adapter and the gateway, version 1: frames and codes.
+"""The protocol between adapters and the gateway, version 1: frames and codes. No I/O.
 
-No I/O happens here. A frame is one JSON object in one WebSocket text message; `docs/protocol.md`
-is the reference, and the names and types here are the ones that adapters out there already speak.
+A frame is one JSON object in one WebSocket text message; docs/protocol.md is the reference.
+Existing adapters depend on the names and types here.
 """
 
 from enum import IntEnum, StrEnum
@@ -12,15 +12,15 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 PROTOCOL_VERSION: Final = 1
 
 MAX_FRAME_BYTES: Final = 16 * 1024 * 1024
-"""The largest frame that is looked at, in bytes. More than that is closed with 1009."""
+"""Bytes of the largest frame; a longer one closes the connection with 1009."""
 
 MAX_FIRST_FRAME: Final = 64 * 1024
-"""The same, in characters, for who has not registered: strangers are not to fill the memory."""
+"""Characters of the largest frame of an unauthenticated peer, so that it cannot fill the memory."""
 
 CAUSED_BY: Final = "CLARA_CAUSED_BY"
-"""The variable by which a command knows the runs that led to it, the nearest last.
+"""The variable that tells a command which runs have led to it, the nearest last.
 
-Commands of `clarad`, and adapters that use `clarad.adapters`, tell the daemon when they connect.
+The commands of `clarad` and adapters on `clarad.adapters` pass it on when they connect.
 """
 
 # PostgreSQL cannot hold NUL in a text column, and no platform has it in an id.
@@ -64,7 +64,7 @@ class CloseCode(IntEnum):
 
 
 class Capability(StrEnum):
-    """What a node can ask for at `register` that changes what it is sent."""
+    """What a node can ask for in `register`; it changes which frames the node is sent."""
 
     STREAMING = "streaming"
     ACCEPTED = "accepted"
@@ -105,7 +105,7 @@ class Attachment(Struct, frozen=True):
 
 
 class Register(Struct, frozen=True, tag="register"):
-    """The first frame of every connection: which adapter this is, and what it can take."""
+    """The first frame of every connection: which node this is, and its capabilities."""
 
     node_id: Id
     platform: Id
@@ -123,7 +123,7 @@ class Unregister(Struct, frozen=True, tag="unregister"):
 
 
 class Ping(Struct, frozen=True, tag="ping"):
-    """A sign of life from an adapter that cannot send WebSocket pings."""
+    """A heartbeat of an adapter that cannot send WebSocket pings."""
 
 
 class Message(Struct, frozen=True, tag="message"):
@@ -160,8 +160,8 @@ Inbound = Register | Unregister | Ping | Message | Cancel | StatusRequest | Ack
 
 
 # --- gateway → adapter ---------------------------------------------------------------------------
-# A field that is optional on the wire is left out when there is nothing to say; one that is not is
-# always there, because adapters read it without asking.
+# An optional field is left out if it has no value. Every other field is always present, since
+# adapters read it without checking.
 
 
 class Registered(Struct, frozen=True, tag="registered"):
@@ -181,8 +181,8 @@ class Pong(Struct, frozen=True, tag="pong"):
     timestamp: str
 
 
-# Frames about messages have a `seq` if their node resumes. The gateway writes it behind the frame
-# (`numbered`), which may go out with one or without.
+# Frames about messages have a `seq` if their node resumes. `numbered` appends it to the encoded
+# frame, so that one encoding serves with and without it.
 
 
 class Accepted(Struct, frozen=True, tag="accepted"):

@@ -57,7 +57,7 @@ def asked(number: int) -> protocol.Message:
 
 async def test_the_class_for_adapters_keeps_every_rule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.1)
-    monkeypatch.setattr(kit, "STAYS_AWAY", 0.5)
+    monkeypatch.setattr(kit, "MIN_WATCH", 0.5)
 
     async def ours(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
         with suppress(GatewayError):  # another has taken its place
@@ -90,7 +90,7 @@ def on_ws(node: str, *fault: str) -> Script:
 async def test_an_adapter_on_ws_keeps_every_rule(
     node: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kit, "STAYS_AWAY", 0.5)
+    monkeypatch.setattr(kit, "MIN_WATCH", 0.5)
     verdicts = await judge(on_ws(node), patience=20)
     assert [v for v in verdicts.values() if v.broken or v.unseen] == []
 
@@ -105,7 +105,7 @@ async def test_an_adapter_on_ws_that_comes_back_when_it_was_replaced_is_found(no
 async def test_a_rule_that_there_was_no_time_to_see_is_not_called_kept(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(kit, "STAYS_AWAY", 3600.0)
+    monkeypatch.setattr(kit, "MIN_WATCH", 3600.0)
 
     async def leaves(url: str, wants: trio.MemoryReceiveChannel[None]) -> None:
         with trio.CancelScope() as scope:
