@@ -26,7 +26,7 @@ from tests.nurseries.test_gateway import SECRET, exchange, handshake, refusal
 from tests.peer import message
 from tests.raw import RawPeer
 from tests.strangers import FLOODS
-from tests.transport.test_auth import enter, knock, make_token, why
+from tests.transport.test_auth import make_token, reason, register, try_register
 from tests.villains import TURNED_AWAY
 
 STEERING = {chr(c) for c in [*range(0x20), *range(0x7F, 0xA0), 0x202E, 0x2066]} - {"\n"}
@@ -69,7 +69,7 @@ async def test_a_page_that_is_not_listed_cannot_guess_either(start: Start) -> No
             running, "Origin: https://evil.example", "Authorization: Bearer x"
         )
         assert status == 403
-    await enter(running, SECRET)
+    await register(running, SECRET)
 
 
 # --- another adapter's node ----------------------------------------------------------------------
@@ -83,7 +83,9 @@ async def test_a_session_id_that_got_about_opens_nothing_without_the_token(start
     session_id = (await victim.expect("registered"))["session_id"]
     await victim.drop()
     for secret in (make_token(running, "other"), SECRET):
-        assert why(await knock(running, secret, session_id=session_id))[0] == "auth_failed"
+        assert (
+            reason(await try_register(running, secret, session_id=session_id))[0] == "auth_failed"
+        )
 
 
 async def test_a_node_has_no_say_in_what_another_one_asked(running: Running) -> None:
@@ -267,7 +269,7 @@ async def test_of_two_fields_of_one_name_all_read_the_same(running: Running) -> 
     assert (await attacker.expect("error"))["code"] == "not_found"
 
 
-# --- what strangers can hold ---------------------------------------------------------------------
+# --- what unauthenticated peers can hold ---------------------------------------------------------
 
 
 def masked(head: int, payload: bytes) -> bytes:
@@ -296,7 +298,7 @@ async def test_fragments_count_together(running: Running) -> None:
 
 
 @pytest.mark.parametrize("kind", sorted(set(FLOODS) - {"guesses", "handshakes"}))
-async def test_a_stranger_cannot_send_many_frames_however_small(
+async def test_an_unauthenticated_peer_cannot_send_many_frames_however_small(
     running: Running, kind: str
 ) -> None:
     flood = FLOODS[kind]
@@ -351,11 +353,13 @@ async def test_a_flood_of_handshakes_keeps_nobody_out(
         await stream.aclose()
 
 
-async def test_a_house_full_of_strangers_has_room_for_who_registers(start: Start) -> None:
+async def test_unauthenticated_peers_at_the_limit_leave_room_for_a_registration(
+    start: Start,
+) -> None:
     running = await start(gateway_max_connections=3)
-    strangers = [await running.connect() for _ in range(3)]
+    unauthenticated = [await running.connect() for _ in range(3)]
     assert await is_served(running)
-    assert await strangers[0].close_code() == 1013
+    assert await unauthenticated[0].close_code() == 1013
     for n in range(2):
         await running.node(f"node {n}")
     assert await (await running.connect()).close_code() == 1013
@@ -373,7 +377,7 @@ async def get_in(host: str, port: int) -> None:
             await trio.lowlevel.checkpoint()
 
 
-def test_strangers_leave_descriptors_to_those_who_are_in(tmp_path: Path) -> None:
+def test_unauthenticated_peers_leave_descriptors_to_registered_nodes(tmp_path: Path) -> None:
     made = Installation(
         tmp_path, CLARA_RESPONDER="command", CLARA_RESPONDER_COMMAND="echo an answer"
     )

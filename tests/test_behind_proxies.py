@@ -30,7 +30,7 @@ from tests.web_proxies import INSTALLED, PORT, proxy
 
 Transport = trio.SocketStream | trio.SSLStream[trio.SocketStream]
 
-STRANGER: Final = "127.0.0.99"
+GUESSER: Final = "127.0.0.99"
 ADAPTER: Final = "127.0.0.5"
 
 FORWARDED: Final = {
@@ -46,7 +46,7 @@ HTTP: Final = {
 
 @dataclass(frozen=True)
 class Way:
-    """How a proxy is set up: what is changed of what the documentation has, and who speaks TLS."""
+    """How a proxy is set up: changes to the documented configuration, and which side has TLS."""
 
     name: str
     changes: dict[str, str]
@@ -135,12 +135,12 @@ async def test_the_address_is_the_client_s_and_messages_are_answered(behind: Beh
             assert (await peer.outcome_of(f"m{len(text)}"))["full_text"] == text
 
 
-async def test_guesses_lock_out_who_made_them_and_not_the_secret(behind: Behind) -> None:
+async def test_guesses_lock_out_their_address_and_not_the_secret(behind: Behind) -> None:
     for _ in range(MAX_FAILURES):
-        assert await behind.status(STRANGER, "Authorization: Bearer wrong") == 401
-    assert await behind.status(STRANGER, "Authorization: Bearer wrong") == 429
+        assert await behind.status(GUESSER, "Authorization: Bearer wrong") == 401
+    assert await behind.status(GUESSER, "Authorization: Bearer wrong") == 429
     assert await behind.status(ADAPTER, "Authorization: Bearer wrong") == 401
-    for source in (ADAPTER, STRANGER):
+    for source in (ADAPTER, GUESSER):
         assert await behind.status(source, f"Authorization: Bearer {SECRET}") == 101
 
 
@@ -149,10 +149,10 @@ async def test_an_address_that_a_client_makes_up_is_not_believed(
 ) -> None:
     for header in ("X-Forwarded-For: 127.0.0.1, 192.0.2.1", 'Forwarded: for="192.0.2.1'):
         caplog.clear()
-        status = await behind.status(STRANGER, "Authorization: Bearer wrong", header)
+        status = await behind.status(GUESSER, "Authorization: Bearer wrong", header)
         assert status in (400, 401)
         [said] = [text for text in caplog.messages if text.startswith("refused a handshake from")]
-        assert status == 400 or f"from {STRANGER}:" in said
+        assert status == 400 or f"from {GUESSER}:" in said
 
 
 # --- without a proxy -----------------------------------------------------------------------------
@@ -269,7 +269,9 @@ async def test_who_connects_to_the_socket_file_can_be_a_proxy(
     assert refused(caplog) == ["198.51.100.1", "192.0.2.7"]
 
 
-def test_a_reload_changes_who_is_trusted_and_the_log_has_the_real_address(tmp_path: Path) -> None:
+def test_a_reload_changes_the_trusted_proxies_and_the_log_has_the_real_address(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "clarad.env"
     file.write_text("")
     installation = Installation(tmp_path, CLARA_GATEWAY_SECRET=SECRET, CLARA_ENV_FILE=f"{file}")

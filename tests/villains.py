@@ -9,7 +9,7 @@ from typing import Final
 import trio
 
 from tests.nurseries.test_connection import MALFORMED
-from tests.nurseries.test_gateway import STRANGERS
+from tests.nurseries.test_gateway import NOT_WEBSOCKET
 from tests.raw import RawPeer
 from tests.strangers import FLOODS
 
@@ -22,7 +22,7 @@ REGISTER = '{"type":"register","node_id":"villain","platform":"p"}'
 async def stranger(host: str, port: int, chance: random.Random) -> None:
     """Something that does not speak WebSocket, and goes away in the middle of it."""
     async with await trio.open_tcp_stream(host, port) as stream:
-        data = chance.choice(list(STRANGERS.values()))
+        data = chance.choice(list(NOT_WEBSOCKET.values()))
         await stream.send_all(data[: chance.randint(0, len(data))])
         if chance.random() < 0.5:
             stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

@@ -1,1 +1,1 @@
-"""Connections: listeners, TLS, streams, what waits to be written, and who is let in."""
+"""Connections: listeners, TLS, handshakes, authentication, streams, outboxes."""

@@ -175,15 +175,15 @@ def _remove_stale(path: Path, name: str) -> None:
             probe.setblocking(False)  # `connect` would block while the listener's queue is full
             try:
                 probe.connect(name)
-                who = f"process {_credentials(probe)[0]}"
+                holder = f"process {_credentials(probe)[0]}"
             except BlockingIOError:
-                who = "another program"
+                holder = "another program"
     except FileNotFoundError:
         return
     except ConnectionRefusedError:
         Path(name).unlink(missing_ok=True)
         return
-    raise CannotListen(f"cannot listen on {path}: {who} listens there; stop it first")
+    raise CannotListen(f"cannot listen on {path}: {holder} listens there; stop it first")
 
 
 def _listen(name: str, mode: int) -> trio.SocketListener:

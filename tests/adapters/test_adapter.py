@@ -45,7 +45,7 @@ def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Process]:
 
 @pytest.fixture(params=["trio", "asyncio"])
 def run(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a scenario to its end, and not for ever; pauses between connections are short."""
+    """Runs a scenario to its end, within 30 s; pauses between connections are short."""
     monkeypatch.setattr(adapter, "FIRST_PAUSE", 0.01)
 
     async def limited(scenario: Callable[[], Awaitable[None]]) -> None:

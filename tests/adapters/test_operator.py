@@ -119,7 +119,7 @@ async def test_who_stops_waiting_leaves_the_run_alone(control: Control) -> None:
         await control.operations.ended["backup"].wait()
 
 
-async def test_a_stop_is_told_to_who_waits(control: Control) -> None:
+async def test_a_stop_is_told_to_an_operator_that_waits(control: Control) -> None:
     with pytest.raises(OperatorError, match="the daemon is stopping"):
         async with open_operator(control.path.parent, {}) as daemon:
             await daemon.ask(RunTask("1", "backup"), lambda _run: control.gateway.close_all())
@@ -175,7 +175,7 @@ async def test_a_daemon_that_was_killed_is_no_daemon(tmp_path: Path) -> None:
     assert "no daemon runs" in await failure(tmp_path, NoDaemon)
 
 
-async def test_whose_daemon_it_is_is_said_to_who_may_not(tmp_path: Path) -> None:
+async def test_an_operator_without_permission_is_told_the_owner(tmp_path: Path) -> None:
     path = tmp_path / "control.sock"
     with listening(path):
         os.chmod(path, 0)

@@ -122,7 +122,7 @@ async def test_a_command_that_finds_no_sandbox_is_refused(control: Control) -> N
     assert await lives(peer)
 
 
-async def test_a_command_ends_when_who_asked_for_it_has_gone(control: Control) -> None:
+async def test_a_command_ends_when_its_operator_has_gone(control: Control) -> None:
     peer = await control.connect()
     await peer.send("sandbox_exec", id="1", owner="ann", argv=["ls"])
     await peer.expect("output")
@@ -209,12 +209,12 @@ async def test_a_frame_that_is_no_request_gets_an_error_and_the_connection_stays
     assert await lives(peer)
 
 
-async def test_a_stranger_is_turned_away_and_others_are_served(control: Control) -> None:
+async def test_what_is_no_websocket_is_refused_and_others_are_served(control: Control) -> None:
     peer = await control.connect()
-    async with await control.open_stream() as stranger:
-        await stranger.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    async with await control.open_stream() as stream:
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         with trio.fail_after(10):
-            assert (await stranger.receive_some()).startswith(b"HTTP/1.1 4")
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 4")
     assert await lives(peer)
 
 
@@ -250,7 +250,7 @@ async def test_a_failure_is_logged_and_answered_without_its_insides(
     assert await lives(peer)
 
 
-async def test_a_run_goes_on_when_who_asked_for_it_has_gone(control: Control) -> None:
+async def test_a_run_goes_on_when_its_operator_has_gone(control: Control) -> None:
     peer = await control.connect()
     await peer.send("run_task", id="1", task="backup")
     await peer.expect("started")
@@ -261,7 +261,7 @@ async def test_a_run_goes_on_when_who_asked_for_it_has_gone(control: Control) ->
         await control.operations.ended["backup"].wait()
 
 
-async def test_a_stop_says_good_bye_to_who_waits(control: Control) -> None:
+async def test_a_stop_closes_the_connections_of_operators_that_wait(control: Control) -> None:
     idle, waiting = await control.connect(), await control.connect()
     await waiting.send("run_task", id="1", task="backup")
     await waiting.expect("started")

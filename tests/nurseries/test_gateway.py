@@ -1,4 +1,4 @@
-"""The door: who may connect, and what comes to it that is no WebSocket at all."""
+"""The gateway: which handshakes it accepts, and what it answers to anything else."""
 
 import logging
 import socket
@@ -99,7 +99,7 @@ async def test_a_wrong_token_in_the_handshake_is_refused(start: Start) -> None:
     assert status == 401
 
 
-async def test_guessing_locks_the_address_out_and_not_who_knows_the_secret(start: Start) -> None:
+async def test_guessing_locks_out_the_address_and_not_the_secret(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     waiting = await running.connect()
     inside = await running.connect()
@@ -173,7 +173,7 @@ async def test_of_too_many_handshakes_at_once_those_are_cut_that_take_longest(
     assert set(ended) == set(range(17))
 
 
-async def test_who_connects_and_closes_costs_no_task(
+async def test_a_peer_that_connects_and_closes_costs_no_task(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     running = await start()
@@ -192,36 +192,36 @@ async def test_who_connects_and_closes_costs_no_task(
     assert len(begun) == 1
 
 
-async def test_few_strangers_at_once_have_time_to_read_why_they_were_closed(
+async def test_a_few_unauthenticated_peers_linger_to_read_why_they_were_closed(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway, "MAX_LINGERING", 3)
     monkeypatch.setattr(gateway, "LINGER", 3600)
     running = await start()
-    strangers = list[trio.SocketStream]()
+    lingering = list[trio.SocketStream]()
     for _ in range(10):
-        strangers.append(await trio.open_tcp_stream(running.host, running.port))
-        await strangers[-1].send_all(STRANGERS["plain HTTP"])
-        while await strangers[-1].receive_some():
+        lingering.append(await trio.open_tcp_stream(running.host, running.port))
+        await lingering[-1].send_all(NOT_WEBSOCKET["plain HTTP"])
+        while await lingering[-1].receive_some():
             pass
 
     async def find_cut(one: trio.SocketStream) -> None:
         while True:
             await one.send_all(b"x")
 
-    for one in strangers[:7]:
+    for one in lingering[:7]:
         with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
             await find_cut(one)
-    for one in strangers[7:]:
+    for one in lingering[7:]:
         await one.send_all(b"x")
-    for one in strangers:
+    for one in lingering:
         await one.aclose()
 
 
 # --- what is no WebSocket ------------------------------------------------------------------------
 
 TLS_HELLO = bytes.fromhex("16030100c8010000c40303") + bytes(range(189))
-STRANGERS = {
+NOT_WEBSOCKET = {
     "plain HTTP": b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
     "a POST": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nabc",
     "TLS": TLS_HELLO,
@@ -231,10 +231,12 @@ STRANGERS = {
 }
 
 
-@pytest.mark.parametrize("name", STRANGERS)
-async def test_a_stranger_is_turned_away_and_others_are_served(running: Running, name: str) -> None:
+@pytest.mark.parametrize("name", NOT_WEBSOCKET)
+async def test_what_is_no_websocket_is_refused_and_others_are_served(
+    running: Running, name: str
+) -> None:
     good = await running.node()
-    answer = await exchange(running, STRANGERS[name], then_eof=True)
+    answer = await exchange(running, NOT_WEBSOCKET[name], then_eof=True)
     assert b"101" not in answer.partition(b"\r\n")[0]
     await good.ask("m1")
     assert (await good.outcome_of("m1"))["type"] == "response_end"
@@ -243,7 +245,7 @@ async def test_a_stranger_is_turned_away_and_others_are_served(running: Running,
 @pytest.mark.parametrize("name", ["plain HTTP", "a POST", "another protocol"])
 async def test_plain_http_is_told_that_it_is_wrong_here(running: Running, name: str) -> None:
     other = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
-    answer = await exchange(running, (STRANGERS | {"another protocol": other})[name])
+    answer = await exchange(running, (NOT_WEBSOCKET | {"another protocol": other})[name])
     head, _, body = answer.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 426 Upgrade Required\r\n")
     assert b"\r\nUpgrade: websocket\r\n" in head
@@ -337,7 +339,7 @@ async def test_who_was_accepted_before_a_stop_finishes_the_handshake_and_is_told
 
 
 @pytest.mark.parametrize("moment", ["begun", "accepted"])
-async def test_a_stop_waits_no_longer_for_who_does_not_finish_the_handshake(
+async def test_a_stop_does_not_wait_for_a_handshake_that_never_ends(
     start: Start, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
     for bound in ("HANDSHAKE_TIMEOUT", "LINGER"):

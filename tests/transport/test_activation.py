@@ -47,7 +47,7 @@ def listening(host: str = "127.0.0.1", port: int = 0) -> socket.socket:
 
 
 async def answers(endpoint: ActivatedEndpoint, listener: trio.SocketListener) -> bool:
-    """Whether who connects gets to this listener."""
+    """Return whether a connection to the endpoint reaches this listener."""
     with trio.fail_after(10):
         async with await trio.open_tcp_stream(*endpoint.address), await listener.accept() as server:
             await server.send_all(b"hello")
@@ -87,7 +87,7 @@ async def test_any_port_is_the_one_of_the_last_time(endpoint: Make, manager: Man
     assert again.address == kept.getsockname()
 
 
-async def test_who_connects_while_nobody_accepts_waits(endpoint: Make) -> None:
+async def test_a_client_waits_while_no_daemon_accepts(endpoint: Make) -> None:
     fresh = endpoint()
     await fresh.open()
     fresh.close()
@@ -269,7 +269,7 @@ async def kept_by(manager: Manager) -> list[socket.socket]:
     return told.sockets
 
 
-async def test_who_connects_during_a_restart_is_served_by_the_next_daemon(
+async def test_a_client_that_connects_during_a_restart_is_served_by_the_next_daemon(
     tmp_path: Path, manager: Manager, nursery: trio.Nursery
 ) -> None:
     settings = {"NOTIFY_SOCKET": manager.address, "LISTEN_FDNAMES": STORED}

@@ -43,21 +43,23 @@ async def revoke(running: Running, name: str) -> str:
     return (await running.daemon.operations.close_token(name)).text
 
 
-async def knock(running: Running, secret: str | None, node_id: str = "n", **more: str) -> Frame:
+async def try_register(
+    running: Running, secret: str | None, node_id: str = "n", **more: str
+) -> Frame:
     """Register on a new connection, and return the answer."""
     peer = await running.connect()
     await peer.send("register", **{"node_id": node_id, "platform": "p", "secret": secret} | more)
     return await peer.receive()
 
 
-async def enter(running: Running, secret: str | None, node_id: str = "n", **more: str) -> Peer:
+async def register(running: Running, secret: str | None, node_id: str = "n", **more: str) -> Peer:
     """Register on a new connection, successfully."""
     peer = await running.connect()
     await peer.register(node_id, **{"platform": "p", "secret": secret} | more)  # type: ignore[arg-type]
     return peer
 
 
-def why(frame: Frame) -> tuple[str, str]:
+def reason(frame: Frame) -> tuple[str, str]:
     """Return what an adapter is refused with."""
     assert frame["type"] == "error", frame
     return frame["code"], frame["message"]
@@ -153,7 +155,7 @@ def test_a_handshake_without_the_header_has_no_token() -> None:
 
 async def test_a_token_opens_in_the_register_frame(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
-    await enter(running, make_token(running, "discord"))
+    await register(running, make_token(running, "discord"))
 
 
 async def test_a_token_opens_in_the_handshake(start: Start) -> None:
@@ -168,7 +170,7 @@ async def test_a_wrong_token_is_refused_in_the_register_frame(start: Start) -> N
     make_token(running, "discord")
     peer = await running.connect()
     await peer.send("register", node_id="n", platform="p", secret=WRONG)
-    assert why(await peer.receive())[0] == "auth_failed"
+    assert reason(await peer.receive())[0] == "auth_failed"
     assert await peer.close_code() == 1008
 
 
@@ -178,35 +180,35 @@ async def test_a_wrong_token_is_refused_in_the_handshake(start: Start) -> None:
 
 
 async def test_a_token_that_is_wrong_is_refused_where_nothing_is_needed(running: Running) -> None:
-    assert why(await knock(running, WRONG))[0] == "auth_failed"
-    await enter(running, None)
+    assert reason(await try_register(running, WRONG))[0] == "auth_failed"
+    await register(running, None)
 
 
 async def test_a_token_for_another_platform_is_refused(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     token = make_token(running, "discord", "discord")
-    code, message = why(await knock(running, token, platform="slack"))
+    code, message = reason(await try_register(running, token, platform="slack"))
     assert (code, message) == ("auth_failed", "This token is for another platform.")
-    await enter(running, token, platform="discord")
+    await register(running, token, platform="discord")
 
 
 async def test_where_there_is_no_secret_and_there_are_tokens_one_is_needed(
     running: Running,
 ) -> None:
-    before = await enter(running, None, "before")
+    before = await register(running, None, "before")
     token = make_token(running, "discord")
     for secret in (None, "", "anything"):
-        code, message = why(await knock(running, secret))
+        code, message = reason(await try_register(running, secret))
         assert code == "auth_failed"
         assert "`clarad tokens create`" in message
-    await enter(running, token)
+    await register(running, token)
     assert await before.is_silent()
 
 
 async def test_the_secret_stays_good_beside_tokens(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     make_token(running, "discord")
-    await enter(running, SECRET)
+    await register(running, SECRET)
 
 
 # --- whose a node is -----------------------------------------------------------------------------
@@ -217,9 +219,9 @@ async def test_a_node_of_another_token_is_refused_and_its_adapter_undisturbed(
 ) -> None:
     running = await start(gateway_secret=SECRET)
     mine, other = make_token(running, "mine"), make_token(running, "other")
-    peer = await enter(running, mine)
+    peer = await register(running, mine)
     for secret in (other, SECRET):
-        assert why(await knock(running, secret)) == (
+        assert reason(await try_register(running, secret)) == (
             "auth_failed",
             "This node is another adapter's: take another node_id, or have it freed.",
         )
@@ -228,48 +230,48 @@ async def test_a_node_of_another_token_is_refused_and_its_adapter_undisturbed(
 
 async def test_a_token_cannot_have_a_node_of_the_secret_s(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
-    peer = await enter(running, SECRET)
+    peer = await register(running, SECRET)
     token = make_token(running, "discord")
-    assert why(await knock(running, token))[0] == "auth_failed"
+    assert reason(await try_register(running, token))[0] == "auth_failed"
     assert await peer.is_silent()
 
 
 async def test_the_same_token_has_its_node_again(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     token = make_token(running, "mine")
-    first = await enter(running, token)
-    await enter(running, token)
+    first = await register(running, token)
+    await register(running, token)
     assert await first.close_code() == 4000
 
 
 async def test_a_node_that_unregisters_is_anybody_s(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
-    peer = await enter(running, make_token(running, "mine"))
+    peer = await register(running, make_token(running, "mine"))
     await peer.send("unregister")
     assert await peer.close_code() == 1000
-    await enter(running, make_token(running, "other"))
+    await register(running, make_token(running, "other"))
 
 
 async def test_a_node_that_is_freed_can_go_from_the_secret_to_a_token(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
-    await enter(running, SECRET)
+    await register(running, SECRET)
     with open_writable(running.settings.database_url) as connection:
         assert free_node(connection, "p", "n")
-    await enter(running, make_token(running, "discord"))
+    await register(running, make_token(running, "discord"))
 
 
 async def test_revoking_closes_the_token_s_connections_and_no_others(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     mine, other = make_token(running, "mine"), make_token(running, "other")
-    ended = [await enter(running, mine, "a"), await enter(running, mine, "b")]
-    staying = [await enter(running, other, "c"), await enter(running, SECRET, "d")]
+    ended = [await register(running, mine, "a"), await register(running, mine, "b")]
+    staying = [await register(running, other, "c"), await register(running, SECRET, "d")]
     assert await revoke(running, "mine") == "2 connections of it closed"
     for peer in ended:
         assert await peer.close_code() == 1008
     for peer in staying:
         assert await peer.is_silent()
-    assert why(await knock(running, mine, "a"))[0] == "auth_failed"
-    await enter(running, other, "a")
+    assert reason(await try_register(running, mine, "a"))[0] == "auth_failed"
+    await register(running, other, "a")
 
 
 async def test_a_token_that_is_revoked_between_handshake_and_register_is_refused(
@@ -280,7 +282,7 @@ async def test_a_token_that_is_revoked_between_handshake_and_register_is_refused
     peer = await running.connect([("Authorization", f"Bearer {token}")])
     assert await revoke(running, "mine") == "0 connections of it closed"
     await peer.send("register", node_id="n", platform="p")
-    assert why(await peer.receive())[0] == "auth_failed"
+    assert reason(await peer.receive())[0] == "auth_failed"
 
 
 async def test_a_node_that_is_let_in_while_its_token_is_revoked_is_closed(
@@ -288,7 +290,7 @@ async def test_a_node_that_is_let_in_while_its_token_is_revoked_is_closed(
 ) -> None:
     running = await start(gateway_secret=SECRET)
     token = make_token(running, "mine")
-    await enter(running, token, "known")
+    await register(running, token, "known")
     gate = threading.Event()
     peer = await running.connect()
     running.daemon.writer.hand_in(lambda _: gate.wait(10))
@@ -317,12 +319,12 @@ async def test_what_is_right_gets_in_from_an_address_that_is_locked_out(
         assert (await refusal(running, f"Authorization: Bearer {WRONG}{n}"))[0] == 401
     assert (await refusal(running, "Authorization: Bearer wrong"))[0] == 429
     assert (await refusal(running, f"Authorization: Bearer {WRONG}"))[0] == 429
-    assert why(await knock(running, "wrong"))[0] == "rate_limited"
+    assert reason(await try_register(running, "wrong"))[0] == "rate_limited"
     if in_handshake:
         peer = await running.connect([("Authorization", f"Bearer {right}")])
         await peer.register("n")
     else:
-        await enter(running, right)
+        await register(running, right)
 
 
 async def test_guesses_from_an_address_that_is_locked_out_are_logged_once(
@@ -334,7 +336,7 @@ async def test_guesses_from_an_address_that_is_locked_out_are_logged_once(
     with caplog.at_level("INFO"):
         caplog.clear()
         await refusal(running, "Authorization: Bearer guess")
-        await knock(running, "guess")
+        await try_register(running, "guess")
     assert caplog.messages == []
 
 
@@ -355,7 +357,7 @@ class Counted:
         return found
 
 
-async def test_strangers_that_make_tokens_up_ask_the_store_once_a_second(
+async def test_peers_that_make_tokens_up_cause_one_read_of_the_store_a_second(
     autojump_clock: MockClock,
 ) -> None:
     counted = Counted(f"{PREFIX}right")
@@ -394,7 +396,7 @@ async def test_a_token_that_is_made_while_the_store_is_asked_is_found(
         assert await known.contains(f"{PREFIX}new")
 
 
-async def test_a_store_that_fails_is_the_answer_to_all_who_wait(
+async def test_a_store_that_fails_is_the_answer_to_every_task_that_waits(
     autojump_clock: MockClock,
 ) -> None:
     counted = Counted()
@@ -417,7 +419,7 @@ async def test_a_store_that_fails_is_the_answer_to_all_who_wait(
     assert not await known.contains(WRONG)
 
 
-async def test_who_goes_while_the_store_is_asked_leaves_the_others_their_answer(
+async def test_a_task_that_is_cancelled_during_a_read_leaves_the_others_their_answer(
     autojump_clock: MockClock,
 ) -> None:
     known = KnownTokens(cast(Tokens, Counted(f"{PREFIX}right")))
@@ -432,8 +434,8 @@ async def test_what_is_refused_for_its_node_or_platform_is_no_guess(start: Start
     running = await start(gateway_secret=SECRET)
     token = make_token(running, "mine", "p")
     for _ in range(MAX_FAILURES + 1):
-        assert why(await knock(running, token, platform="q"))[0] == "auth_failed"
-    await enter(running, token)
+        assert reason(await try_register(running, token, platform="q"))[0] == "auth_failed"
+    await register(running, token)
 
 
 # --- a database that fails -----------------------------------------------------------------------
@@ -461,9 +463,9 @@ async def test_while_the_database_fails_a_node_is_told_to_try_again_and_stays(
     assert await peer.is_silent()
 
 
-async def test_who_shows_no_secret_is_told_that_one_is_missing(start: Start) -> None:
+async def test_an_adapter_without_a_secret_is_told_that_one_is_missing(start: Start) -> None:
     running = await start(gateway_secret=SECRET)
     for nothing in (None, ""):
-        code, message = why(await knock(running, nothing))
+        code, message = reason(await try_register(running, nothing))
         assert (code, message.partition(";")[0]) == ("auth_failed", "No secret was shown")
-    assert why(await knock(running, "other"))[1].startswith("The secret is wrong")
+    assert reason(await try_register(running, "other"))[1].startswith("The secret is wrong")

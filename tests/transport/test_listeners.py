@@ -41,7 +41,7 @@ async def connect(endpoint: UnixEndpoint) -> trio.SocketStream:
 
 
 async def answers(endpoint: UnixEndpoint, listener: trio.SocketListener) -> bool:
-    """Whether who connects to the path gets to this listener."""
+    """Return whether a connection to the path reaches this listener."""
     with trio.fail_after(10):
         async with await connect(endpoint) as client, await listener.accept() as server:
             await client.send_all(b"hello")
@@ -145,7 +145,7 @@ async def test_what_a_dead_daemon_left_is_replaced(endpoint: UnixEndpoint) -> No
     endpoint.close()
 
 
-async def test_who_listens_there_is_named_and_left_alone(endpoint: UnixEndpoint) -> None:
+async def test_a_process_that_listens_there_is_named_and_left_alone(endpoint: UnixEndpoint) -> None:
     with listening_by_hand(endpoint.address) as other:
         with pytest.raises(CannotListen, match="listens there") as caught:
             await endpoint.open()
@@ -155,7 +155,7 @@ async def test_who_listens_there_is_named_and_left_alone(endpoint: UnixEndpoint)
         other.accept()[0].close()
 
 
-async def test_who_listens_there_may_be_busy(endpoint: UnixEndpoint) -> None:
+async def test_a_process_that_listens_there_may_be_busy(endpoint: UnixEndpoint) -> None:
     with listening_by_hand(endpoint.address, backlog=0):
         async with await connect(endpoint):  # nobody takes it: the queue is full
             with pytest.raises(CannotListen, match="listens there"):

@@ -154,7 +154,7 @@ async def test_long_frames_are_taken_one_by_one(outbox: Outbox) -> None:
     assert taken == [[b"a"], [long], [long], [b"b"], []]
 
 
-async def test_those_who_do_not_read_leave_room_for_the_next(budget: MemoryBudget) -> None:
+async def test_peers_that_do_not_read_leave_room_for_the_next(budget: MemoryBudget) -> None:
     for _ in range(100):
         slow = Outbox(budget)
         with suppress(Overflow):
@@ -227,7 +227,7 @@ async def test_what_is_taken_is_what_was_put_and_fitted(steps: list[str | bytes]
 # --- calling back --------------------------------------------------------------------------------
 
 
-async def test_who_waits_for_a_frame_to_be_written_comes_with_it(outbox: Outbox) -> None:
+async def test_a_callback_for_a_frame_comes_with_its_batch(outbox: Outbox) -> None:
     written: list[str] = []
     outbox.put(b"a")
     outbox.when_written(lambda: written.append("a"))
@@ -239,7 +239,7 @@ async def test_who_waits_for_a_frame_to_be_written_comes_with_it(outbox: Outbox)
     assert (await outbox.next_batch()).when_written == []
 
 
-async def test_who_waits_for_a_frame_behind_a_long_one_waits_for_both(outbox: Outbox) -> None:
+async def test_a_callback_for_a_frame_behind_a_long_one_comes_after_both(outbox: Outbox) -> None:
     outbox.put(bytes(BATCH_BYTES))
     outbox.put(b"a")
     outbox.when_written(lambda: None)
@@ -262,7 +262,7 @@ async def test_what_was_not_queued_is_never_called_back(outbox: Outbox) -> None:
     assert await outbox.next_batch() == ([], [])
 
 
-async def test_who_asks_with_nothing_queued_is_told_without_another_frame(
+async def test_a_callback_with_nothing_queued_needs_no_further_frame(
     outbox: Outbox, nursery: trio.Nursery
 ) -> None:
     told = trio.Event()
@@ -273,7 +273,7 @@ async def test_who_asks_with_nothing_queued_is_told_without_another_frame(
     assert told.is_set()
 
 
-async def test_who_asks_while_the_last_frame_is_being_written_is_told_after_it(
+async def test_a_callback_during_the_last_write_comes_after_it(
     outbox: Outbox, nursery: trio.Nursery
 ) -> None:
     told = trio.Event()

@@ -94,7 +94,7 @@ places = st.lists(st.integers(0, 10_000), max_size=20)
 
 
 @pytest.mark.parametrize("name", HEADERS)
-def test_a_header_says_who_has_connected_and_where_it_ends(name: str) -> None:
+def test_a_header_has_the_client_s_address_and_an_end(name: str) -> None:
     header, source = HEADERS[name]
     assert parse(header) == parse(header + REQUEST) == Header(len(header), source)
 

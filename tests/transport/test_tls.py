@@ -1,4 +1,4 @@
-"""TLS: a daemon that shows a certificate, and who speaks something else to it."""
+"""TLS: a daemon with a certificate, and peers that do not speak TLS."""
 
 import gc
 import json
@@ -90,7 +90,7 @@ async def test_certificate_and_key_may_be_in_one_file(
     assert await (await connect(running, certificate.certificate)).is_silent()
 
 
-async def test_who_knows_another_certificate_does_not_connect(
+async def test_a_client_that_trusts_another_certificate_does_not_connect(
     running: Running, tmp_path: Path
 ) -> None:
     other = certificates.make(tmp_path, "other")
@@ -107,7 +107,7 @@ async def test_old_versions_of_tls_are_refused(running: Running, certificate: Ce
 @pytest.mark.parametrize(
     "sent", [b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01", b"", b"\0" * 70000]
 )
-async def test_who_speaks_no_tls_is_cut_and_others_are_served(
+async def test_a_peer_without_tls_is_dropped_and_others_are_served(
     running: Running, certificate: Certificate, sent: bytes
 ) -> None:
     good = await connect(running, certificate.certificate)
