@@ -173,11 +173,11 @@ class OperatorConnection:
         try:
             request = self._decode(text)
         except protocol.Refused as refused:
-            self._send(protocol.encode(refused.error))
+            self._sender.send(protocol.encode(refused.error))
             return
         if len(self._request_ids) >= MAX_REQUESTS:
             problem = f"{MAX_REQUESTS} requests are under way; wait until one of them has ended"
-            self._send(protocol.encode(control.Refusal(request.id, [problem])))
+            self._sender.send(protocol.encode(control.Refusal(request.id, [problem])))
             return
         # A health check sends one twice a minute, and would fill the log.
         level = logging.DEBUG if isinstance(request, control.Status) else logging.INFO
@@ -211,7 +211,7 @@ class OperatorConnection:
             frame = protocol.encode(control.Refusal(request.id, problems))
         finally:
             self._request_ids.discard(request.id)
-        self._send(frame)
+        self._sender.send(frame)
 
     async def _outcome(
         self, request: control.Request, requests: trio.Nursery
@@ -268,10 +268,7 @@ class OperatorConnection:
 
     def _send_output(self, request_id: str, output: OutputBuffer) -> None:
         for stream, text in output.drain().items():
-            self._send(protocol.encode(control.Output(request_id, stream, text)))
+            self._sender.send(protocol.encode(control.Output(request_id, stream, text)))
 
     def _send_started(self, request_id: str, run: str) -> None:
-        self._send(protocol.encode(control.Started(request_id, run)))
-
-    def _send(self, frame: bytes) -> None:
-        self._sender.send(frame)
+        self._sender.send(protocol.encode(control.Started(request_id, run)))

@@ -58,6 +58,8 @@ class Frames:
                 self.count += 1
                 self.received += length
                 return end
+        # Skip what is left of the payload, which may be nothing; then parse the next head. Both may
+        # be split anywhere: `_left` and `_head` carry on with the next read.
         while True:
             here = min(self._left, end - at)
             at += here
@@ -71,7 +73,9 @@ class Frames:
             at = self._begin(data, at)
 
     def _begin(self, data: bytes | bytearray, at: int) -> int:
-        """Read the head of a frame; return where its payload begins, or the end of the data."""
+        """Parse the head of a frame; return where its payload begins, or the end of the data."""
+        # A head has up to 14 bytes, of which `known` came with earlier reads. Its length is known
+        # once its second byte has come.
         known = len(self._head)
         head = self._head + data[at : at + 14 - known]
         if len(head) < 2:

@@ -104,8 +104,10 @@ class Outbox:
 
         Cancelling loses no frame.
         """
+        # The writer has written the previous batch.
         self._set_bytes(self._bytes - self._batch_bytes)
         self._batch_bytes = 0
+        # Callbacks that were added meanwhile, or during the wait, may have no frame before them.
         self._call_due()
         while not self._frames and not self.closed:
             self._wakeup = trio.Event()

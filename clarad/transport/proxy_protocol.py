@@ -93,6 +93,8 @@ async def read_header(connected: trio.socket.SocketType) -> Header:
                 raise ProxyHeaderError(
                     f"it begins with {(consumed + seen)[:_MAX_LINE]!r}, which is no PROXY header"
                 )
+            # Consume an incomplete header at once: the kernel would report it as readable without
+            # end, and this loop would spin until the rest has come.
             size = len(seen) if header is None else header.size - len(consumed)
             if size:
                 consumed += await connected.recv(size)
