@@ -1,7 +1,7 @@
-"""The adapters that the gateway knows, each as a node: where frames for it are to go.
+"""A node: an adapter as the gateway knows it, and the way of frames to it.
 
-A message belongs to a node, not to a connection: its frames take whatever connection the node has
-at the time. What a connection has missed, the next one is given (`clarad.delivery.redelivery`).
+A message belongs to a node, not to a connection: its frames go to whatever connection the node has
+at the time. What one connection has missed, the next one gets (`clarad.delivery.redelivery`).
 """
 
 import secrets
@@ -18,7 +18,7 @@ from clarad.protocol import Capability, CloseCode, Error, ErrorCode, encode, num
 from clarad.store import MessageKey, NodeSession
 
 MAX_SENT_TERMINALS: Final = 1000
-"""Terminal frames of one connection that are remembered as delivered."""
+"""Terminal frames that are remembered as sent on a connection; the oldest is forgotten first."""
 
 
 class Sink(Protocol):
@@ -28,13 +28,13 @@ class Sink(Protocol):
         """Queue a frame; never blocks."""
 
     def when_written(self, then: Callable[[], None]) -> None:
-        """Call `then` once all that is queued is written; never, if the connection is lost."""
+        """Call `then` once everything queued is written; never, if the connection is lost."""
 
     def end(self, code: CloseCode, reason: str) -> None:
-        """Close after what is queued."""
+        """Close after writing what is queued."""
 
     def fetch_missed(self) -> None:
-        """Read what another daemon has stored for the node."""
+        """Fetch what other daemons have stored for the node, and send it."""
 
     def replace(self) -> None:
         """Close with 4000: the node has another connection, which gets what is queued."""
@@ -56,15 +56,15 @@ class Node:
         self.resumes = False
         self.sink: Sink | None = None
         self.disconnected_at = 0.0
-        """When its last connection ended, by `time.monotonic`."""
+        """When its last connection has ended, by `time.monotonic`."""
         self.unregistered = False
         self.after_seq = 0
-        """The number after which this daemon numbers its frames, if others may have had it."""
+        """This daemon numbers its frames above this; 0 unless another one may have had the node."""
         self.replay = ReplayBuffer(budget, last_seq)
         self.caught_up = False
-        """Whether the connection was given all that it had missed."""
+        """Whether the connection has got everything that the node had missed."""
         self.has_missed_more = False
-        """Whether a terminal frame came meanwhile, which is in the store only."""
+        """Whether a terminal frame was stored while the connection is being caught up."""
         self._sent = 0
         self._acked = 0
         self._unsent: deque[ReplayFrame] = deque()
@@ -73,7 +73,7 @@ class Node:
     # --- connections -----------------------------------------------------------------------------
 
     def connect(self, sink: Sink, capabilities: frozenset[str]) -> None:
-        """Take a new connection, which is to be caught up; what it had before is closed."""
+        """Switch to a new connection, which has to be caught up; the old one is closed."""
         if self.sink is not None:
             self.sink.replace()
         self.streaming = Capability.STREAMING in capabilities
@@ -84,14 +84,14 @@ class Node:
         self._sent_terminals.clear()
 
     def disconnect(self) -> None:
-        """Be without a connection."""
+        """Note that the connection has ended."""
         self.sink = None
         self.caught_up = False
         self.disconnected_at = time.monotonic()
         self.replay.trim(self.replay.last)
 
     def adopt(self, session: NodeSession, after_seq: int) -> None:
-        """Go on where another daemon, or an earlier life of this one, has left off."""
+        """Continue the session of another daemon, or of an earlier run of this one."""
         self.session_id = session.session_id
         self.resumes = bool(session.session_id)
         self.disconnected_at = time.monotonic() - session.away
@@ -101,7 +101,7 @@ class Node:
         self._sent = self._acked = 0
 
     def evict(self) -> None:
-        """Be with another daemon, which finds the frames from here on in the store."""
+        """Leave the node to another daemon, which finds frames from now on in the store."""
         if self.sink is not None:
             self.sink.replace()
         self.disconnect()
@@ -109,19 +109,19 @@ class Node:
         self.after_seq = 0
 
     def resume(self, last_seq: int) -> int:
-        """Go on with the session after what has arrived; return the number from which to go on."""
+        """Resume the session after frame `last_seq`; return the number that it goes on after."""
         last_seq = min(last_seq, self.replay.last)
         self.replay.forget(last_seq)
         self._sent = self._acked = last_seq
         return last_seq
 
     def end_session(self) -> None:
-        """Let nobody resume it, and keep nothing of it here."""
+        """End the session: nobody can resume it, and its frames are dropped."""
         self.resumes = False
         self.replay.forget(self.replay.last)
 
     def begin_session(self) -> None:
-        """Begin a new session: of what is kept, the terminal frames belong to it."""
+        """Begin a new session. It inherits the terminal frames that were not acked."""
         self.session_id = f"node-{secrets.token_hex(16)}"
         self._sent = self._acked = 0
         if self.resumes:
@@ -130,7 +130,7 @@ class Node:
             self.replay.forget(self.replay.last)
 
     def catch_up(self) -> None:
-        """From here on frames go to the connection at once; first those that have waited here."""
+        """Send the frames that have waited in the replay buffer; from now on send at once."""
         self.caught_up = True
         self._unsent = deque(self.replay.after(self._sent))
         self._flush()
@@ -138,7 +138,7 @@ class Node:
     # --- frames ----------------------------------------------------------------------------------
 
     def send(self, frame: Struct) -> None:
-        """Send a frame that is no terminal one. Never blocks.
+        """Send a frame that is not terminal. Never blocks.
 
         If the node is not connected the frame is kept for it, or dropped if it does not resume.
         """
@@ -152,16 +152,16 @@ class Node:
         self.send(Error(code=code, message=text, recoverable=recoverable, request_id=request_id))
 
     def refuse(self, received_on: Sink | None, error: Error) -> None:
-        """Say on the connection that a message came on that it is not taken.
+        """Send a refusal, if the node still has the connection that the message came on.
 
-        It has no number, and is not kept: on its next connection a node sends again what was not
-        accepted, and a refusal that came there as well would seem to end what is taken then.
+        It has no number and is not replayed. The node sends an unaccepted message again on its next
+        connection, where a replayed refusal would seem to answer the second attempt.
         """
         if received_on is not None and received_on is self.sink:
             received_on.send(encode(error))
 
     def reserve(self, key: MessageKey) -> ReplayFrame | None:
-        """Give a terminal frame that is about to be stored its place; `None` if it needs none."""
+        """Number a terminal frame before it is stored; `None` if it needs no number."""
         if not self.resumes or self.unregistered:
             return None
         entry = self.replay.reserve(key)
@@ -170,7 +170,7 @@ class Node:
         return entry
 
     def withdraw(self, place: ReplayFrame | None) -> None:
-        """Give a place up: the frame could not be stored."""
+        """Leave the number of `reserve` unused: the frame could not be stored."""
         if place is not None:
             self.replay.withdraw(place)
             self._flush()
@@ -182,9 +182,9 @@ class Node:
         place: ReplayFrame | None,
         written: Callable[[], None],
     ) -> None:
-        """Send a terminal frame that is in the store, or leave it to be asked for there.
+        """Send a terminal frame that is stored, or leave it to redelivery.
 
-        `written` is called if it was given out without a number, so that nobody will ack it.
+        `written` is called once it is written, if it has no number: then there will be no ack.
         """
         if self.resumes and place is not None and place.here:
             self.replay.fill(place, terminal)
@@ -202,14 +202,14 @@ class Node:
             self.note_sent(key)
 
     def send_numbered(self, key: MessageKey, terminal: bytes, seq: int) -> None:
-        """Send a terminal frame whose number is below all that is kept here."""
+        """Send a terminal frame with a number below those in the replay buffer."""
         if self.sink is not None:
             self.sink.send(numbered(terminal, seq))
             self._sent = seq
             self.note_sent(key)
 
     def resend(self, key: MessageKey, terminal: bytes) -> None:
-        """Send a terminal frame once more, that had arrived or was another node's."""
+        """Send a terminal frame again that had arrived, or that was for another node."""
         if self.resumes:
             self._queue(self.replay.reserve(key), terminal)
         elif self.sink is not None:
@@ -217,9 +217,10 @@ class Node:
             self.note_sent(key)
 
     def ack(self, seq: int) -> int | None:
-        """Forget what has arrived; return up to where, `None` if that is nothing new.
+        """Drop what has arrived; return its last number, or `None` if nothing is new.
 
-        What was never sent cannot have arrived. So there are no more acks than frames to note.
+        A number that was never sent counts as the last one sent, so each ack that has to be stored
+        stands for a frame.
         """
         seq = min(seq, self._sent)
         if seq <= self._acked:
@@ -229,7 +230,7 @@ class Node:
         return seq
 
     def was_sent(self, key: MessageKey) -> bool:
-        """Whether the connection that the node has now was given this message's terminal frame."""
+        """Return whether this message's terminal frame was sent on the present connection."""
         return hash(key) in self._sent_terminals
 
     def _queue(self, entry: ReplayFrame, frame: bytes) -> None:
@@ -239,7 +240,7 @@ class Node:
         self._flush()
 
     def _flush(self) -> None:
-        """Send what is in its turn; a frame that is still to be stored holds up those after it."""
+        """Send frames in order, up to the first terminal frame that is not stored yet."""
         if not self.caught_up or self.sink is None:
             self.replay.trim(self.replay.last)
             return
@@ -253,5 +254,5 @@ class Node:
         self.replay.trim(self._sent)
 
     def note_sent(self, key: MessageKey) -> None:
-        """Note that this message's terminal frame is given to the connection."""
+        """Note that this message's terminal frame was sent on the connection."""
         self._sent_terminals.append(hash(key))

@@ -1,4 +1,4 @@
-"""What nodes have missed, and how their next connections are given it (docs/protocol.md, 5)."""
+"""Redelivery: a node's next connection gets what it has missed (docs/protocol.md, 5)."""
 
 import logging
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ STORE_RETRY: Final = 1.0
 """Seconds between attempts to read what a node has missed."""
 
 EVERY: Final = 2**62
-"""Above all numbers that there are."""
+"""Above every `seq`."""
 
 
 class Redelivery:
-    """Keeps the store's account of what has arrived, and reads from it what has not."""
+    """Stores what has arrived at nodes, and sends them what has not."""
 
     def __init__(self, messages: Messages, missed: Missed, sessions: NodeSessions) -> None:
         self._messages = messages
@@ -32,15 +32,15 @@ class Redelivery:
 
     @property
     def is_shared(self) -> bool:
-        """Whether a node may have been with another daemon."""
+        """Whether other daemons share the database."""
         return self._sessions.is_shared
 
     async def adopt(
         self, nodes: Nodes, node_id: str, platform: str, *, resumes: bool
     ) -> Node | None:
-        """Have a node that registers, whichever daemon has had it.
+        """Adopt a node that registers from the daemon that had it, if there are several.
 
-        Returns the node, to be held until it is connected: nobody else does.
+        Returns the node. Keep a reference until it is connected: the registry holds a weak one.
 
         Raises:
             StoreError: the store failed.
@@ -55,33 +55,37 @@ class Redelivery:
         return node
 
     def connected(self, node: Node, arrived: int | None) -> None:
-        """Note who has registered; `arrived` is the last frame's number in a resumed session."""
+        """Store that a node has registered; `arrived` is the `last_seq` of a resumed session."""
         if node.resumes:
             self._sessions.save(node.platform, node.id, node.session_id)
         if arrived is not None:
             self._missed.arrived(node.platform, node.id, arrived)
 
     def disconnected(self, node: Node) -> None:
-        """Note that a node is lost."""
+        """Store that a node has lost its connection."""
         if node.resumes and not node.unregistered:
             self._sessions.leave(node.platform, node.id)
 
     def ack(self, node: Node, seq: int) -> None:
-        """Keep nothing up to this number."""
+        """Drop the frames up to this number, and store that they have arrived."""
         if node.resumes and (arrived := node.ack(seq)) is not None:
             self._missed.arrived(node.platform, node.id, arrived)
 
     def forget(self, node: Node) -> None:
-        """Keep nothing for a node that is gone for good."""
+        """Drop everything of a node that has unregistered."""
         self._missed.forget(node.platform, node.id)
         self._sessions.forget(node.platform, node.id)
 
     async def catch_up(self, node: Node, sink: Sink, arrived: int | None) -> None:
-        """Give a connection what its node has missed, a page at a time, the oldest first.
+        """Send a connection what its node has missed, oldest first, in pages from the store.
 
-        Returns when it has been given everything, or is not the node's any more.
+        Returns when the connection is caught up, or when the node has another one.
         """
         after = arrived or 0
+        # The store has the frames below the replay buffer. While a page is read and written, the
+        # buffer may drop its oldest frames, and a message may end whose terminal frame is not in
+        # the buffer. So go on until a page is empty and neither has happened: from there to
+        # `node.catch_up` there is no checkpoint, and nothing can be missed.
         while node.sink is sink:
             before = node.replay.first if node.resumes else EVERY
             node.has_missed_more = False
@@ -102,7 +106,7 @@ class Redelivery:
                 return
 
     async def fetch_missed(self, node: Node, sink: Sink) -> None:
-        """Give a connection what other daemons have stored for its node meanwhile."""
+        """Send a connection what other daemons have stored for its node meanwhile."""
         node.has_missed_more = True  # for one that is still being caught up
         while node.sink is sink and node.caught_up:
             before = node.after_seq + 1 if node.resumes else EVERY
@@ -125,7 +129,7 @@ class Redelivery:
                     )
 
     def _number(self, node: Node, key: MessageKey, terminal: bytes) -> None:
-        """Give a frame its number here, and then to the node."""
+        """Number a frame that another daemon has stored, store the number, then send it."""
         place = node.reserve(key)
         node.note_sent(key)
         if place is None:
@@ -134,7 +138,7 @@ class Redelivery:
         def numbered(error: StoreError | None) -> None:
             if error is None:
                 node.deliver(key, terminal, place, partial(self._messages.delivered, key))
-            else:  # it is found again when the node comes again
+            else:  # the next connection finds it again
                 about = catalogue.STORE_FAILED.about(node_id=node.id)
                 text = "an answer for %r waits, the store failed: %s"
                 log.error(text, node.id, error, extra=about)
@@ -143,7 +147,7 @@ class Redelivery:
         self._missed.number(key, place.seq, numbered)
 
     async def _give(self, node: Node, sink: Sink, page: Sequence[MissedFrame], after: int) -> int:
-        """Send these frames and wait until they are written; return the last one's number."""
+        """Send these frames and wait until they are written; return the last number."""
         for key, terminal, seq in page:
             if node.resumes and seq is not None:
                 node.send_numbered(key, terminal.encode(), seq)

@@ -17,7 +17,7 @@ MAX_AWAY: Final = 1000
 
 
 class Nodes:
-    """All nodes that a connection or a living message refers to, and those that may resume."""
+    """All nodes that a connection or a message in flight refers to, and those that may resume."""
 
     def __init__(self) -> None:
         self._nodes: weakref.WeakValueDictionary[tuple[str, str], Node] = (
@@ -28,7 +28,7 @@ class Nodes:
         self._budget = shared()
 
     def restore(self, sessions: Iterable[NodeSession], last_seq: int) -> None:
-        """Know the sessions that an earlier run of the daemon has left, the oldest first.
+        """Restore the sessions of an earlier run of the daemon, oldest first.
 
         `last_seq` is the highest number that a frame of any node may have had.
         """
@@ -42,7 +42,7 @@ class Nodes:
 
     @property
     def connected(self) -> int:
-        """How many nodes have a connection."""
+        """The number of nodes that are connected."""
         return sum(node.sink is not None for node in self._nodes.values())
 
     def connect(
@@ -82,24 +82,24 @@ class Nodes:
         return self._nodes.get((platform, node_id))
 
     def evict(self, node_id: str, platform: str, after_seq: int) -> None:
-        """Let a node go that has registered with another daemon."""
+        """Evict a node that has registered with another daemon."""
         node = self.known(node_id, platform)
         if node is not None and 0 < node.after_seq < after_seq:
             self._away.pop((platform, node_id), None)
             node.evict()
 
     def numbered_here(self) -> dict[tuple[str, str], int]:
-        """Return after which numbers this daemon numbers the frames of nodes that it has."""
+        """Return the `after_seq` of each node that this daemon has."""
         return {key: node.after_seq for key, node in self._nodes.items() if node.after_seq}
 
     def fetch_missed(self) -> None:
-        """Have each node that is connected given what others have stored for it."""
+        """Send each connected node what other daemons have stored for it."""
         for node in list(self._nodes.values()):
             if node.sink is not None:
                 node.sink.fetch_missed()
 
     def disconnect(self, node: Node, sink: Sink) -> bool:
-        """Forget the connection, unless the node has another one by now; say whether it was so."""
+        """Forget the connection; return `False` if the node has another one by now."""
         if node.sink is not sink:
             return False
         node.disconnect()
@@ -108,7 +108,7 @@ class Nodes:
         return True
 
     def forget(self, node: Node) -> None:
-        """Keep nothing for a node that is gone for good."""
+        """Forget a node that has unregistered."""
         node.unregistered = True
         node.end_session()
         self._remember_numbers(node)

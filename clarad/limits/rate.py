@@ -1,7 +1,7 @@
-"""How many messages a node and a user may send: token buckets without timers. No I/O.
+"""Rate limits of nodes and users: token buckets without timers. No I/O.
 
-A bucket is one number, when it will be full again; a message that finds a token moves it on. This
-is the virtual scheduling form of the generic cell rate algorithm (ITU-T I.371).
+A bucket is one number, the time at which it will be full again; a message that finds a token moves
+it on. This is the virtual scheduling form of the generic cell rate algorithm (ITU-T I.371).
 """
 
 from collections import OrderedDict
@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from typing import Final, NamedTuple
 
 MAX_KEYS: Final = 10_000
-"""Buckets that are remembered; of more, the one used longest ago counts as full."""
+"""Buckets that are remembered. Beyond that the least recently used one is dropped, as if full."""
 
 
 class Rate(NamedTuple):
@@ -20,7 +20,7 @@ class Rate(NamedTuple):
 
 
 class Buckets:
-    """A bucket for each key, full at first. Times are given by the caller, in seconds."""
+    """A token bucket for each key, full at first. The caller passes the time, in seconds."""
 
     def __init__(self, rate: Rate) -> None:
         self._interval = 60 / rate.per_minute
@@ -32,7 +32,7 @@ class Buckets:
         return max(self._full_at.get(key, now) - self._room - now, 0.0)
 
     def acquire(self, key: Hashable, now: float) -> None:
-        """Take a token that is there."""
+        """Take a token; `delay` has returned 0."""
         self._full_at[key] = max(self._full_at.get(key, now), now) + self._interval
         self._full_at.move_to_end(key)
         if len(self._full_at) > MAX_KEYS:
@@ -40,7 +40,7 @@ class Buckets:
 
 
 class Rates:
-    """What is asked before a message is taken in; without a rate there is no limit."""
+    """The rate limits of a message's node and user; a rate that is `None` limits nothing."""
 
     def __init__(self, node: Rate | None = None, user: Rate | None = None) -> None:
         self.node = node
@@ -49,10 +49,7 @@ class Rates:
         self._users = None if user is None else Buckets(user)
 
     def acquire(self, node: Hashable, user: Hashable, now: float) -> float:
-        """Take a message in and return 0, or return the seconds until it is worth another try.
-
-        A message that is refused counts for nothing.
-        """
+        """Take a token of each and return 0; else take none and return the seconds to wait."""
         kinds = ((self._nodes, node), (self._users, user))
         limits = [(buckets, key) for buckets, key in kinds if buckets is not None]
         wait = max((buckets.delay(key, now) for buckets, key in limits), default=0.0)

@@ -1,4 +1,4 @@
-"""Whether a new message is taken in, and when: its channel, the room for all of them, the rates.
+"""Admission of new messages: a full channel, the memory budget, the rates; and backpressure.
 
 No I/O.
 """
@@ -19,39 +19,38 @@ from clarad.protocol import Error, ErrorCode
 from clarad.store import MessageKey
 
 MAX_SHARED: Final = 256 * 1024 * 1024
-"""Bytes that all messages which live may have together; `clarad.limits.memory` says how nodes share
-them."""
+"""Bytes that nodes share for their messages in flight; `clarad.limits.memory` has the rule."""
 
 OWN_BYTES: Final = 64 * 1024
-"""Bytes beside those that the messages of each node may have."""
+"""Bytes that are guaranteed to the messages of each node."""
 
 OVERHEAD: Final = 8 * 1024
 """Bytes that a message costs beside its text, with its task and its session."""
 
 VALUE_OVERHEAD: Final = 136
-"""Bytes that a value of JSON costs at the most beside its text, once it is decoded; measured."""
+"""Bytes that a decoded JSON value costs at most beside its text; measured."""
 
 MAX_UNCOMMITTED: Final = 16
-"""Messages and cancels of one node that are on their way to the store at once; then its next frame
-waits, and with it the node, so that those of others need not wait for a queue of its own."""
+"""Backpressure: a node with so many messages and cancels that are not committed yet is not read
+from, so that one node cannot fill the store's queue."""
 
 MAX_PAUSE: Final = 0.1
-"""Seconds that it waits: a store that stands still is not to keep a `cancel` or a pong from us."""
+"""Seconds for which it is not read from: even if the store hangs, cancels and pongs are read."""
 
 RETRY_AFTER: Final = 5
-"""Seconds until a message that finds no room is worth another try."""
+"""Seconds after which a node may try a message again that was refused with `queue_full`."""
 
 
 def queue_full(request_id: str, why: str) -> Error:
-    """Return what a message is refused with that there is no room for."""
+    """Return the error for a message that does not fit."""
     return Error(ErrorCode.QUEUE_FULL, why, True, request_id, RETRY_AFTER)
 
 
 def size(text: str, message: protocol.Message) -> int:
-    """Return the bytes that a message counts for; a text may need four for each character.
+    """Return how many bytes a message counts for.
 
-    Of `{},{},{}` in a chain or in metadata 24 times as much is kept. So what separates values is
-    counted, wherever it is: too much is counted then, if it is in the content.
+    A decoded `{},{},{}` takes 24 times its text, so the separators of values are counted as well.
+    Separators in the content count, too: that overestimates, but needs no second parser.
     """
     has_values = message.reply_chain or message.metadata or message.attachments
     values = sum(map(text.count, "{[,")) if has_values else 0
@@ -59,7 +58,7 @@ def size(text: str, message: protocol.Message) -> int:
 
 
 class AdmissionControl:
-    """Keeps the account of what has been taken in."""
+    """Admits or refuses new messages, and counts what has been admitted."""
 
     def __init__(self, inflight: InFlight, rates: Rates) -> None:
         self._inflight = inflight
@@ -70,12 +69,12 @@ class AdmissionControl:
         self._committed: dict[Node, trio.Event] = {}
 
     def set_rates(self, node: Rate | None, user: Rate | None) -> None:
-        """Limit messages like this from here on; rates that stay the same go on counting."""
+        """Replace the rates. Rates that stay the same keep their buckets."""
         if (self._rates.node, self._rates.user) != (node, user):
             self._rates = Rates(node, user)
 
     def admit(self, node: Node, message: protocol.Message, text: str, now: float) -> Error | None:
-        """Say why a message is not taken in; if it is, it counts for its node and its user."""
+        """Return why the message is refused; `None` if it is admitted, which takes its tokens."""
         key = MessageKey(node.platform, message.channel.id, message.id)
         if self._inflight.is_full(key):
             return queue_full(
@@ -94,11 +93,11 @@ class AdmissionControl:
         return None
 
     def add_uncommitted(self, node: Node) -> None:
-        """Count a message, or a cancel of one, that is on its way to the store."""
+        """Count a message or a cancel that was handed to the store."""
         self._uncommitted[node] = self._uncommitted.get(node, 0) + 1
 
     def remove_uncommitted(self, node: Node) -> None:
-        """Count it no more: it is there, or cannot be."""
+        """Count it no more: the store has committed it, or has failed."""
         self._uncommitted[node] -= 1
         if not self._uncommitted[node]:
             del self._uncommitted[node]
@@ -106,14 +105,14 @@ class AdmissionControl:
             committed.set()
 
     async def apply_backpressure(self, node: Node) -> None:
-        """Wait for the store, if very much of the node's is on its way to it."""
+        """Wait up to `MAX_PAUSE` for a commit if the node has `MAX_UNCOMMITTED` on their way."""
         if self._uncommitted.get(node, 0) >= MAX_UNCOMMITTED:
             committed = self._committed.setdefault(node, trio.Event())
             with trio.move_on_after(MAX_PAUSE):
                 await committed.wait()
 
     def add(self, turn: Turn) -> None:
-        """Count a message that lives."""
+        """Count a message in flight."""
         self._change(turn.node, turn.size)
 
     def remove(self, turn: Turn) -> None:

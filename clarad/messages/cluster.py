@@ -1,6 +1,6 @@
-"""Turns and cancellations of messages, where not all that is unfinished is in this daemon's memory.
+"""Turns and cancels while some unfinished messages are in the store only.
 
-Other daemons on the database may have some, or what an earlier life has left is not read yet.
+Another daemon on the database has them, or recovery has not read them yet.
 """
 
 import logging
@@ -21,13 +21,14 @@ log = logging.getLogger(__name__)
 
 FIRST_POLL: Final = 0.05
 MAX_POLL: Final = 1.0
-"""Seconds until a message that waits for one that is not here looks by itself: at first, and at
-the most. It may have looked just before that one ended, and been written down just after it was
-looked for who is next."""
+"""Seconds after which a message polls the store for its turn: at first, and at most.
+
+Notices are not enough: the message may have looked just before the one ahead of it ended, and been
+inserted just after the other daemon had looked for the next one."""
 
 
 class _Channel:
-    """What messages wait for that are not first in it."""
+    """Wakes messages that are not first in their channel."""
 
     def __init__(self) -> None:
         self.moved = trio.Event()
@@ -35,7 +36,7 @@ class _Channel:
 
 
 class SharedChannels:
-    """Waits for turns, and asks for cancellations, by what the store says."""
+    """Waits for turns and asks for cancels with the help of the store."""
 
     def __init__(
         self,
@@ -49,9 +50,9 @@ class SharedChannels:
         self._cancelling: set[tuple[Node, str]] = set()
 
     async def begin(self, key: MessageKey, release_slot: Callable[[], None]) -> bool:
-        """Note that the message begins, if it is its turn.
+        """Begin the message in the store if it is first in its channel, and return `True`.
 
-        If it is not, call `release_slot`, wait until it may be, and return `False`.
+        If it is not first, call `release_slot`, wait until it may be, and return `False`.
 
         Raises:
             StoreError: the store failed.
@@ -66,15 +67,15 @@ class SharedChannels:
         return False
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
-        """A message of this channel has ended."""
+        """Wake the messages of this channel: one before them has ended."""
         if (channel := self._channels.pop((platform, channel_id), None)) is not None:
             channel.moved.set()
 
     def cancel(self, node: Node, cancel: protocol.Cancel, *, is_here: bool = False) -> None:
-        """Have the node's messages with this id cancelled that are not here.
+        """Ask the store to cancel the node's messages with this id that are not in memory.
 
-        It is on its way to the store like a message. The same once more has the same answer. With
-        `is_here` one was found here, and nothing is said if there is no other.
+        It counts as uncommitted like a message. A second one meanwhile shares the first one's
+        answer. With `is_here` a message in memory was cancelled, so there is no `not_found`.
         """
         if (node, cancel.request_id) not in self._cancelling:
             self._cancelling.add((node, cancel.request_id))
@@ -90,7 +91,7 @@ class SharedChannels:
     def _cancel_stored(
         self, node: Node, request_id: str, is_here: bool, found: bool | StoreError
     ) -> None:
-        """Say if nothing comes of it."""
+        """Send an error if nothing will be cancelled."""
         self._cancelling.remove((node, request_id))
         self._admission.remove_uncommitted(node)
         if isinstance(found, StoreError):

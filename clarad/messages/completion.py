@@ -1,6 +1,6 @@
-"""How a message's end is written down, and then told: in this order, whatever fails.
+"""Stores how a message has ended, and only then sends its terminal frame.
 
-Told first, a kill between the two would have the message answered twice.
+In the other order, a kill between the two would have the message answered twice.
 """
 
 import logging
@@ -25,7 +25,7 @@ STORE_RETRY: Final = 1.0
 
 
 class Completer:
-    """Sees each message whose outcome is decided to its terminal frame."""
+    """Stores and sends the terminal frame of each message whose outcome is decided."""
 
     def __init__(
         self,
@@ -34,7 +34,7 @@ class Completer:
         start_soon: Callable[..., None],
         remove: Callable[[Turn], None],
     ) -> None:
-        """`start_soon` starts a task in the turns' nursery, `remove` takes a message out."""
+        """`start_soon` starts a task in the turns' nursery; `remove` drops an ended message."""
         self._store = store
         self._bus = bus
         self._start_soon = start_soon
@@ -42,12 +42,12 @@ class Completer:
         self._given_up = trio.Event()
 
     def settle(self, turn: Turn) -> None:
-        """Have the terminal frame written down, and then send it."""
+        """Store the terminal frame, then send it. Retries while the store fails."""
         stopped_in = trio.current_time() - turn.decided_at
         self._write(turn, protocol.encode(turn.terminal()), stopped_in)
 
     def give_up(self) -> None:
-        """Wait no longer for a store that fails; the next start finds what is unfinished."""
+        """Stop retrying: the next start finds unfinished messages in the store."""
         self._given_up.set()
 
     def _write(self, turn: Turn, terminal: bytes, stopped_in: float) -> None:

@@ -1,4 +1,4 @@
-"""Messages that are sent again: they are not run again (docs/protocol.md, section 4)."""
+"""Dedupe: a message that is sent again is answered, not run again (docs/protocol.md, 4)."""
 
 import logging
 
@@ -16,13 +16,13 @@ log = logging.getLogger(__name__)
 
 
 class Deduplicator:
-    """Answers them."""
+    """Answers messages that were accepted before."""
 
     def __init__(self, store: Messages) -> None:
         self._store = store
 
     def answer_live(self, turn: Turn, node: Node, message: protocol.Message) -> None:
-        """Answer one that was sent again before its end."""
+        """Answer a message that is sent again while it is in flight."""
         if turn.message.content != message.content:
             _refuse_reuse(node, message.id)
         elif turn.lifecycle.state in (State.RECEIVED, State.DOOMED):
@@ -33,7 +33,7 @@ class Deduplicator:
             send_duplicate(node, message.id)
 
     async def answer_stored(self, turn: Turn) -> None:
-        """Answer one that the store has already, with what the node missed."""
+        """Answer a message that the store has already, with the terminal frame if it was missed."""
         node, request_id = turn.node, turn.message.id
         try:
             stored = await self._store.find(turn.key)
@@ -68,13 +68,13 @@ def _content(frame: str, key: MessageKey) -> str | None:
 
 
 def send_duplicate(node: Node, request_id: str) -> None:
-    """Say that the message was accepted before."""
+    """Send `accepted` with `duplicate`."""
     if node.wants_accepted:
         node.send(protocol.Accepted(request_id=request_id, duplicate=True))
 
 
 def refuse_unstored(turn: Turn, error: StoreError) -> None:
-    """Say that the message is not accepted, and what keeps it from being."""
+    """Refuse a message that could not be stored."""
     request_id = turn.message.id
     if isinstance(error, InDoubt):
         return  # the daemon ends; the node sends it again, and finds out

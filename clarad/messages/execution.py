@@ -1,4 +1,4 @@
-"""One message from its turn in its channel to its outcome: a slot, its beginning, its answer."""
+"""Runs the responder for a message whose turn it is, in one of the slots."""
 
 import logging
 from functools import partial
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 class Executor:
-    """Has messages answered: as many at once as there are slots."""
+    """Runs the responder, for as many messages at once as there are slots."""
 
     def __init__(
         self,
@@ -38,21 +38,21 @@ class Executor:
         self._shared_channels = shared_channels
 
     def acquire_slot_nowait(self, turn: Turn) -> bool:
-        """Take a slot for the message at once, if there is one for it."""
+        """Acquire a slot if the message may have one at once; return whether it has."""
         turn.has_slot = self.slots.acquire_nowait(turn.node)
         return turn.has_slot
 
     def release_slot(self, turn: Turn) -> None:
-        """Give its slot back, if it has one."""
+        """Release the message's slot, if it has one."""
         if turn.has_slot:
             turn.has_slot = False
             self.slots.release(turn.node)
 
     async def answer(self, turn: Turn) -> None:
-        """Answer the message. Its outcome is decided then.
+        """Answer the message; afterwards its outcome is decided.
 
-        Unless this is cancelled from above, or `turn.waiting` was cancelled before the message had
-        begun: then nothing has been done.
+        The outcome stays open if this is cancelled from above, or if `turn.waiting` is cancelled
+        before the message has begun. In the latter case nothing has been done.
         """
         try:
             with turn.scope:
@@ -82,12 +82,12 @@ class Executor:
             await self._begin(turn)
 
     async def _begin(self, turn: Turn) -> None:
-        """Have it written down that the message begins; or find that it has to wait still."""
+        """Store that the message begins, if it is its turn; `turn.begun` says whether it was."""
         try:
             if turn.is_known_first:
                 turn.begun = await self._store.begin(turn.key)
             else:
-                # What is before it may wait for a slot, here or with another daemon.
+                # Release the slot: the message ahead may be waiting for one, here or elsewhere.
                 release_slot = partial(self.release_slot, turn)
                 turn.begun = await self._shared_channels.begin(turn.key, release_slot)
         except StoreError as error:

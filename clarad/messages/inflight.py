@@ -1,4 +1,4 @@
-"""The messages that live, and how they are found: by identity, by request, and in their channel."""
+"""The messages in flight, indexed by identity, by request and by channel."""
 
 from collections import deque
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ class InFlight:
     def __init__(self) -> None:
         self._turns: dict[MessageKey, Turn] = {}
         self._by_request: dict[tuple[str, str, str], list[Turn]] = {}
-        # The messages of one channel in the order in which they came; the first is its turn.
+        # The messages of each channel in order; only the first may run.
         self._channels: dict[tuple[str, str], deque[Turn]] = {}
 
     def __len__(self) -> int:
@@ -32,15 +32,15 @@ class InFlight:
         return iter(list(self._turns.values()))
 
     def find(self, key: MessageKey) -> Turn | None:
-        """Return the message of this identity, if it lives."""
+        """Return the message of this identity, if it is in flight."""
         return self._turns.get(key)
 
     def is_full(self, key: MessageKey) -> bool:
-        """Whether the channel of this message can take no more: one runs, the others wait."""
+        """Return whether the channel of this message is full: one runs, `MAX_WAITING` wait."""
         return len(self._channels.get(key[:2], ())) > MAX_WAITING
 
     def of_request(self, node: Node, request_id: str) -> list[Turn]:
-        """Return the node's messages with this id: one a channel at the most."""
+        """Return the node's messages with this id, at most one for each channel."""
         return list(self._by_request.get((node.platform, node.id, request_id), ()))
 
     def of_node(self, node: Node) -> list[Turn]:
@@ -52,11 +52,11 @@ class InFlight:
         return self._channels[turn.key[:2]].index(turn)
 
     def is_first(self, turn: Turn) -> bool:
-        """Whether it is this message's turn in its channel."""
+        """Return whether the message is first in its channel."""
         return self._channels[turn.key[:2]][0] is turn
 
     def add(self, turn: Turn) -> None:
-        """Put a message last in its channel; one that was read back before those that are new."""
+        """Add a message behind the others of its channel; a recovered one goes before new ones."""
         self._turns[turn.key] = turn
         self._by_request.setdefault(_request(turn), []).append(turn)
         channel = self._channels.setdefault(turn.key[:2], deque())
@@ -66,7 +66,7 @@ class InFlight:
         channel.insert(place, turn)
 
     def remove(self, turn: Turn) -> Turn | None:
-        """Take a message out; return the one whose turn that makes it, if it does."""
+        """Remove a message; if it was first in its channel, return the one that is first now."""
         was_first = self.is_first(turn)
         del self._turns[turn.key]
         _remove(self._by_request, _request(turn), turn)

@@ -1,8 +1,7 @@
-"""Messages that were accepted and have not ended, with no daemon that has them: read back in pages.
+"""Recovery: reads back unfinished messages that no running daemon has, in pages.
 
-They are what an earlier life of this daemon has left, or another daemon that it has taken over
-from. New messages are served meanwhile. Memory is bounded: a page is read when there is room for
-it.
+An earlier run of this daemon has left them, or a daemon that this one has taken over from. New
+messages are served meanwhile. Memory is bounded: a page is read only when there is room for it.
 """
 
 import logging
@@ -21,23 +20,22 @@ log = logging.getLogger(__name__)
 
 MAX_LIVE: Final = 500
 MAX_BYTES: Final = 64 * 1024 * 1024
-"""Messages that a backlog has read back and that live, and bytes of theirs, with which its next
-page waits."""
+"""Recovered messages of a backlog in flight, and their bytes, above which its next page waits."""
 
 
 class Backlog:
-    """What some epochs have left, and how much of it is read back and lives.
+    """The unfinished messages of some epochs, and how many of them are in flight by now.
 
-    Each has room of its own. With room for all together, messages that wait for one of another
-    backlog could take all of it, and that one would never be read.
+    Each backlog has a limit of its own. Under one limit for all, messages that wait for one of
+    another backlog could use it up, and that one would never be read.
     """
 
     def __init__(self, epochs: Collection[int] | None, last: int | None = None) -> None:
-        """With `last` it is what was there at the start, up to this number."""
+        """With `last`, it is what was in the store at the start, up to this number."""
         self.epochs = epochs
         self.last = last
         self.abandoned: set[tuple[str, str]] = set()
-        """Nodes that have unregistered since its page was asked for; by platform and id."""
+        """Nodes that have unregistered since the current page was asked for; by platform and id."""
         self._live = self._bytes = 0
         self._left = trio.Event()
 
@@ -48,19 +46,19 @@ class Backlog:
             await self._left.wait()
 
     def add(self, size: int) -> None:
-        """Count a message of so many bytes that was read back, until `remove`."""
+        """Count a recovered message of `size` bytes."""
         self._live += 1
         self._bytes += size
 
     def remove(self, size: int) -> None:
-        """Count it no more."""
+        """Count it no more: it has ended."""
         self._live -= 1
         self._bytes -= size
         self._left.set()
 
 
 class Recovery:
-    """Reads back what was left, and knows how much of it is still unread."""
+    """Reads backlogs, and counts what is still unread."""
 
     def __init__(
         self,
@@ -68,9 +66,9 @@ class Recovery:
         recover: Callable[[Unfinished, Backlog], None],
         cancel: Callable[[ToCancel], None],
     ) -> None:
-        """`recover` goes on with one message; of a backlog, in the order of their numbers.
+        """`recover` is called with each message of a backlog, in order.
 
-        `cancel` cancels one that it was called with.
+        `cancel` is called with each of those that a cancel was stored for meanwhile.
         """
         self._store = store
         self._recover = recover
@@ -80,10 +78,10 @@ class Recovery:
         self._being_read: set[Backlog] = set()
         self._has_inherited = trio.Event()
         self.has_read = False
-        """Whether all that was there at the start is read."""
+        """Whether everything that was in the store at the start is read."""
 
     async def prepare(self) -> Backlog:
-        """Count what is there, and return it. To be called before messages come.
+        """Count the unfinished messages and return them as a backlog. Call it before serving.
 
         Raises:
             StoreError: the store failed.
@@ -95,19 +93,19 @@ class Recovery:
         return Backlog(epochs, last)
 
     async def run(self, first: Backlog) -> None:
-        """Read it, and what is inherited meanwhile beside it, until cancelled."""
+        """Read this backlog, and those inherited meanwhile beside it, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._read_first, first)
             while True:
                 while self._inherited:
-                    # What is read twice may have ended between the two, and would be run again.
+                    # A message that is read twice might end in between, and would be run again.
                     if epochs := self._inherited.popleft().difference(first.epochs or ()):
                         nursery.start_soon(self._read, Backlog(epochs))
                 self._has_inherited = trio.Event()
                 await self._has_inherited.wait()
 
     def inherit(self, epochs: Collection[int]) -> None:
-        """Read what these epochs have left."""
+        """Read what these epochs have left, beside what is being read."""
         self._inherited.append(frozenset(epochs))
         self._has_inherited.set()
 
@@ -117,7 +115,7 @@ class Recovery:
         self._unread.clear()
 
     def abandon(self, node: Node) -> None:
-        """Have what is read of this node from here on end for nobody; the store knows by then."""
+        """Cancel the node's messages in pages that were asked for before it unregistered."""
         for backlog in self._being_read:
             backlog.abandoned.add((node.platform, node.id))
 
@@ -132,7 +130,7 @@ class Recovery:
         after = 0
         while True:
             await backlog.wait_for_room()
-            backlog.abandoned.clear()  # of those the page will say it
+            backlog.abandoned.clear()  # the next page says so itself
             try:
                 page = await self._store.unfinished(after, backlog.epochs, backlog.last)
             except StoreError as error:
@@ -141,7 +139,7 @@ class Recovery:
             if not page:
                 return
             for entry in page:
-                # New messages are not to wait for the whole page.
+                # Let new messages in between: a page takes long.
                 await trio.lowlevel.checkpoint()
                 node = entry.key.platform, entry.node_id
                 if backlog.last is not None:
@@ -153,10 +151,10 @@ class Recovery:
             after = page[-1].number
 
     async def _cancel_requested(self, after: int, last: int) -> None:
-        """Look once more at the messages of a page.
+        """Cancel the messages of a page that a cancel was stored for while it was gone through.
 
-        Who asked after the page was read, and before the message was entered, has found it only in
-        the store. So a cancel is seen in the page, or here, or finds the message living.
+        A cancel that comes before the page is read is in the page; one that comes after the message
+        is recovered finds it in flight. One that comes in between is found here.
         """
         while True:
             try:

@@ -1,8 +1,7 @@
-"""The sessions: made by their first message, ended by time, by the daemon, or because there are too
-many without a message.
+"""Sessions: a user's first message begins one; a timeout, the cap or the daemon's stop ends it.
 
-A session is a record, not a task: no message ends with its session, so there would be nothing below
-it, and ending thousands of tasks would hold up a stop.
+A session is a record, not a task: no message ends with its session, so the task would have no
+children, and ending thousands of tasks would delay a stop.
 """
 
 import math
@@ -15,35 +14,35 @@ from clarad.events import Bus, EventType
 from clarad.messages.turn import Session, SessionKey
 
 MAX_IDLE: Final = 4096
-"""Sessions in which no message lives; of more, the one that has been so longest ends."""
+"""Idle sessions, without a message in flight. Beyond that the one idle longest ends."""
 
 END_BATCH: Final = 100
-"""Sessions that are ended before others may do something."""
+"""Sessions that are ended between two checkpoints."""
 
 
 class Sessions:
-    """Knows the session of each user in each channel."""
+    """The session of each user in each channel."""
 
     def __init__(self, bus: Bus, timeout: float) -> None:
-        """`timeout` is how long one lives without a message, in seconds."""
+        """`timeout` is how many seconds a session may be idle."""
         self._bus = bus
         self._timeout = timeout
         self._sessions: dict[SessionKey, Session] = {}
         self._idle: OrderedDict[SessionKey, Session] = OrderedDict()  # the longest first
         self._look_at = math.inf
-        """When `run` looks next for sessions to end, if nothing has changed by then."""
+        """When `run` wakes next if nothing changes."""
         self._changed = trio.Event()
 
     def __len__(self) -> int:
         return len(self._sessions)
 
     def set_timeout(self, timeout: float) -> None:
-        """Let sessions live so long without a message from here on, in seconds."""
+        """Change how many seconds a session may be idle."""
         self._timeout = timeout
         self._changed.set()
 
     def acquire(self, key: SessionKey, caused_by: tuple[str, ...]) -> Session:
-        """Return the session for a message that begins to live in it, a new one if need be."""
+        """Return the session for a new message, and begin one if there is none."""
         session = self._sessions.get(key)
         if session is None:
             session = self._sessions[key] = Session(key, caused_by)
@@ -53,7 +52,7 @@ class Sessions:
         return session
 
     def release(self, session: Session) -> None:
-        """Count a message no more; of very many sessions without any, end one."""
+        """Note that a message has ended; above `MAX_IDLE` the session idle longest ends."""
         session.messages -= 1
         if session.messages or self._sessions.get(session.key) is not session:
             return
@@ -65,7 +64,7 @@ class Sessions:
             self._end(next(iter(self._idle.values())), "crowded_out")
 
     async def run(self) -> None:
-        """End sessions in which there is no message for their time, until cancelled."""
+        """End sessions that have been idle for the timeout, until cancelled."""
         while True:
             self._changed = trio.Event()
             oldest = next(iter(self._idle.values()), None)

@@ -24,10 +24,10 @@ MAX_ANSWER: Final = 4 * 1024 * 1024
 """Characters of one answer."""
 
 MAX_SHARED: Final = 128 * 1024 * 1024
-"""Bytes that all answers may have together; `clarad.limits.memory` says how they share them."""
+"""Bytes that all answers share; `clarad.limits.memory` has the rule."""
 
 OWN_BYTES: Final = 64 * 1024
-"""Bytes beside those that every answer may have."""
+"""Bytes that are guaranteed to every answer."""
 
 _BY: Final = {
     Signal.FAILED: "responder",
@@ -37,7 +37,7 @@ _BY: Final = {
 
 
 def answers() -> MemoryBudget:
-    """Return the room that all answers are to share."""
+    """Return the budget that all answers share."""
     return MemoryBudget(MAX_SHARED, OWN_BYTES)
 
 
@@ -53,25 +53,25 @@ Publish = Callable[..., None]
 
 
 class Session:
-    """A user in a channel, from a first message until there has been none for some time."""
+    """A user in a channel, from a first message until there has been none for the timeout."""
 
     def __init__(self, key: SessionKey, caused_by: tuple[str, ...] = ()) -> None:
         self.id = f"session-{secrets.token_hex(8)}"
         self.key = key
         self.caused_by = caused_by
         self.messages = 0
-        """How many live in it."""
+        """Messages in flight."""
         self.idle_since = 0.0
-        """Since when there are none."""
+        """Since when there have been none."""
 
 
 class Turn:
     """One message's turn to be answered.
 
-    `scope` has the responder below it: its deadline is the message's timeout, and a `cancel`
-    cancels it. `waiting` has what comes before that, the wait for a slot and for the store's word
-    that the message begins: a stop cancels it, and what has begun by then is answered all the same.
-    To the responder this is the `Answer`.
+    The responder runs in `scope`: its deadline is the message's timeout, and a cancel of the
+    message cancels it. The wait for a slot and for the store to begin the message runs in `waiting`
+    inside it: a stop of the daemon cancels that, while a message that has begun is still answered.
+    The responder knows this as its `Answer`.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Turn:
         is_known_first: bool,
         number: float,
     ) -> None:
-        """`size` is what it takes of the room for all messages, in bytes; `answers` is theirs.
+        """`size` is what it counts for in admission, in bytes; `answers` is the shared budget.
 
-        With `is_known_first` all messages of its channel that were before it are here, so that it
-        is first in its channel when it is here. `number` is its place among those read back.
+        With `is_known_first`, all messages ahead of it in its channel are in memory; otherwise some
+        may be in the store only. `number` is its row of the store if it was recovered.
         """
         self.node = node
         self.received_on = node.sink
@@ -105,7 +105,7 @@ class Turn:
         self.waiting = trio.CancelScope()
         self.is_known_first = is_known_first
         self.number = number
-        # Read back, while it is being sent again.
+        # Found by recovery while a message of this identity waits for the store: it was sent again.
         self.found: tuple[Unfinished, Backlog] | None = None
         self.backlog: Backlog | None = None  # which it was read back from
         self.wanted = True  # by its node; unless that was found to have unregistered
@@ -136,7 +136,7 @@ class Turn:
     def decide(
         self, signal: Signal, reason: str = "", by: str = "", at: float | None = None
     ) -> bool:
-        """Settle the outcome, unless it is settled already; return whether this call did it."""
+        """Decide the outcome; return `False` if it is decided already."""
         if not self.lifecycle.apply(signal):
             return False
         self.signal, self.reason, self.decided_by = signal, reason, by
@@ -146,12 +146,12 @@ class Turn:
     def decide_error(
         self, signal: Signal, code: ErrorCode, reason: str, at: float | None = None
     ) -> None:
-        """Settle on an `error` frame, unless the outcome is settled already."""
+        """Decide on an `error` frame, unless the outcome is decided already."""
         if self.decide(signal, reason, _BY[signal], at):
             self.code = code
 
     def begin(self, timeout: float) -> bool:
-        """Start the answer; `False` if the outcome is settled already."""
+        """Start the answer; return `False` if the outcome is decided already."""
         if not self.lifecycle.apply(Signal.BEGUN):
             return False
         self.scope.deadline = trio.current_time() + timeout
@@ -227,7 +227,7 @@ class Turn:
         return self._text[0]
 
     def release_answer(self) -> None:
-        """Give its room back: the terminal frame has been sent."""
+        """Release the answer's bytes: the terminal frame has been sent."""
         self._hold(0)
 
     def _hold(self, size: int) -> None:
@@ -260,11 +260,11 @@ class Turn:
     # --- what subscribers are told ---------------------------------------------------------------
 
     def log_fields(self) -> dict[str, Any]:
-        """Return what a record of the log says of whose message this is."""
+        """Return the fields that identify the message in a record of the log."""
         return {name: value for name, value in self.event_fields().items() if name != "caused_by"}
 
     def event_fields(self) -> dict[str, Any]:
-        """Return the fields of an event that say which message it is about, and its cause."""
+        """Return the fields that identify the message, and its cause, in an event."""
         return {
             "node_id": self.node.id,
             "platform": self.key.platform,

@@ -36,22 +36,22 @@ PONG_TIMEOUT: Final = 10.0
 
 
 class MessageHandler(Protocol):
-    """Where messages are handed in: the turns. Only `apply_backpressure` waits."""
+    """Handles the frames about messages: `Turns`. Only `apply_backpressure` waits."""
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
-        """Take a message; the answer comes through the node."""
+        """Admit or refuse a message; the answer goes to the node."""
 
     async def apply_backpressure(self, node: Node) -> None:
-        """Wait for a moment if the node hands in more than can be taken."""
+        """Wait for a moment if the node sends faster than the store can commit."""
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
-        """Stop a message of this node."""
+        """Cancel a message of this node."""
 
     def status(self, node: Node) -> protocol.Status:
-        """Say how much of this node's work runs and waits."""
+        """Return how many of this node's messages run and wait."""
 
     def abandon(self, node: Node) -> None:
-        """Stop everything of a node that is gone for good."""
+        """Cancel all messages of a node that has unregistered."""
 
 
 class Connection:
@@ -95,11 +95,11 @@ class Connection:
         self._sender.send(frame)
 
     def when_written(self, then: Callable[[], None]) -> None:
-        """Call `then` once all that is queued is written; never, if the connection is lost."""
+        """Call `then` once everything queued is written; never, if the connection is lost."""
         self._sender.when_written(then)
 
     def fetch_missed(self) -> None:
-        """Read what another daemon has stored for the node."""
+        """Fetch what other daemons have stored for the node, and send it."""
         if self.node is not None and self._nursery is not None:
             self._nursery.start_soon(self._redelivery.fetch_missed, self.node, self)
 
@@ -142,7 +142,7 @@ class Connection:
     # --- the three tasks -------------------------------------------------------------------------
 
     async def _heartbeat(self) -> None:
-        """Wait for the registration, then see that the peer is alive."""
+        """Close if the peer does not register in time, then ping it until it is gone."""
         await trio.sleep(REGISTER_TIMEOUT)
         if self.node is None:
             self.end(CloseCode.REFUSED, "no register within 10 s")
@@ -159,9 +159,10 @@ class Connection:
             await trio.sleep(PING_INTERVAL)
 
     async def _read(self) -> None:
-        """Take frames as they come; the work that they cause is waited for by none of them.
+        """Handle frames as they arrive, without waiting for the work that they cause.
 
-        Only who sends faster than the store can write is read from more slowly.
+        Backpressure: a node with `MAX_UNCOMMITTED` messages on their way to the store is not read
+        from for a moment.
         """
         try:
             while True:
@@ -235,7 +236,7 @@ class Connection:
             error = refused.error
             about = catalogue.ADAPTER_REFUSED.about(node_id=frame.node_id, address=self._address)
             text = "refused node %r from %s: %s"
-            # Of an address that is locked out it was said once.
+            # A lockout of the address was logged once already.
             level = logging.DEBUG if error.code is ErrorCode.RATE_LIMITED else logging.WARNING
             log.log(level, text, frame.node_id, self._address, error.message, extra=about)
             self._reply(error)

@@ -1,9 +1,9 @@
-"""The messages, each from when it comes to its terminal frame.
+"""The nursery of the messages, from admission to the terminal frame.
 
-A message is a task from its turn to its outcome (`clarad.messages.execution`);
-while others are before it, it is only an entry in its channel. Whatever ends it first decides its
-outcome (`clarad.messages.lifecycle`). Its way from step to step is synchronous, so that nothing can
-come between: the store calls back.
+A message has a task from its turn to its outcome (`clarad.messages.execution`). While others of
+its channel are ahead of it, it is only an entry in the queue (`clarad.messages.inflight`). Whatever
+ends it first decides its outcome (`clarad.messages.lifecycle`). The steps outside its task are
+synchronous, and the store calls back when it has committed.
 """
 
 import itertools
@@ -43,7 +43,7 @@ log = logging.getLogger(__name__)
 
 
 class Turns:
-    """Takes messages in, gives each its turn, and sees each to its end."""
+    """Admits messages, runs each in its turn, and sends its terminal frame."""
 
     def __init__(
         self,
@@ -75,7 +75,7 @@ class Turns:
         self._completer = Completer(store, bus, self._start_soon, self._remove)
         self._stopping = False
         self._serving = False
-        self._changed = trio.Event()  # for `drained`: a message has left, or is left waiting
+        self._changed = trio.Event()  # for `drained`: a message has ended, or stays queued
         boot = secrets.token_hex(4)
         self._response_ids = (f"response-{boot}-{n}" for n in itertools.count(1))
         self._started = trio.current_time()
@@ -108,7 +108,7 @@ class Turns:
                     await self.sessions.end_all()
 
     def count(self) -> tuple[int, int, int]:
-        """Return how many sessions there are, and how many messages run and wait."""
+        """Return the numbers of sessions, of running and of waiting messages."""
         waiting = sum(
             not turn.has_slot and turn.lifecycle.state is State.WAITING for turn in self._inflight
         )
@@ -116,9 +116,9 @@ class Turns:
         return len(self.sessions), self.executor.slots.in_use, waiting
 
     def stop_accepting(self) -> None:
-        """Take no new messages, and begin none: those that wait are the next start's.
+        """Admit and begin no more messages. Queued ones stay in the store for the next start.
 
-        They can still be cancelled. On PostgreSQL another daemon may run them, once this one ends.
+        They can still be cancelled. On PostgreSQL another daemon may run them once this one ends.
         """
         self._stopping = True
         self._reading.cancel("the daemon is stopping")
@@ -126,14 +126,14 @@ class Turns:
             turn.waiting.cancel("the daemon is stopping")
 
     async def drained(self) -> None:
-        """Wait until no message is under way; to be called after `stop_accepting`."""
+        """Wait until no message is under way. Call it after `stop_accepting`."""
         while not all(map(self._stays_queued, self._inflight)):
             if self._changed.is_set():
                 self._changed = trio.Event()
             await self._changed.wait()
 
     def stop(self) -> None:
-        """Cancel the messages that are under way; to be followed by `drained`."""
+        """Cancel the messages that are under way. Await `drained` afterwards."""
         for turn in self._inflight:
             if turn.begun or not self._stopping:
                 self._cancel(turn, "the daemon is stopping", "daemon")
@@ -141,13 +141,13 @@ class Turns:
                 turn.scope.cancel("the daemon is stopping")
 
     def give_up(self) -> None:
-        """Wait no longer for a store that fails; the next start finds what is unfinished."""
+        """Stop retrying a store that fails; the next start finds unfinished messages there."""
         self._completer.give_up()
 
     # --- what connections ask for ----------------------------------------------------------------
 
     def submit(self, node: Node, message: protocol.Message, text: str) -> None:
-        """Take a message from a node. Everything it is answered with comes through the node."""
+        """Admit, refuse or dedupe a message. All answers go to the node."""
         key = MessageKey(node.platform, message.channel.id, message.id)
         if (turn := self._inflight.find(key)) is not None:
             self._deduplicator.answer_live(turn, node, message)
@@ -160,7 +160,7 @@ class Turns:
             self._admit(node, message, text)
 
     async def apply_backpressure(self, node: Node) -> None:
-        """Wait for a moment if very many of the node's messages are not in the store yet."""
+        """Wait for a moment if many of the node's messages are not committed yet."""
         await self.admission.apply_backpressure(node)
 
     def cancel(self, node: Node, cancel: protocol.Cancel) -> None:
@@ -169,7 +169,9 @@ class Turns:
         turns = self._inflight.of_request(node, cancel.request_id)
         cancelled = [self._cancel(turn, reason, node.id) for turn in turns]  # each, not any
         is_here = any(cancelled)
-        if self._is_shared or not self._recovery.has_read:  # there may be some in other channels
+        if (
+            self._is_shared or not self._recovery.has_read
+        ):  # the store may have some, in other channels
             self._shared_channels.cancel(node, cancel, is_here=is_here)
         elif not is_here:
             why = "No message with this id is waiting or running."
@@ -187,21 +189,21 @@ class Turns:
         )
 
     def abandon(self, node: Node) -> None:
-        """Cancel all messages of a node that is gone for good, as the store was told to note."""
+        """Cancel all messages of a node that has unregistered; the store was told already."""
         for turn in self._inflight.of_node(node):
             self._cancel(turn, UNREGISTERED, node.id)
         self._recovery.abandon(node)
 
     def inherit(self, lives: Collection[int]) -> None:
-        """Go on with what these lives of daemons have left."""
+        """Recover what these epochs have left."""
         self._recovery.inherit(lives)
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
-        """Look whose turn it is: a message of this channel has ended with another daemon."""
+        """Look whose turn it is: another daemon has ended a message of this channel."""
         self._shared_channels.channel_moved(platform, channel_id)
 
     def cancel_requested(self, asked: ToCancel) -> None:
-        """Cancel a message, if it lives here, as the store says that it was asked for."""
+        """Cancel a message, if it is in flight here: a cancel was stored for it."""
         if (turn := self._inflight.find(asked.key)) is not None:
             turn.wanted = turn.wanted and asked.wanted
             self._cancel(turn, asked.reason, turn.node.id)
@@ -209,9 +211,9 @@ class Turns:
     # --- a message's way -------------------------------------------------------------------------
 
     def _admit(self, node: Node, message: protocol.Message, text: str) -> None:
-        """Give the message its place, and have it written down."""
+        """Queue the message in its channel, and store it."""
         turn = self._add(node, node.platform, message, text, State.RECEIVED)
-        # Where other daemons have messages, the store looks whether any is before it.
+        # With several daemons the store begins it only if none of them has a message ahead of it.
         may_begin = self._is_shared or turn.is_known_first
         turn.begun = (
             may_begin and self._inflight.is_first(turn) and self.executor.acquire_slot_nowait(turn)
@@ -237,14 +239,14 @@ class Turns:
                 await self._recovery.run(backlog)
 
     def _recover(self, entry: Unfinished, backlog: Backlog) -> None:
-        """Go on with a message that was left: run it, if it had not begun.
-
-        What had begun may have acted, and ends as `interrupted`.
-        """
+        """Queue a message that was left, or end it as `interrupted` if it may have acted."""
         key = entry.key
         if (here := self._inflight.find(key)) is not None:
             if here.lifecycle.state in (State.RECEIVED, State.DOOMED):
-                here.found = entry, backlog  # sent again, which the store is about to say
+                here.found = (
+                    entry,
+                    backlog,
+                )  # sent again: the store will say so, then `_drop` recovers it
             return
         why = ""
         try:
@@ -252,7 +254,7 @@ class Turns:
         except stored_frames.Unreadable as error:
             message, why = stored_frames.stand_in(key), str(error)
         node = self._nodes.find(entry.node_id, key.platform)
-        # Of those that daemons share the store says in which order they come.
+        # With several daemons, the store decides the order.
         number = math.inf if self._is_shared else entry.number
         turn = self._add(node, key.platform, message, entry.frame, State.WAITING, number)
         turn.backlog, turn.wanted = backlog, entry.wanted
@@ -269,7 +271,8 @@ class Turns:
             text = "The message as it is stored cannot be read; send it again with a new id."
             self._end_with_error(turn, Signal.FAILED, ErrorCode.PROCESSING_ERROR, text)
         elif self._is_shared or self._inflight.is_first(turn):
-            self._start(turn)  # among those of other daemons it may have its turn before ours
+            # With several daemons each waits in a task of its own: the store knows who is first.
+            self._start(turn)
 
     def _end_with_error(self, turn: Turn, signal: Signal, code: ErrorCode, text: str) -> None:
         turn.decide_error(signal, code, text)
@@ -307,7 +310,7 @@ class Turns:
         self._nursery.start_soon(task, *arguments)
 
     def _stored(self, turn: Turn, result: bool | StoreError) -> None:
-        """The message is written down, and owed an answer from here on; or it is not."""
+        """Accept the message that the store has inserted; or answer a duplicate or a failure."""
         self.admission.remove_uncommitted(turn.node)
         if isinstance(result, StoreError):
             self._drop(turn)
@@ -315,7 +318,7 @@ class Turns:
         elif not result:
             was_cancelled = turn.lifecycle.decided
             self._drop(turn)
-            if was_cancelled:  # the one that the store has is meant
+            if was_cancelled:  # the cancel was meant for the stored one
                 cancel = protocol.Cancel(request_id=turn.message.id, reason=turn.reason)
                 self.cancel(turn.node, cancel)
             self._start_soon(self._deduplicator.answer_stored, turn)
@@ -327,7 +330,7 @@ class Turns:
             self._advance(turn)
 
     def _advance(self, turn: Turn) -> None:
-        """Take an accepted message as far as it can get by now."""
+        """Start or end an accepted message, if it can be by now."""
         if turn.lifecycle.decided:
             self._settle(turn)
         elif self._stays_queued(turn):
@@ -342,7 +345,7 @@ class Turns:
         self._start_soon(self._run_turn, turn)
 
     async def _run_turn(self, turn: Turn) -> None:
-        """From its turn to its outcome."""
+        """Be the message's task, from its turn to its outcome."""
         try:
             await self.executor.answer(turn)
         finally:
@@ -355,12 +358,12 @@ class Turns:
                 self._settle(turn)
 
     def _stays_queued(self, turn: Turn) -> bool:
-        """Whether a stop leaves the message waiting in the store, as a kill would."""
+        """Return whether a stop leaves the message queued in the store, as a kill would."""
         waits = turn.lifecycle.state is State.WAITING and not turn.begun and not turn.has_task
         return self._stopping and waits
 
     def _cancel(self, turn: Turn, reason: str, by: str) -> bool:
-        """Settle on a cancellation, and start it; `False` if the outcome is settled already."""
+        """Cancel the message; return `False` if its outcome is decided already."""
         was_waiting = turn.lifecycle.state is State.WAITING
         if not turn.decide(Signal.CANCELLED, reason, by):
             return False
@@ -371,7 +374,7 @@ class Turns:
         return True
 
     def _settle(self, turn: Turn) -> None:
-        """See the message to its terminal frame: nothing of it runs any more."""
+        """Store and send the terminal frame: nothing of the message runs any more."""
         self.executor.release_slot(turn)
         self._completer.settle(turn)
 
@@ -384,7 +387,7 @@ class Turns:
             self._recover(*turn.found)
 
     def _remove(self, turn: Turn) -> None:
-        """Forget the message, and let the next one in its channel have its turn."""
+        """Forget the message, and start the next one of its channel."""
         following = self._inflight.remove(turn)
         self.admission.remove(turn)
         turn.release_answer()

@@ -1,9 +1,9 @@
-"""What answers a message. One Protocol, one module each.
+"""Responders answer messages. One Protocol, one module for each.
 
 A responder is a coroutine that is handed the request and something to answer with. It is cancelled
 like everything else: by an exception at an `await`. Rejected: an async generator of parts. It may
 not `yield` inside a cancel scope or a nursery, and a responder that runs a process needs both;
-`trio.as_safe_channel` mends that at the price of two tasks and two channels a message.
+`trio.as_safe_channel` allows it at the price of two tasks and two channels for each message.
 """
 
 from collections.abc import Callable, Mapping
