@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None, begin: Callable[[], None] = lambda: 
         if getattr(arguments, "before_run", False):  # `clarad run` says it: see migrate.py
             return os.EX_OK
         if not getattr(arguments, "reads_broken_env_file", False):
-            fail(*error.problems)
+            print_error(*error.problems)
             return os.EX_CONFIG
         arguments.env_file_problems = error.problems
         os.environ.update(error.found)  # the state directory may be among them
@@ -76,45 +76,45 @@ def main(argv: Sequence[str] | None = None, begin: Callable[[], None] = lambda: 
             return 130
         raise
     except BrokenPipeError:  # the reader of a pipe had enough
-        _say_no_more()
+        _discard_output()
         return 141
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
-        _say_no_more()
-        fail(f"cannot write the output: {error.strerror}")
+        _discard_output()
+        print_error(f"cannot write the output: {error.strerror}")
         return 1
     return status
 
 
-def _say_no_more() -> None:
-    """Keep the interpreter from writing, at its end, what cannot be written."""
+def _discard_output() -> None:
+    """Discard what is still buffered: writing it at exit would fail again."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def fail(*texts: str) -> None:
-    """Say on standard error, a line for each text, why a command cannot do its work."""
+def print_error(*texts: str) -> None:
+    """Print lines to standard error, such as why a command cannot do its work."""
     for text in texts:
         print(f"clarad: {text}", file=sys.stderr)
 
 
-def agreed() -> bool:
-    """Ask for what cannot be taken back, if there is somebody to ask; say so if it is not wanted.
+def confirmed() -> bool:
+    """Ask before what cannot be undone, and return the answer; no terminal on stdin means no.
 
-    It is asked on standard error: what a command prints may be kept by whoever called it.
+    The question goes to standard error: standard output may be redirected to a file.
     """
     if not sys.stdin.isatty():
-        fail("nothing has changed; if this is what you want, say --yes")
+        print_error("nothing has changed; if this is what you want, say --yes")
         return False
     print("Go on? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() in ("y", "yes"):
         return True
-    fail("nothing has changed")
+    print_error("nothing has changed")
     return False
 
 
 def innermost(error: BaseException) -> BaseException:
-    """Take a single exception out of the groups that nurseries wrap around it."""
+    """Return the exception inside groups of one, as nested nurseries wrap it."""
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error

@@ -1,4 +1,4 @@
-"""`clarad adapter-test`: holds a gateway, or an adapter, to docs/protocol.md."""
+"""`clarad adapter-test`: conformance tests for a gateway or an adapter."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import trio
 
 from clarad.adapters import GatewayError
 from clarad.adapters.websocket import Lost
-from clarad.cli import fail
+from clarad.cli import print_error
 from clarad.conformance import adapter, gateway
 from clarad.conformance.report import Verdict, show
 from clarad.conformance.wire import Kit
@@ -28,9 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "\n"
         "The exit status is 1 if a promise is broken."
     )
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("url", nargs="?", help="the gateway, such as ws://127.0.0.1:18789")
-    what.add_argument(
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("url", nargs="?", help="the gateway, such as ws://127.0.0.1:18789")
+    target.add_argument(
         "--listen",
         type=int,
         metavar="PORT",
@@ -52,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check, and show what came of it."""
+    """Run the conformance tests and print their verdicts."""
     try:
         if arguments.listen is None:
             kit = Kit(arguments.url, arguments.secret, arguments.patience or 10.0)
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             verdicts = trio.run(_listen, arguments.listen, arguments.patience or 60.0)
     except (GatewayError, Lost, CannotListen) as error:
-        fail(str(error))
+        print_error(str(error))
         return 1
     return 0 if show(verdicts, sys.stdout) else 1
 
@@ -73,9 +73,9 @@ async def _listen(port: int, patience: float) -> list[Verdict]:
         raise CannotListen(f"cannot listen on port {port}: {why}; take another one") from None
     async with listener:
         bound = listener.socket.getsockname()[1]
-        _say(f"point the adapter at ws://127.0.0.1:{bound}")
-        return await adapter.Play(listener, patience, _say).run()
+        _announce(f"point the adapter at ws://127.0.0.1:{bound}")
+        return await adapter.Play(listener, patience, _announce).run()
 
 
-def _say(text: str) -> None:
+def _announce(text: str) -> None:
     print(text, file=sys.stderr, flush=True)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from clarad import config
-from clarad.cli import runs
+from clarad.cli import parts
 from clarad.cli.migrate import make_state_dir
 
 
@@ -16,8 +16,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "one file that has everything in it: messages, runs and the hashes of tokens. For\n"
         "PostgreSQL use pg_dump and pg_restore."
     )
-    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-    create = parts.add_parser("create", help="copy the database; a daemon that runs goes on")
+    subparsers = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    create = subparsers.add_parser("create", help="copy the database; a daemon that runs goes on")
     create.add_argument(
         "file",
         nargs="?",
@@ -25,9 +25,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a new file (default: one named after the time, in backups/ of the state directory)",
     )
-    verify = parts.add_parser("verify", help="read a copy from end to end, and say what is in it")
+    verify = subparsers.add_parser(
+        "verify", help="read a copy from end to end, and say what is in it"
+    )
     verify.add_argument("file", type=Path, metavar="FILE")
-    restore = parts.add_parser(
+    restore = subparsers.add_parser(
         "restore", help="put a copy in the database's place; what was there is kept beside it"
     )
     restore.add_argument("file", type=Path, metavar="FILE")
@@ -35,16 +37,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do one part; 1 if it cannot be done, or a copy is not sound."""
-    parts = {"create": _create, "verify": _verify, "restore": _restore}
-    return runs.guarded(arguments, parts[arguments.part])
+    """Run one part; return 1 if it fails, or the copy is damaged."""
+    functions = {"create": _create, "verify": _verify, "restore": _restore}
+    return parts.run_part(arguments, functions[arguments.part])
 
 
 def make_backup(settings: config.Settings, file: Path | None = None) -> Path:
-    """Copy the database; without a file to one of its own in the state directory.
+    """Copy the database to `file`, by default a new file in the state directory; return its path.
 
     Raises:
-        StoreError: it cannot be copied.
+        StoreError: the database is not SQLite's, or the copy fails.
     """
     from clarad.config import files
     from clarad.store import StoreError, backup

@@ -5,7 +5,7 @@ import argparse
 from clarad import config
 from clarad.automation.hooks.hook import Hook, load_hooks
 from clarad.automation.tasks.task import Task, load_tasks
-from clarad.cli import fail, probes
+from clarad.cli import print_error, probes
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     warnings += probes.directory("CLARA_SCHEDULER_DIR", settings.scheduler_dir)
     warnings += probes.entries(settings.hooks_dir / "hooks.yaml", hooks.entries)
     warnings += probes.entries(settings.scheduler_dir / "scheduler.yaml", tasks.entries)
-    fail(*(f"warning: {warning}" for warning in warnings), *problems)
+    print_error(*(f"warning: {warning}" for warning in warnings), *problems)
     if problems:
         return 1
     found = f"{_count(hooks.entries, 'hook')}, {_count(tasks.entries, 'task')}"

@@ -13,13 +13,13 @@ import trio
 
 from clarad import config
 from clarad.adapters import Adapter, AuthError, GatewayError, open_adapter
-from clarad.cli import fail, innermost
+from clarad.cli import innermost, print_error
 from clarad.config import discovery
 
 PATIENCE: Final = 10.0
-"""Seconds to wait for a daemon that has gone, such as one that is being restarted."""
+"""Seconds to wait for a daemon to come back, such as one that is being restarted."""
 
-_SET_ONE: Final = "For this command, set CLARA_GATEWAY_SECRET or CLARA_GATEWAY_TOKEN."
+_AUTH_HINT: Final = "For this command, set CLARA_GATEWAY_SECRET or CLARA_GATEWAY_TOKEN."
 
 Talk = Callable[[Adapter], Awaitable[int]]
 
@@ -39,29 +39,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
-    """Connect, have the conversation and return its exit status; 1 if the connection fails."""
+    """Connect, run the conversation and return its exit status; 1 if the connection fails."""
     secret = None
     try:
         settings = config.load_as_client()
         url = arguments.url or os.environ.get("CLARA_GATEWAY_URL")
         tls = None
         if not url:
-            url, tls = _ours(settings)
+            url, tls = _find_daemon(settings)
         secret = os.environ.get("CLARA_GATEWAY_TOKEN") or settings.gateway_secret
         return trio.run(partial(_talk, url, secret, tls, conversation))
     except config.ConfigError as error:
-        fail(*error.problems)
+        print_error(*error.problems)
     except Exception as error:
         cause = innermost(error)
         if not isinstance(cause, GatewayError):
             raise
         needs_secret = isinstance(cause, AuthError) and not secret
-        fail(f"{cause} {_SET_ONE}" if needs_secret else f"{cause}")
+        print_error(f"{cause} {_AUTH_HINT}" if needs_secret else f"{cause}")
     return 1
 
 
-def _ours(settings: config.Settings) -> tuple[str, ssl.SSLContext | None]:
-    """Return where the daemon with these settings is, and how to trust its certificate."""
+def _find_daemon(settings: config.Settings) -> tuple[str, ssl.SSLContext | None]:
+    """Return the URL of the daemon with these settings, and what trusts its certificate."""
     certificate = settings.gateway_tls_cert
     found = discovery.find(settings.state_dir) or discovery.Address(
         settings.gateway_host, settings.gateway_port, tls=certificate is not None

@@ -1,4 +1,4 @@
-"""What the commands share that ask the running daemon for something."""
+"""Requests to the running daemon, over its control socket."""
 
 import os
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import trio
 
 from clarad import config
 from clarad.adapters.operator import OperatorError, open_operator
-from clarad.cli import fail
+from clarad.cli import print_error
 from clarad.protocol import CAUSED_BY, control
 
 
@@ -21,34 +21,33 @@ def ask(
     request: control.Request,
     on_started: Callable[[str], None] = lambda _run: None,
     on_output: Callable[[control.Output], None] = lambda _output: None,
-) -> control.Done | None:
-    """Have the daemon do something and wait for it; `None`, with the reasons said, if it does not.
+) -> control.Done:
+    """Have the daemon carry out a request, and wait until it has.
+
+    Ctrl-C ends the waiting; the run of a hook or task that has begun goes on.
 
     Raises:
         OperatorError: no daemon runs, or it cannot be reached.
+        Refused: the daemon does not carry it out.
     """
-    try:
-        return trio.run(_ask, settings, request, on_started, on_output)
-    except control.Refused as refused:
-        fail(*refused.problems)
-        return None
+    return trio.run(_ask, settings, request, on_started, on_output)
 
 
-def say(request: control.Request, *, if_refused: str = "") -> int:
-    """Have the daemon do something and print its answer; every reason why it cannot is one line.
+def ask_and_print(request: control.Request, *, if_refused: str = "") -> int:
+    """Send a request to the daemon and print its answer, or a line for each reason why it cannot.
 
-    `if_refused` is what a refusal comes down to. The result is the exit status.
+    `if_refused` is a last line after a refusal. Returns the exit status.
     """
     try:
         done = ask(config.load_as_client(), request)
     except config.ConfigError as error:
-        fail(*error.problems)
+        print_error(*error.problems)
         return 1
     except OperatorError as error:
-        fail(str(error))
+        print_error(str(error))
         return 1
-    if done is None:
-        fail(*filter(None, [if_refused]))
+    except control.Refused as refused:
+        print_error(*refused.problems, *filter(None, [if_refused]))
         return 1
     print(done.text)
     return 0

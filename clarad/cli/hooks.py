@@ -1,4 +1,4 @@
-"""`clarad hooks`: what is configured to run on events, what has run, and runs anew."""
+"""`clarad hooks`: list hooks and their runs, test a hook, replay a run."""
 
 import argparse
 import signal
@@ -19,8 +19,8 @@ from clarad.automation.hooks.client import WebhookClient
 from clarad.automation.hooks.hook import Hook, load_hooks
 from clarad.automation.overview import hook_row
 from clarad.automation.runs.run import AttemptResult
-from clarad.cli import control, fail, listing, runs
-from clarad.cli.runs import Unusable
+from clarad.cli import control, listing, parts, print_error, runs
+from clarad.cli.parts import CommandError
 from clarad.events import Event
 from clarad.process import shell
 from clarad.protocol.control import ReplayRun
@@ -35,24 +35,28 @@ _RUNS: Final = ("run", "hook", "event_type", "due_at", "state", "attempts", "dur
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command and its parts."""
     parser.description = "Commands and webhooks that run on events; hooks.yaml says which."
-    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-    runs.add_list_options(parts.add_parser("list", help="the hooks, and how each ran last"))
-    runs.add_runs_options(parts.add_parser("runs", help="what has run, the newest first"), "hook")
-    runs.add_show(parts)
-    test = parts.add_parser("test", help="run a hook now, here, and show what it does")
-    test.add_argument("name", type=runs.word, metavar="NAME")
+    subparsers = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    parts.add_json_option(subparsers.add_parser("list", help="the hooks, and how each ran last"))
+    runs.add_runs_options(
+        subparsers.add_parser("runs", help="what has run, the newest first"), "hook"
+    )
+    runs.add_show(subparsers)
+    test = subparsers.add_parser("test", help="run a hook now, here, and show what it does")
+    test.add_argument("name", type=parts.name, metavar="NAME")
     test.add_argument(
         "--event", metavar="FILE", help="the event, JSON as hooks get it (default: a made-up one)"
     )
-    replay = parts.add_parser("replay", help="run a hook again for the event of an earlier run")
-    replay.add_argument("run_id", type=runs.word, metavar="RUN")
+    replay = subparsers.add_parser(
+        "replay", help="run a hook again for the event of an earlier run"
+    )
+    replay.add_argument("run_id", type=parts.name, metavar="RUN")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do one part; 1 if it cannot be done, or what it ran failed."""
-    parts = {"list": _list, "runs": _runs, "show": runs.show, "test": _test, "replay": _replay}
-    return runs.guarded(arguments, parts[arguments.part])
+    """Run one part; return 1 if it fails, or what it ran did."""
+    functions = {"list": _list, "runs": _runs, "show": runs.show, "test": _test, "replay": _replay}
+    return parts.run_part(arguments, functions[arguments.part])
 
 
 def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
@@ -78,20 +82,22 @@ def _runs(arguments: argparse.Namespace, settings: config.Settings) -> int:
 def _test(arguments: argparse.Namespace, settings: config.Settings) -> int:
     hooks = {hook.name: hook for hook in _load(settings)}
     if arguments.name not in hooks:
-        raise Unusable(f"there is no hook {arguments.name!r}; `clarad hooks list` lists them")
+        raise CommandError(f"there is no hook {arguments.name!r}; `clarad hooks list` lists them")
     hook = hooks[arguments.name]
-    event = _sample(hook) if arguments.event is None else _read(Path(arguments.event), hook)
+    event = (
+        _sample_event(hook) if arguments.event is None else _read_event(Path(arguments.event), hook)
+    )
     output = shell.Output()
-    tried = trio.run(_try, hook, event, output)
+    tried = trio.run(_run_once, hook, event, output)
     for stream, tail in ((sys.stdout, output.stdout), (sys.stderr, output.stderr)):
         text = tail.kept.decode(errors="replace").translate(HARMLESS)
         print(text, end="\n" * (text[-1:] not in ("", "\n")), file=stream, flush=True)
-    fail(f"hook {hook.name} {tried.outcome}{f': {tried.reason}' if tried.reason else ''}")
+    print_error(f"hook {hook.name} {tried.outcome}{f': {tried.reason}' if tried.reason else ''}")
     return 0 if tried.outcome is Outcome.RAN else 1
 
 
-async def _try(hook: Hook, event: Event, output: shell.Output) -> AttemptResult:
-    """Make one attempt; its timeout ends it, and so does Ctrl-C, with all that it has started."""
+async def _run_once(hook: Hook, event: Event, output: shell.Output) -> AttemptResult:
+    """Make one attempt; its timeout or Ctrl-C cancels it and kills all processes it started."""
     tried = AttemptResult(Outcome.TIMED_OUT, f"it had not ended within {hook.timeout:g} s")
 
     async def cancel_at_signal(signals: AsyncIterator[int]) -> None:
@@ -116,8 +122,6 @@ def _replay(arguments: argparse.Namespace, settings: config.Settings) -> int:
         done = control.ask(settings, request, lambda run: print(f"run {run} has begun", flush=True))
     except NoDaemon:
         return _replay_later(arguments, settings)
-    if done is None:
-        return 1
     print(done.text)
     return 0 if done.outcome == Outcome.RAN else 1
 
@@ -131,7 +135,7 @@ def _replay_later(arguments: argparse.Namespace, settings: config.Settings) -> i
         with open_writable(settings.database_url) as connection:
             run = write_replay(connection, arguments.run_id, hooks)
     if run is None:
-        raise Unusable(
+        raise CommandError(
             f"there is no run {arguments.run_id!r} of a hook that is configured; "
             "`clarad hooks runs` lists them"
         )
@@ -141,11 +145,11 @@ def _replay_later(arguments: argparse.Namespace, settings: config.Settings) -> i
 
 def _load(settings: config.Settings) -> Sequence[Hook]:
     loaded = load_hooks(settings.hooks_dir)
-    fail(*(f"left out: {problem}" for problem in loaded.problems))
+    print_error(*(f"left out: {problem}" for problem in loaded.problems))
     return loaded.entries
 
 
-def _sample(hook: Hook) -> Event:
+def _sample_event(hook: Hook) -> Event:
     return Event(
         id="event-test",
         type=min(hook.events),
@@ -159,12 +163,12 @@ def _sample(hook: Hook) -> Event:
     )
 
 
-def _read(path: Path, hook: Hook) -> Event:
-    """Read an event as hooks get it on standard input; what is left out is made up."""
+def _read_event(path: Path, hook: Hook) -> Event:
+    """Read an event in the form that hooks get on standard input; defaults fill in the rest."""
     try:
         given = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-        return msgspec.convert(msgspec.to_builtins(_sample(hook)) | given, Event)
+        return msgspec.convert(msgspec.to_builtins(_sample_event(hook)) | given, Event)
     except OSError as error:
-        raise Unusable(f"cannot read {path}: {error.strerror}") from None
+        raise CommandError(f"cannot read {path}: {error.strerror}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise Unusable(f"{path} is not an event as hooks get it: {error}") from None
+        raise CommandError(f"{path} is not an event as hooks get it: {error}") from None

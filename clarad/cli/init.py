@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from clarad import config
-from clarad.cli import fail
+from clarad.cli import print_error
 from clarad.config import files
 
 
@@ -21,11 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_arguments: argparse.Namespace) -> int:
-    """Write what is not there yet, and say so of each file."""
+    """Write the files that do not exist, and print what became of each."""
     try:
         settings, _ = config.load()
     except config.ConfigError as error:
-        fail(*error.problems)
+        print_error(*error.problems)
         return 1
     status = 0
     for variable, path in (
@@ -34,14 +34,16 @@ def run(_arguments: argparse.Namespace) -> int:
     ):
         try:
             files.require_ours(path.parent)
-            _make(path.parent)
-            is_new = _write(path, _example(path.name))
+            _make_directories(path.parent)
+            is_new = _write_new(path, _example(path.name))
             print(f"{path} is written" if is_new else f"{path} is there already, left as it is")
         except files.NotOurs as error:
-            fail(f"{variable}: {error}")
+            print_error(f"{variable}: {error}")
             status = 1
         except OSError as error:
-            fail(f"{variable}: {error.strerror}: {error.filename}; name a directory of your own")
+            print_error(
+                f"{variable}: {error.strerror}: {error.filename}; name a directory of your own"
+            )
             status = 1
     return status
 
@@ -57,21 +59,21 @@ def _example(name: str) -> str:
     )
 
 
-def _make(directory: Path) -> None:
-    """Make a directory and those above it; `mkdir` gives its mode to the last one alone."""
+def _make_directories(directory: Path) -> None:
+    """Make a directory and its parents; `Path.mkdir` would give its mode to the last one only."""
     missing = [place for place in (directory, *directory.parents) if not place.exists()]
     for place in reversed(missing):
-        place.mkdir(mode=0o755 if _for_another() else 0o700)
+        place.mkdir(mode=0o755 if _is_for_daemon_user() else 0o700)
 
 
-def _for_another() -> bool:
-    """Whether the daemon that reads the files is another user's: root writes those in /etc."""
+def _is_for_daemon_user() -> bool:
+    """Return whether another user's daemon reads the files: root writes those in /etc."""
     return os.geteuid() == 0
 
 
-def _write(path: Path, text: str) -> bool:
-    """Write a new file, or nothing; whether it is new."""
-    mode = 0o644 if _for_another() else 0o600
+def _write_new(path: Path, text: str) -> bool:
+    """Write a file unless it exists; return whether it was written."""
+    mode = 0o644 if _is_for_daemon_user() else 0o600
     try:
         made = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     except FileExistsError:

@@ -16,7 +16,7 @@ _ESCAPES: Final = {c: f"\\u{c:04x}" for c in (*range(0x7F, 0xA0), *BIDI_CONTROLS
 
 
 def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: bool) -> None:
-    """Print rows: the columns for people, or all that is in them as a JSON object a line."""
+    """Print rows: these columns as a table, or each whole row as a line of JSON."""
     if as_json:
         for row in rows:
             print(_json(row))
@@ -33,13 +33,13 @@ def show(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], *, as_json: 
 
 
 def _heading(column: str, columns: Sequence[str]) -> str:
-    """Return a column's name for people: `next` for `next_at`, unless another is called that."""
+    """Return a column's heading: `next` for `next_at`, unless there is a column `next` as well."""
     short = column.removesuffix("_at")
     return (column if short != column and short in columns else short).replace("_", " ")
 
 
 def show_one(row: Mapping[str, Any], *, as_json: bool) -> None:
-    """Print everything of one row, texts of several lines last."""
+    """Print all fields of one row, a line each, and multi-line output after them."""
     if as_json:
         print(_json(row))
         return

@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 from clarad import config
-from clarad.cli import agreed, fail
+from clarad.cli import confirmed, print_error
 from clarad.config import files
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do one part; 1 if the database does not let it."""
+    """Run one part; return 1 if it fails."""
     if arguments.before_run:
         return _before_run(arguments)
     from clarad.store import StoreError
@@ -55,16 +55,17 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         return _run(arguments, config.load()[0])
     except config.ConfigError as error:
-        fail(*error.problems)
+        print_error(*error.problems)
     except StoreError as error:
-        fail(str(error))
+        print_error(str(error))
     return 1
 
 
 def _before_run(arguments: argparse.Namespace) -> int:
-    """Do it for systemd, which tries again what fails in ExecStartPre=, whatever the status.
+    """Run as ExecStartPre= of the unit; return 0 also for errors that no retry can fix.
 
-    So `clarad run` says what is not to be tried again.
+    systemd retries a failed ExecStartPre= whatever its status. So `clarad run`, whose status can
+    prevent a restart, reports such errors.
     """
     from clarad import log
     from clarad.cli.run import Exit, refuse, set_up_log
@@ -85,19 +86,19 @@ def _before_run(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
     parts = {
-        "status": _look,
-        "history": _look,
-        "heads": _look,
+        "status": _show,
+        "history": _show,
+        "heads": _show,
         "create": _create,
         "rollback": _rollback,
     }
     return parts.get(arguments.part, _upgrade)(arguments, settings)
 
 
-def _look(arguments: argparse.Namespace, settings: config.Settings) -> int:
+def _show(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import migrate
 
-    with _opened(settings, read_only=True) as engine:
+    with _open(settings, read_only=True) as engine:
         match arguments.part:
             case "status":
                 _print_status(migrate.history(engine), migrate.HEAD)
@@ -112,7 +113,7 @@ def _look(arguments: argparse.Namespace, settings: config.Settings) -> int:
 def _create(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import migrate
 
-    with _opened(settings) as engine:
+    with _open(settings) as engine:
         print(migrate.create(engine, arguments.title))
     return 0
 
@@ -121,14 +122,14 @@ def _upgrade(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store import alone, migrate
     from clarad.store.known import require_known
 
-    with _opened(settings, read_only=True) as engine:
+    with _open(settings, read_only=True) as engine:
         if not arguments.new:
             require_known(engine, settings.state_dir)
         if all(revision.state == "applied" for revision in migrate.history(engine)):
             print("nothing to do")
             return 0
     make_state_dir(settings)
-    with alone(settings.database_url), _opened(settings) as engine:
+    with alone(settings.database_url), _open(settings) as engine:
         for revision in _apply(engine):
             print(f"applied {revision.id}  {revision.title}")
     return 0
@@ -141,15 +142,15 @@ def _rollback(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.store.losses import losses, require_nobody
 
     if arguments.steps < 1:
-        fail("rollback takes a number from 1")
+        print_error("rollback takes a number from 1")
         return 1
     make_state_dir(settings)
-    with alone(settings.database_url), _opened(settings) as engine:
+    with alone(settings.database_url), _open(settings) as engine:
         require_nobody(engine)
         lost = losses(engine, arguments.steps)
         for line in lost or ["no row"]:
             print(f"deletes {line}", flush=True)
-        if not (arguments.yes or agreed()):
+        if not (arguments.yes or confirmed()):
             return 1
         if sqlite_file(settings.database_url) is not None:
             print(f"a backup of what was there is {make_backup(settings)}")
@@ -159,7 +160,7 @@ def _rollback(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def make_state_dir(settings: config.Settings) -> None:
-    """Make the state directory if the database is to be in it; raises `StoreError`."""
+    """Make the state directory if the database goes there; raises `StoreError`."""
     from clarad.store import StoreError
     from clarad.store.engine import sqlite_file
 
@@ -176,7 +177,7 @@ def make_state_dir(settings: config.Settings) -> None:
 
 
 @contextmanager
-def _opened(settings: config.Settings, *, read_only: bool = False) -> "Iterator[Engine]":
+def _open(settings: config.Settings, *, read_only: bool = False) -> "Iterator[Engine]":
     from clarad.store import open_engine
 
     engine = open_engine(settings.database_url, read_only=read_only)
@@ -187,7 +188,7 @@ def _opened(settings: config.Settings, *, read_only: bool = False) -> "Iterator[
 
 
 def _apply(engine: "Engine") -> "list[Revision]":
-    """Apply what is pending; before a start, systemd is asked for the time that it takes."""
+    """Apply pending migrations; under systemd, extend the start timeout meanwhile."""
     from clarad.store import migrate
     from clarad.systemd import handover
     from clarad.systemd.extension import extending

@@ -1,4 +1,4 @@
-"""What `clarad check` tries: whether what the settings name can be used. Nothing is left behind."""
+"""Probes of `clarad check`: whether what the settings name can be used; they leave no trace."""
 
 import errno
 import os
@@ -13,7 +13,7 @@ from clarad.automation.tasks.task import Task
 
 
 def state_dir(path: Path) -> Iterator[str]:
-    """Say why the directory cannot be made, or written to; what this makes it removes again."""
+    """Yield why the directory cannot be made or written to; remove what the probe has made."""
     try:
         existing = next(place for place in (path, *path.parents) if place.exists())
     except OSError as error:
@@ -22,18 +22,18 @@ def state_dir(path: Path) -> Iterator[str]:
     if not existing.is_dir():
         yield f"CLARA_STATE_DIR: {existing} is not a directory; name one"
     elif not _can_write(existing, os.W_OK | os.X_OK):
-        yield f"CLARA_STATE_DIR: {_whose(existing)}"
-    elif why := _why_not_used(path):
+        yield f"CLARA_STATE_DIR: {_ownership(existing)}"
+    elif why := _probe_state_dir(path):
         yield f"CLARA_STATE_DIR: {why}"
     elif existing == path:
-        yield from _name(path)
+        yield from _check_name(path)
         for file in sorted(path.iterdir()):
             if file.is_file() and not _can_write(file, os.R_OK | os.W_OK):
-                yield f"CLARA_STATE_DIR: {_whose(file)}"
+                yield f"CLARA_STATE_DIR: {_ownership(file)}"
 
 
-def _why_not_used(state_dir: Path) -> str | None:
-    """Try what the daemon does with its state directory; return what fails, and the fix."""
+def _probe_state_dir(state_dir: Path) -> str | None:
+    """Do what the daemon does in its state directory; return what fails, and the fix."""
     from clarad.config import instance
 
     try:
@@ -45,8 +45,8 @@ def _why_not_used(state_dir: Path) -> str | None:
     return None
 
 
-def _name(state_dir: Path) -> Iterator[str]:
-    """Say that the installation has lost its name."""
+def _check_name(state_dir: Path) -> Iterator[str]:
+    """Yield that the installation has lost its name."""
     from clarad.config import instance
 
     try:
@@ -62,8 +62,8 @@ def _can_write(path: Path, mode: int) -> bool:
     return os.access(path, mode, effective_ids=True)
 
 
-def _whose(path: Path) -> str:
-    """Say that a file or directory cannot be written, and what to do about it."""
+def _ownership(path: Path) -> str:
+    """Return that a file or directory cannot be written, and what to do about it."""
     uid = path.stat().st_uid
     if uid == os.geteuid():
         return f"{path} cannot be written to; `chmod u+rwX {path}`, or name another directory"
@@ -92,7 +92,7 @@ def other_user(path: Path) -> Iterator[str]:
 
 
 def port(settings: config.Settings) -> Iterator[str]:
-    """Say why the port could not be listened on."""
+    """Yield why the daemon could not listen on the port."""
     import trio
 
     from clarad.transport.listeners import CannotListen
@@ -121,7 +121,7 @@ async def _listen_once(settings: config.Settings) -> None:
 
 
 def tls(settings: config.Settings) -> Iterator[str]:
-    """Say why the certificate could not be shown."""
+    """Yield why the certificate cannot be used."""
     from clarad.transport.tls import TlsError, server_context
 
     try:
@@ -131,7 +131,7 @@ def tls(settings: config.Settings) -> Iterator[str]:
 
 
 def socket_file(path: Path | None) -> Iterator[str]:
-    """Say why the socket file could not be made, without making it."""
+    """Yield why the socket file could not be made, without making it."""
     if path is None:
         return
     try:
@@ -148,7 +148,7 @@ def socket_file(path: Path | None) -> Iterator[str]:
 
 
 def store(settings: config.Settings) -> Iterator[str]:
-    """Look into the database as a start does, without changing or creating anything."""
+    """Yield why a start would reject the database; change and create nothing."""
     from clarad.store import StoreError, known, migrate, open_engine
     from clarad.store.engine import sqlite_file
     from clarad.store.lock import require_not_elsewhere
@@ -174,9 +174,9 @@ def store(settings: config.Settings) -> Iterator[str]:
 
 
 def engine(settings: config.Settings) -> tuple[list[str], list[str]]:
-    """Ask the engine of the sandboxes; return what holds less than it should, and what is missing.
+    """Ask the sandboxes' engine; return warnings of weaker isolation, and what is missing.
 
-    Nothing is made there, so what only shows in a sandbox is for `clarad sandbox doctor`.
+    No sandbox is made: what only a sandbox can show is for `clarad sandbox doctor`.
     """
     if settings.sandbox.mode == "off":
         return [], []
@@ -191,7 +191,7 @@ def engine(settings: config.Settings) -> tuple[list[str], list[str]]:
 
 
 def responder(settings: config.Settings) -> Iterator[str]:
-    """Say why the responder's command could answer nothing."""
+    """Yield why the responder's command could not run."""
     command = settings.responder_command if settings.responder == "command" else None
     if command is not None and (why := lint.check_command(command, Path.cwd())):
         yield f"CLARA_RESPONDER_COMMAND: {why}"

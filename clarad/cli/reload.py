@@ -17,5 +17,5 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(_arguments: argparse.Namespace) -> int:
-    """Reload, and say what came of it."""
-    return control.say(Reload("reload"), if_refused="nothing has changed")
+    """Reload, and print the result."""
+    return control.ask_and_print(Reload("reload"), if_refused="nothing has changed")

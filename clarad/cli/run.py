@@ -8,7 +8,7 @@ import signal
 from enum import IntEnum
 
 from clarad import config, log
-from clarad.cli import fail, innermost
+from clarad.cli import innermost, print_error
 from clarad.config.envfile import Overlay
 from clarad.log.redaction import password_in, secrets_in
 from clarad.systemd import catalogue, handover
@@ -133,7 +133,7 @@ def refuse(status: Exit, entry: Entry, *problems: str) -> int:
     """Say why the daemon does not run: to people as all commands do, else in the log."""
     if log.is_for_people():
         log.close()  # in this order
-        fail(*problems)
+        print_error(*problems)
     else:
         for problem in problems:
             logger.critical("%s", problem, extra=entry.about())

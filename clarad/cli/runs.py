@@ -1,16 +1,14 @@
-"""What `clarad hooks` and `clarad tasks` share."""
+"""What `clarad hooks` and `clarad tasks` share: lists of runs, and what the daemon has loaded."""
 
 import argparse
-from collections.abc import Callable
 from datetime import datetime
 from typing import Any, Final, Literal
 
 from clarad import config
 from clarad.adapters.operator import OperatorError
-from clarad.automation.config.values import MAX_NAME
-from clarad.cli import control, fail, listing
-from clarad.protocol.control import Overview
-from clarad.store import StoreError
+from clarad.cli import control, listing, parts, print_error
+from clarad.cli.parts import CommandError
+from clarad.protocol.control import Overview, Refused
 from clarad.store.engine import sqlite_file
 from clarad.store.history import Found, open_history
 
@@ -18,19 +16,12 @@ DEFAULT_LIMIT: Final = 50
 MAX_LIMIT: Final = 1_000_000
 
 
-class Unusable(Exception):  # noqa: N818 - it is an answer, not a fault
-    """What was asked for cannot be done; the text says why."""
-
-
-def add_list_options(parser: argparse.ArgumentParser) -> None:
-    """Add what every list takes."""
-    parser.add_argument("--json", action="store_true", help="a JSON object a line")
-
-
 def add_runs_options(parser: argparse.ArgumentParser, kind: str) -> None:
-    """Add what lists of runs take."""
-    add_list_options(parser)
-    parser.add_argument(f"--{kind}", type=word, metavar="NAME", help=f"only runs of this {kind}")
+    """Add the options of a list of runs."""
+    parts.add_json_option(parser)
+    parser.add_argument(
+        f"--{kind}", type=parts.name, metavar="NAME", help=f"only runs of this {kind}"
+    )
     parser.add_argument(
         "--failed", action="store_true", help="only those that failed, timed out or were cut off"
     )
@@ -43,17 +34,17 @@ def add_runs_options(parser: argparse.ArgumentParser, kind: str) -> None:
     )
 
 
-def add_show(parts: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_show(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add the part that shows one run."""
-    show = parts.add_parser("show", help="everything that is known of a run, with its output")
-    show.add_argument("run_id", type=word, metavar="RUN")
-    add_list_options(show)
+    show = subparsers.add_parser("show", help="everything that is known of a run, with its output")
+    show.add_argument("run_id", type=parts.name, metavar="RUN")
+    parts.add_json_option(show)
 
 
 def require_state(settings: config.Settings) -> None:
-    """Raise `Unusable` where nothing can have run: there is not even a place to keep it in."""
+    """Raise `CommandError` if the database would be in a state directory that does not exist."""
     if sqlite_file(settings.database_url) is not None and not settings.state_dir.is_dir():
-        raise Unusable(
+        raise CommandError(
             f"there is no state directory {settings.state_dir}; set CLARA_STATE_DIR to that of the "
             "daemon, or start one with `clarad run`"
         )
@@ -66,7 +57,7 @@ def show(arguments: argparse.Namespace, settings: config.Settings) -> int:
         found = history.find(arguments.run_id)
     if found is None:
         of = arguments.command
-        raise Unusable(
+        raise CommandError(
             f"there is no run {arguments.run_id!r}; `clarad {of} runs` lists the runs, and "
             f"`clarad {of} list` the {of}"
         )
@@ -77,18 +68,19 @@ def show(arguments: argparse.Namespace, settings: config.Settings) -> int:
 def in_force(
     settings: config.Settings, of: Literal["hooks", "tasks"]
 ) -> list[dict[str, Any]] | None:
-    """Return what the running daemon has in force, and say what a reload would change.
+    """Return the rows of what the running daemon has loaded; print what a reload would change.
 
-    `None`, and it is said why, if no daemon can be asked.
+    Print why and return `None` if no daemon answers.
     """
     try:
         done = control.ask(settings, Overview("overview", of))
     except OperatorError as error:
-        fail(f"{error}; this is what the files say")
+        print_error(f"{error}; this is what the files say")
         return None
-    if done is None:
+    except Refused as refused:
+        print_error(*refused.problems)
         return None
-    fail(*filter(None, [done.text]))
+    print_error(*filter(None, [done.text]))
     rows = done.rows or []
     for row in rows:
         if row.get("next_at") is not None:
@@ -97,33 +89,9 @@ def in_force(
 
 
 def last(run: Found | None) -> dict[str, Any]:
-    """Return how something ran last, for a list of hooks or tasks."""
+    """Return the columns that show the last run of a hook or task."""
     run = run or {}
     return {"last": run.get("state"), "last_at": run.get("due_at"), "last_run": run.get("run")}
-
-
-def guarded(
-    arguments: argparse.Namespace, part: Callable[[argparse.Namespace, config.Settings], int]
-) -> int:
-    """Do one part of a command; every reason why it cannot be done is one line."""
-    try:
-        return part(arguments, config.load()[0])
-    except config.ConfigError as error:
-        fail(*error.problems)
-    except (StoreError, OperatorError, Unusable) as error:
-        fail(str(error))
-    return 1
-
-
-def word(text: str) -> str:
-    """Read what something is called on the command line: as long as names are, and in UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # sys.argv keeps such bytes as lone surrogates
-        raise argparse.ArgumentTypeError("write it in UTF-8") from None
-    if not 0 < len(text) <= MAX_NAME:
-        raise argparse.ArgumentTypeError(f"write 1 to {MAX_NAME} characters")
-    return text
 
 
 def _count(text: str) -> int:

@@ -12,8 +12,8 @@ import sandbox
 from clarad import config
 from clarad.adapters.operator import NoDaemon
 from clarad.adapters.terminal import HARMLESS
-from clarad.cli import control, fail, innermost, listing, runs
-from clarad.cli.runs import Unusable
+from clarad.cli import control, innermost, listing, parts, print_error
+from clarad.cli.parts import CommandError
 from clarad.config import instance
 from clarad.protocol.control import (
     Output,
@@ -34,9 +34,11 @@ _DOCTOR: Final = ("wall", "held", "promise", "saw")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command and its parts."""
     parser.description = "Sandboxes, where code of strangers runs; docs/sandbox.md says more."
-    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
-    runs.add_list_options(parts.add_parser("status", help="the sandboxes of the running daemon"))
-    execute = parts.add_parser(
+    subparsers = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    parts.add_json_option(
+        subparsers.add_parser("status", help="the sandboxes of the running daemon")
+    )
+    execute = subparsers.add_parser(
         "exec",
         help="run a command in an owner's sandbox",
         usage="clarad sandbox exec [-h] OWNER -- CMD [ARG ...]",
@@ -51,35 +53,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
     execute.add_argument(
         "argv", metavar="CMD", nargs=argparse.REMAINDER, help="the command and its arguments"
     )
-    _add_owner(parts.add_parser("reset", help="end an owner's sandbox, with the files in it"))
-    parts.add_parser("prune", help="remove sandboxes that a killed daemon has left behind")
+    _add_owner(subparsers.add_parser("reset", help="end an owner's sandbox, with the files in it"))
+    subparsers.add_parser("prune", help="remove sandboxes that a killed daemon has left behind")
     tell = "try to get through each wall, on the engine that is configured"
-    runs.add_list_options(parts.add_parser("doctor", help=tell))
+    parts.add_json_option(subparsers.add_parser("doctor", help=tell))
     parser.set_defaults(run=run)
 
 
 def _add_owner(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "owner", type=runs.word, metavar="OWNER", help="a user's id, such as discord-123"
+        "owner", type=parts.name, metavar="OWNER", help="a user's id, such as discord-123"
     )
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do one part; 1 if it cannot be done, or a wall did not hold; `exec` as its command."""
-    parts = {
+    """Run one part; return 1 if it fails or a wall did not hold, and for `exec` its status."""
+    functions = {
         "status": _status,
         "exec": _exec,
         "reset": _reset,
         "prune": _prune,
         "doctor": _doctor,
     }
-    return runs.guarded(arguments, parts[arguments.part])
+    return parts.run_part(arguments, functions[arguments.part])
 
 
 def _status(arguments: argparse.Namespace, settings: config.Settings) -> int:
     done = control.ask(settings, SandboxStatus("status"))
-    if done is None:
-        return 1
     listing.show(done.rows or [], _STATUS, as_json=arguments.json)
     return 0
 
@@ -94,13 +94,11 @@ def _exec(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
     argv = arguments.argv[arguments.argv[:1] == ["--"] :]
     if not argv:
-        raise Unusable("write the command after --: clarad sandbox exec OWNER -- CMD")
+        raise CommandError("write the command after --: clarad sandbox exec OWNER -- CMD")
     request = SandboxExec("exec", arguments.owner, argv)
     done = control.ask(settings, request, on_output=show)
-    if done is None:
-        return 1
     if done.text:
-        fail(done.text)
+        print_error(done.text)
     # As a shell has it: 128 and the number of the signal.
     status = done.exit_status or 0
     return status if status >= 0 else 128 - status
@@ -108,8 +106,6 @@ def _exec(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 def _reset(arguments: argparse.Namespace, settings: config.Settings) -> int:
     done = control.ask(settings, SandboxReset("reset", arguments.owner))
-    if done is None:
-        return 1
     print(done.text)
     return 0
 
@@ -120,21 +116,19 @@ def _prune(_arguments: argparse.Namespace, settings: config.Settings) -> int:
     except NoDaemon:
         print(pruned(_prune_alone(settings)))
         return 0
-    if done is None:
-        return 1
     print(done.text)
     return 0
 
 
 def _prune_alone(settings: config.Settings) -> int:
-    """Remove what the last daemon has left; held off while another one starts, or stops."""
+    """Remove what the last daemon left; the lock keeps a daemon from starting meanwhile."""
     if not (settings.state_dir / instance.FILE_NAME).exists():
         return 0  # no daemon has ever run here
     try:
         with instance.only_one(settings.state_dir):
             return _with_engine(_remove_all, settings)
     except (instance.AlreadyRunning, instance.Nameless) as error:
-        raise Unusable(str(error)) from None
+        raise CommandError(str(error)) from None
 
 
 async def _remove_all(settings: config.Settings) -> int:
@@ -159,7 +153,7 @@ async def _examine(settings: config.Settings) -> list[dict[str, Any]]:
     name = f"clarad-doctor-{secrets.token_hex(4)}"
     async with sandbox.open_keeper(settings.sandbox, name) as keeper:
         for warning in keeper.warnings:
-            fail(f"warning: {warning}")
+            print_error(f"warning: {warning}")
         async for finding in examine(keeper):
             probe = finding.probe
             row = {"wall": probe.wall, "held": finding.held, "promise": probe.promise}
@@ -175,5 +169,5 @@ def _with_engine(
     except Exception as error:
         cause = innermost(error)
         if isinstance(cause, sandbox.SandboxError):
-            raise Unusable(str(cause)) from None
+            raise CommandError(str(cause)) from None
         raise

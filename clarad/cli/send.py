@@ -11,7 +11,7 @@ import trio
 from clarad import protocol
 from clarad.adapters import Adapter
 from clarad.adapters.terminal import Screen, Terminal
-from clarad.cli import connect, fail
+from clarad.cli import connect, print_error
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +44,9 @@ async def _send(arguments: argparse.Namespace, text: str, adapter: Adapter) -> i
     if isinstance(outcome, protocol.ResponseEnd):
         return 0
     if isinstance(outcome, protocol.Cancelled):
-        fail(f"cancelled: {outcome.reason}")
+        print_error(f"cancelled: {outcome.reason}")
     else:
-        fail(outcome.message)
+        print_error(outcome.message)
     return 1
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from clarad.cli import fail
+from clarad.cli import print_error
 
 # The vendor's directories for what no package of the distribution has brought (systemd.unit(5),
 # sysusers.d(5), tmpfiles.d(5)); /etc stays the administrator's.
@@ -90,16 +90,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Show what is to be done, ask, and do it; 1 if it cannot be done, or is not wanted."""
     executable = Path(sys.prefix) / "bin" / "clarad"
     if problem := _obstacle(executable):
-        fail(problem)
+        print_error(problem)
         return 1
     try:
         if arguments.remove:
             return _remove(ask=not arguments.yes)
         return _install(files(executable), ask=not arguments.yes)
     except subprocess.CalledProcessError as error:
-        fail(f"`{' '.join(error.cmd)}` failed, see above; journalctl -xeu clarad may say more")
+        print_error(
+            f"`{' '.join(error.cmd)}` failed, see above; journalctl -xeu clarad may say more"
+        )
     except OSError as error:
-        fail(f"{error.filename}: {error.strerror}")
+        print_error(f"{error.filename}: {error.strerror}")
     return 1
 
 
@@ -157,7 +159,7 @@ def _install(wanted: list[File], *, ask: bool) -> int:
     is_new = not Path(_TARGETS["clarad.service"]).exists()
     commands = _FIRST if is_new else _AGAIN
     print("\n".join(changes.values()))
-    if not _agreed("These files are written", commands, ask=ask):
+    if not _confirmed("These files are written", commands, ask=ask):
         return 1
     for file in changes:
         file.write()
@@ -172,7 +174,7 @@ def _remove(*, ask: bool) -> int:
         print("Nothing is installed.")
         return 0
     print("\n".join(map(str, there)))
-    if not _agreed("These files are deleted", (*_BEFORE_REMOVAL, *_AFTER_REMOVAL), ask=ask):
+    if not _confirmed("These files are deleted", (*_BEFORE_REMOVAL, *_AFTER_REMOVAL), ask=ask):
         return 1
     _run(_BEFORE_REMOVAL)
     for path in there:
@@ -182,7 +184,7 @@ def _remove(*, ask: bool) -> int:
     return 0
 
 
-def _agreed(title: str, commands: tuple[str, ...], *, ask: bool) -> bool:
+def _confirmed(title: str, commands: tuple[str, ...], *, ask: bool) -> bool:
     print(f"\n{title}, and these commands run:\n")
     print("\n".join(f"    {command}" for command in commands), flush=True)
     if not ask:
@@ -193,7 +195,7 @@ def _agreed(title: str, commands: tuple[str, ...], *, ask: bool) -> bool:
         answer = ""
     if answer.strip().lower() in ("y", "yes"):
         return True
-    fail("nothing has changed")
+    print_error("nothing has changed")
     return False
 
 

@@ -17,4 +17,4 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(_arguments: argparse.Namespace) -> int:
     """Ask, and print the answer."""
-    return control.say(Status("status"))
+    return control.ask_and_print(Status("status"))

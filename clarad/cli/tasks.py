@@ -1,4 +1,4 @@
-"""`clarad tasks`: what is configured to run by the clock, what has run, and what will."""
+"""`clarad tasks`: list tasks and their runs, run or pause one, preview the schedule."""
 
 import argparse
 from collections.abc import Mapping, Sequence
@@ -11,8 +11,8 @@ from clarad.automation.overview import task_row
 from clarad.automation.tasks import schedule, timezone
 from clarad.automation.tasks.preview import preview
 from clarad.automation.tasks.task import Task, load_tasks
-from clarad.cli import control, fail, listing, runs
-from clarad.cli.runs import Unusable
+from clarad.cli import control, listing, parts, print_error, runs
+from clarad.cli.parts import CommandError
 from clarad.protocol.control import PauseTask, ResumeTask, RunTask
 from clarad.store import Outcome, StoreError, TaskState
 from clarad.store.history import open_history, open_writable
@@ -26,30 +26,32 @@ _PERIOD: Final = timedelta(days=1)
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command and its parts."""
     parser.description = "Commands that run by the clock; scheduler.yaml says which."
-    parts = parser.add_subparsers(dest="part", metavar="PART", required=True)
+    subparsers = parser.add_subparsers(dest="part", metavar="PART", required=True)
     tell = "the tasks, when each is due next, and how it ran last"
-    runs.add_list_options(parts.add_parser("list", help=tell))
-    runs.add_runs_options(parts.add_parser("runs", help="what has run, the newest first"), "task")
-    runs.add_show(parts)
+    parts.add_json_option(subparsers.add_parser("list", help=tell))
+    runs.add_runs_options(
+        subparsers.add_parser("runs", help="what has run, the newest first"), "task"
+    )
+    runs.add_show(subparsers)
     for name, text in (
         ("run", "run a task now, and wait for its end (needs the running daemon)"),
         ("pause", "skip what comes due of a task, until it is resumed"),
         ("resume", "let a paused task go on"),
     ):
-        parts.add_parser(name, help=text).add_argument("name", type=runs.word, metavar="NAME")
-    ahead = parts.add_parser("preview", help="every fire in a period, and what is odd about it")
-    ahead.add_argument("--from", dest="start", type=_moment, metavar="TIME", help="default: now")
-    ahead.add_argument(
-        "--to", dest="end", type=_moment, metavar="TIME", help="default: a day later"
+        subparsers.add_parser(name, help=text).add_argument("name", type=parts.name, metavar="NAME")
+    ahead = subparsers.add_parser(
+        "preview", help="every fire in a period, and what is odd about it"
     )
-    ahead.add_argument("--task", type=runs.word, metavar="NAME", help="only this task")
-    runs.add_list_options(ahead)
+    ahead.add_argument("--from", dest="start", type=_time, metavar="TIME", help="default: now")
+    ahead.add_argument("--to", dest="end", type=_time, metavar="TIME", help="default: a day later")
+    ahead.add_argument("--task", type=parts.name, metavar="NAME", help="only this task")
+    parts.add_json_option(ahead)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Do one part; 1 if it cannot be done, or what it ran failed."""
-    parts = {
+    """Run one part; return 1 if it fails, or what it ran did."""
+    functions = {
         "list": _list,
         "runs": _runs,
         "show": runs.show,
@@ -58,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         "resume": _pause,
         "preview": _preview,
     }
-    return runs.guarded(arguments, parts[arguments.part])
+    return parts.run_part(arguments, functions[arguments.part])
 
 
 def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
@@ -66,7 +68,7 @@ def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
         states = history.task_states()
         rows = runs.in_force(settings, "tasks")
         if rows is None:
-            rows = [_described(task, states.get(task.name)) for task in _load(settings)]
+            rows = [_row(task, states.get(task.name)) for task in _load(settings)]
         for row in rows:
             state = states.get(row["name"])
             if state is not None and state.paused_at is not None:  # another daemon may have it
@@ -76,7 +78,7 @@ def _list(arguments: argparse.Namespace, settings: config.Settings) -> int:
     return 0
 
 
-def _described(task: Task, state: TaskState | None) -> dict[str, Any]:
+def _row(task: Task, state: TaskState | None) -> dict[str, Any]:
     known = state is not None and state.schedule == schedule.identity(task)
     anchor = state.anchor_at if state is not None and known else None
     return task_row(task, now=datetime.now(UTC), anchor=anchor, is_paused=False)
@@ -95,8 +97,6 @@ def _runs(arguments: argparse.Namespace, settings: config.Settings) -> int:
 def _run(arguments: argparse.Namespace, settings: config.Settings) -> int:
     request = RunTask("run", arguments.name, control.caused_by())
     done = control.ask(settings, request, lambda run: print(f"run {run} has begun", flush=True))
-    if done is None:
-        return 1
     print(done.text)
     return 0 if done.outcome == Outcome.RAN else 1
 
@@ -107,14 +107,12 @@ def _pause(arguments: argparse.Namespace, settings: config.Settings) -> int:
         done = control.ask(settings, kind(arguments.part, arguments.name))
     except NoDaemon:
         return _pause_later(arguments, settings)
-    if done is None:
-        return 1
     print(done.text)
     return 0
 
 
 def _pause_later(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    """Write it down for the daemon's next start."""
+    """Store the pause or its end, for the daemon's next start."""
     _find(_load(settings), arguments.name)
     is_paused = arguments.part == "pause"
     at = datetime.now(UTC) if is_paused else None
@@ -124,7 +122,9 @@ def _pause_later(arguments: argparse.Namespace, settings: config.Settings) -> in
         with open_writable(settings.database_url) as connection:
             is_known = write_pause(connection, arguments.name, at)
     if not is_known:
-        raise Unusable(f"the daemon has never known the task {arguments.name!r}; start it first")
+        raise CommandError(
+            f"the daemon has never known the task {arguments.name!r}; start it first"
+        )
     print(
         f"no daemon runs; at its next start {arguments.name} {'is paused' * is_paused or 'goes on'}"
     )
@@ -135,13 +135,13 @@ def _preview(arguments: argparse.Namespace, settings: config.Settings) -> int:
     start = arguments.start or datetime.now(UTC)
     end = arguments.end or start + _PERIOD
     if end <= start:
-        raise Unusable("--to is not after --from; write a later time")
+        raise CommandError("--to is not after --from; write a later time")
     tasks = _load(settings)
     if arguments.task is not None:
         tasks = [_find(tasks, arguments.task)]
     anchors = _anchors(tasks, settings)
     if not arguments.json:
-        _explain_what_is_missing(tasks)
+        _explain_omissions(tasks)
     fires = preview([task for task in tasks if task.enabled], start=start, end=end, anchors=anchors)
     if arguments.json:
         rows = ({**fire._asdict(), "at": fire.at, "marks": list(fire.marks)} for fire in fires)
@@ -156,16 +156,19 @@ def _preview(arguments: argparse.Namespace, settings: config.Settings) -> int:
     return 0
 
 
-def _explain_what_is_missing(tasks: Sequence[Task]) -> None:
+def _explain_omissions(tasks: Sequence[Task]) -> None:
     for task in tasks:
         if not task.enabled:
-            fail(f"{task.name} is disabled")
+            print_error(f"{task.name} is disabled")
         elif task.type == "one_shot" and task.run_at is None:
-            fail(f"{task.name} runs {task.delay or 0:g} s after each start of the daemon")
+            print_error(f"{task.name} runs {task.delay or 0:g} s after each start of the daemon")
 
 
 def _anchors(tasks: Sequence[Task], settings: config.Settings) -> dict[str, datetime]:
-    """Return what intervals are counted from; a preview can do without, and so without a store."""
+    """Return the times that intervals are counted from, as far as the store can be read.
+
+    A preview works without them: it counts from the beginning of its period.
+    """
     intervals = [task for task in tasks if task.type == "interval"]
     states: Mapping[str, TaskState] = {}
     try:
@@ -173,7 +176,7 @@ def _anchors(tasks: Sequence[Task], settings: config.Settings) -> dict[str, date
             with open_history(settings.database_url) as history:
                 states = history.task_states()
     except StoreError as error:
-        fail(f"intervals are counted from the beginning of the period: {error}")
+        print_error(f"intervals are counted from the beginning of the period: {error}")
     return {
         task.name: state.anchor_at
         for task in intervals
@@ -183,7 +186,7 @@ def _anchors(tasks: Sequence[Task], settings: config.Settings) -> dict[str, date
 
 def _load(settings: config.Settings) -> Sequence[Task]:
     loaded = load_tasks(settings.scheduler_dir)
-    fail(*(f"left out: {problem}" for problem in loaded.problems))
+    print_error(*(f"left out: {problem}" for problem in loaded.problems))
     return loaded.entries
 
 
@@ -191,11 +194,11 @@ def _find(tasks: Sequence[Task], name: str) -> Task:
     for task in tasks:
         if task.name == name:
             return task
-    raise Unusable(f"there is no task {name!r}; `clarad tasks list` lists them")
+    raise CommandError(f"there is no task {name!r}; `clarad tasks list` lists them")
 
 
-def _moment(text: str) -> datetime:
-    """Read a time; without an offset it is the machine's."""
+def _time(text: str) -> datetime:
+    """Parse a time on the command line; without an offset it is in the machine's time zone."""
     try:
         time = datetime.fromisoformat(text)
     except ValueError:

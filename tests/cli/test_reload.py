@@ -169,7 +169,7 @@ def test_a_file_that_cannot_be_read_changes_nothing(clarad: Console) -> None:
     path.rmdir()
     problem, last = err.splitlines()
     assert (status, out, last) == (1, "", "clarad: nothing has changed")
-    assert problem == f"clarad: {path}: this is not a file: put one in its place, or remove it"
+    assert problem == f"clarad: {path}: this is a directory: put a file in its place"
     assert clarad("tasks", "run", "tick").status == 0
 
 
