@@ -100,8 +100,11 @@ class Connection:
 
     def fetch_missed(self) -> None:
         """Fetch what other daemons have stored for the node, and send it."""
-        if self.node is not None and self._nursery is not None:
-            self._nursery.start_soon(self._redelivery.fetch_missed, self.node, self)
+        nursery = self._nursery
+        # Other tasks call this. Whatever ends the connection cancels its nursery before it closes,
+        # and a closed one lets nobody in: the node's next connection fetches what it has missed.
+        if self.node is not None and nursery and not nursery.cancel_scope.cancel_called:
+            nursery.start_soon(self._redelivery.fetch_missed, self.node, self)
 
     def replace(self) -> None:
         """Close with 4000: the node has another connection, which gets what is queued."""

@@ -227,3 +227,36 @@ async def test_a_peer_that_does_not_read_is_closed_and_others_are_served(running
                     await slow.send_text(*useless)
                 assert await good.is_silent()
         assert ended[0].data["code"] == 4008
+
+
+class NoticeInEachStep(trio.abc.Instrument):
+    """Tells the nodes to fetch what they have missed after each step of the loop."""
+
+    def __init__(self, running: Running) -> None:
+        self._nodes = running.daemon.nodes
+        self.error: Exception | None = None
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        try:
+            self._nodes.fetch_missed()
+        except Exception as error:
+            self.error = error
+
+
+@pytest.mark.parametrize("ours", [True, False])
+async def test_a_notice_in_any_step_of_a_connection_s_end_fails_nobody(
+    running: Running, ours: bool
+) -> None:
+    peer = await running.connect()
+    await peer.register("node-1")
+    notices = NoticeInEachStep(running)
+    trio.lowlevel.add_instrument(notices)
+    if ours:
+        await peer.send("unregister")
+        await peer.close_code()
+    else:
+        await peer.drop()
+    while running.daemon.nodes.connected:
+        await trio.sleep(0.001)
+    trio.lowlevel.remove_instrument(notices)
+    assert notices.error is None
