@@ -195,53 +195,41 @@ def test_a_control_character_is_refused_with_the_line(read: Read, character: str
 # --- what is no file -----------------------------------------------------------------------------
 
 
-def refused(path: Path) -> str:
+UNREADABLE: Final[dict[str, tuple[Callable[[Path], object], str]]] = {
+    "a directory": (Path.mkdir, "this is a directory: put a file in its place"),
+    "a link to nothing": (
+        lambda path: path.symlink_to("nothing"),
+        "the link leads nowhere: fix it, or remove it",
+    ),
+    "a link to itself": (
+        lambda path: path.symlink_to(path),
+        "the file cannot be read (Too many levels of symbolic links): let the daemon's user read "
+        "it",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", UNREADABLE)
+def test_what_is_no_file_to_be_read_is_refused(tmp_path: Path, what: str) -> None:
+    make, said = UNREADABLE[what]
+    make(tmp_path / "file.yaml")
     with pytest.raises(DocumentError) as caught:
-        document.read(path)
-    assert caught.value.line is None
-    return caught.value.text
+        document.read(tmp_path / "file.yaml")
+    assert (caught.value.line, caught.value.text) == (None, said)
 
 
-def test_a_directory_is_refused(tmp_path: Path) -> None:
-    assert refused(tmp_path) == "this is a directory: put a file in its place"
-
-
-def test_a_link_to_nothing_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("nothing")
-    assert refused(tmp_path / "link") == "the link leads nowhere: fix it, or remove it"
+def test_a_file_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file.yaml").touch(0)
+    with unprivileged(), pytest.raises(DocumentError) as caught:
+        document.read(tmp_path / "file.yaml")
+    said = "the file cannot be read (Permission denied): let the daemon's user read it"
+    assert (caught.value.line, caught.value.text) == (None, said)
 
 
 def test_a_link_to_a_file_is_read(read: Read, tmp_path: Path) -> None:
     read("a: b")
     (tmp_path / "link").symlink_to("file.yaml")
     assert document.read(tmp_path / "link") is not None
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: path.symlink_to(path), "Too many levels of symbolic links"),
-        (lambda path: path.parent.write_text("a file"), "Not a directory"),
-    ],
-    ids=["a link to itself", "a file for a directory"],
-)
-def test_what_the_system_does_not_let_us_read_is_refused(
-    tmp_path: Path, make: Callable[[Path], None], reason: str
-) -> None:
-    directory = tmp_path / "directory"
-    if "directory" not in reason:
-        directory.mkdir()
-    make(directory / "file.yaml")
-    said = f"the file cannot be read ({reason}): let the daemon's user read it"
-    assert refused(directory / "file.yaml") == said
-
-
-def test_a_file_of_somebody_else_is_refused(read: Read, tmp_path: Path) -> None:
-    read("a: b")
-    (tmp_path / "file.yaml").chmod(0)
-    with unprivileged():
-        said = refused(tmp_path / "file.yaml")
-    assert said == "the file cannot be read (Permission denied): let the daemon's user read it"
 
 
 # --- whatever is written -------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import pytest
@@ -195,58 +195,32 @@ def test_more_jitter_than_is_between_two_occurrences_loses_none_of_them(limit: i
 # --- what was missed while the daemon was down ---------------------------------------------------
 
 
-def after_a_night(task: Task, at: str = "06:30") -> list[Verdict]:
-    """Return what becomes of what was due each hour, if the daemon was down from two o'clock on."""
-    midnight, start = utc("2027-01-01"), utc(f"2027-01-01T{at}")
-    cursor = utc("2027-01-01T02:00")
-    return take_all(agenda_of(task, up_since=start, anchor=midnight, cursor=cursor), start)
-
-
-def test_one_of_what_was_missed_is_made_up_for_and_that_is_the_last() -> None:
-    assert after_a_night(every(3600)) == [
-        at("03:00", "missed"),
-        at("04:00", "missed"),
-        at("05:00", "missed"),
-        at("06:00", LATE),
+@pytest.mark.parametrize(
+    ("keys", "start", "expected"),
+    [
+        ({}, "06:30", ["missed", "missed", "missed", LATE]),
+        ({}, "06:00", ["missed", "missed", "missed", RUNS]),
+        ({"catch_up": "none"}, "06:30", ["missed", "missed", "missed", "missed"]),
+        ({"catch_up": "all"}, "06:30", [LATE, LATE, LATE, LATE]),
+        (
+            {"catch_up": "all", "catch_up_window": 5400},
+            "06:30",
+            ["missed", "missed", LATE, LATE],
+        ),
+        ({"catch_up_window": 5400}, "06:30", ["missed", "missed", "missed", LATE]),
+        ({"catch_up_window": 1799}, "06:30", ["missed", "missed", "missed", "missed"]),
+        ({"enabled": False}, "04:30", ["disabled", "disabled"]),
+    ],
+)
+def test_after_a_night_catch_up_says_what_becomes_of_each_hour(
+    keys: dict[str, Any], start: str, expected: list[str]
+) -> None:
+    """The task is due each hour, and the daemon was down from after two o'clock until `start`."""
+    midnight, two, up_since = utc("2027-01-01"), utc("2027-01-01T02:00"), utc(f"2027-01-01T{start}")
+    agenda = agenda_of(every(3600, **keys), up_since=up_since, anchor=midnight, cursor=two)
+    assert take_all(agenda, up_since) == [
+        at(f"{hour:02}:00", what) for hour, what in enumerate(expected, 3)
     ]
-
-
-def test_none_of_what_was_missed_is_made_up_for() -> None:
-    assert after_a_night(every(3600, catch_up="none")) == [
-        at("03:00", "missed"),
-        at("04:00", "missed"),
-        at("05:00", "missed"),
-        at("06:00", "missed"),
-    ]
-
-
-def test_all_of_what_was_missed_is_made_up_for() -> None:
-    assert after_a_night(every(3600, catch_up="all")) == [
-        at("03:00", LATE),
-        at("04:00", LATE),
-        at("05:00", LATE),
-        at("06:00", LATE),
-    ]
-
-
-def test_nothing_is_made_up_for_if_the_next_one_is_just_due() -> None:
-    assert after_a_night(every(3600), at="06:00") == [
-        at("03:00", "missed"),
-        at("04:00", "missed"),
-        at("05:00", "missed"),
-        at("06:00", RUNS),
-    ]
-
-
-def test_what_was_missed_longer_ago_than_the_window_is_not_made_up_for() -> None:
-    assert after_a_night(every(3600, catch_up="all", catch_up_window=5400)) == [
-        at("03:00", "missed"),
-        at("04:00", "missed"),
-        at("05:00", LATE),
-        at("06:00", LATE),
-    ]
-    assert after_a_night(every(3600, catch_up_window=5400))[-1] == at("06:00", LATE)
-    assert after_a_night(every(3600, catch_up_window=1799))[-1] == at("06:00", "missed")
 
 
 def test_a_window_does_not_matter_to_what_is_in_time() -> None:
@@ -271,14 +245,11 @@ def test_what_was_missed_by_a_second_was_missed() -> None:
     assert take_all(agenda, start) == [at("12:00", "missed")]
 
 
-def test_a_one_shot_whose_time_has_passed_is_made_up_for() -> None:
-    agenda = agenda_of(once(NOON - timedelta(days=99)), cursor=LONG_AGO)
-    assert take_all(agenda, NOON) == [Verdict(NOON - timedelta(days=99), LATE)]
-
-
-def test_a_one_shot_whose_time_has_passed_is_not_made_up_for_against_its_will() -> None:
-    agenda = agenda_of(once(NOON - timedelta(days=99), catch_up="none"), cursor=LONG_AGO)
-    assert take_all(agenda, NOON) == [Verdict(NOON - timedelta(days=99), "missed")]
+@pytest.mark.parametrize(("catch_up", "expected"), [("one", LATE), ("none", "missed")])
+def test_a_one_shot_whose_time_has_passed_counts_as_missed(catch_up: str, expected: str) -> None:
+    long_ago = NOON - timedelta(days=99)
+    agenda = agenda_of(once(long_ago, catch_up=catch_up), cursor=LONG_AGO)
+    assert take_all(agenda, NOON) == [Verdict(long_ago, expected)]
 
 
 def test_what_is_missed_while_the_machine_sleeps_is_missed() -> None:
@@ -334,13 +305,6 @@ def test_what_could_still_be_made_up_for_is_missed_if_the_task_is_paused() -> No
         at("12:03", "paused"),
         at("12:04", "paused"),
         at("12:05", "paused"),
-    ]
-
-
-def test_what_a_task_that_is_off_missed_is_not_made_up_for() -> None:
-    assert after_a_night(every(3600, enabled=False), at="04:30") == [
-        at("03:00", "disabled"),
-        at("04:00", "disabled"),
     ]
 
 
