@@ -1,4 +1,4 @@
-"""Sandboxes: places where code that nobody has read runs, and stops when it is told to.
+"""Sandboxes: they run code that nobody has read, and kill it when they are told to.
 
     async with open_keeper(load(), "my-program") as keeper:
         sandbox = await keeper.acquire("somebody")
@@ -56,7 +56,7 @@ async def choose_engine(settings: Settings, name: str) -> Engine:
     Raises:
         EngineError: there is none, or only a weaker one than was asked for.
     """
-    # Imported only where wanted: an SDK takes longer to import than all the rest.
+    # Imported where needed, since an SDK takes longer to import than all the rest.
     if settings.mode in ("auto", "incus", "incus-vm"):
         from sandbox.incus import Incus
 
@@ -76,9 +76,9 @@ async def choose_engine(settings: Settings, name: str) -> Engine:
 
 
 async def check_engine(settings: Settings) -> list[str]:
-    """See whether the engine has all that a keeper needs; return what holds less than it should.
+    """Check that the engine has all that a keeper needs; return what it does not enforce.
 
-    Makes nothing. An engine that does not answer is given a minute.
+    Creates nothing. Waits up to a minute for the engine's answer.
 
     Raises:
         EngineError: what is missing, and how to get it.
@@ -91,10 +91,10 @@ async def check_engine(settings: Settings) -> list[str]:
 
 
 async def make_keeper(settings: Settings, name: str) -> Keeper:
-    """Return a keeper that is to be run (`Keeper.run`); raises what `choose_engine` does.
+    """Return a keeper, for the caller to run (`Keeper.run`); raises what `choose_engine` does.
 
-    `name` labels what it makes: the same after a restart, another for every other keeper on the
-    same engine. Letters, digits and dashes, at most 40.
+    `name` labels its sandboxes: it is the same after a restart, and different from all other
+    keepers' on the engine. It has at most 40 letters, digits and dashes.
     """
     engine = await choose_engine(settings, name)
     own = settings.docker if engine.name == "docker" else settings.incus
@@ -102,7 +102,7 @@ async def make_keeper(settings: Settings, name: str) -> Keeper:
         engine,
         name,
         pool=settings.pool,
-        most=settings.max,
+        capacity=settings.max,
         idle_timeout=own.timeout,
         network=settings.network,
     )
@@ -110,9 +110,9 @@ async def make_keeper(settings: Settings, name: str) -> Keeper:
 
 @asynccontextmanager
 async def open_keeper(settings: Settings, name: str) -> AsyncIterator[Keeper]:
-    """Keep sandboxes for the length of the block; at its end all of them are gone.
+    """Run a keeper within the block; at its end all sandboxes have ended.
 
-    What the block raises is raised as it is.
+    Exceptions of the block are raised without a group around them.
 
     Raises:
         EngineError: what is missing, and how to get it.
@@ -121,9 +121,9 @@ async def open_keeper(settings: Settings, name: str) -> AsyncIterator[Keeper]:
     raised: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
-            # What is raised here goes around the nursery, which would wrap it. A cancellation goes
-            # through it, since it may be the nursery's own; from a group of exceptions the block's
-            # other ones are kept for the end.
+            # An exception of the block is kept in `raised`, past the nursery, which would wrap it
+            # in a group. Cancelled has to pass through the nursery, since it may be the nursery's
+            # own; the other exceptions of a group with it are kept.
             try:
                 await nursery.start(keeper.run)
                 yield keeper

@@ -1,11 +1,11 @@
-"""Whether a sandbox's disk has the size that it should have."""
+"""Verifies the limit of a sandbox's disk, from inside."""
 
 from typing import Final
 
 from sandbox.sandbox import Sandbox
 
-# Space is asked for (fallocate(2)), not written: that takes no time, and counts all the same. Two
-# files, since one cannot be larger than the disk.
+# The space is allocated (fallocate(2)) and not written, which takes no time. It takes two files,
+# since the limit of a file's size is that of the disk.
 _PROGRAM: Final = """
 import os, sys
 size = int(sys.argv[1])
@@ -22,8 +22,8 @@ finally:
 """
 
 
-async def keeps_to(sandbox: Sandbox, size: int) -> bool:
-    """Try to get twice as much as there is.
+async def has_disk_limit(sandbox: Sandbox, size: int) -> bool:
+    """Return whether a sandbox fails to allocate twice `size`.
 
     Raises:
         GoneError: the sandbox has ended.

@@ -40,7 +40,7 @@ class Docker:
 
     name = "docker"
     max_processes = None
-    disk_to_prove = None  # a tmpfs has its size
+    disk_to_verify = None  # a tmpfs has its size
 
     def __init__(self, settings: Settings, keeper: str) -> None:
         self._settings = settings

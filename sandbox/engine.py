@@ -1,4 +1,4 @@
-"""What every engine can do, and what can be said of a run: the words that the rest is built of."""
+"""The Protocol of engines, the errors, and the result of a run."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,19 +14,19 @@ HOME: Final = "/home/sandbox"
 
 
 class SandboxError(Exception):
-    """Something about sandboxes that a person has to know: one sentence, with the mend."""
+    """An error for people: the text is one sentence, and says how to fix it."""
 
 
 class EngineError(SandboxError):
-    """The engine is not there, or cannot do what was asked for."""
+    """The engine does not answer, or cannot do what was asked for."""
 
 
 class GoneError(SandboxError):
-    """The sandbox has ended under what was running in it; the next call gets a new one."""
+    """The sandbox ended while something ran in it; the next call gets a new one."""
 
 
 class FullError(SandboxError):
-    """There are as many sandboxes as there may be, and all belong to somebody."""
+    """All sandboxes that there may be belong to other owners."""
 
 
 class FileError(SandboxError):
@@ -34,24 +34,24 @@ class FileError(SandboxError):
 
 
 class Engine(Protocol):
-    """Makes and removes sandboxes. Names are the caller's, unique to each sandbox."""
+    """Makes and removes sandboxes. The caller gives each a unique name."""
 
     name: str
 
     @property
     def max_processes(self) -> int | None:
-        """What the agent has to keep the user's processes to; None if the engine does."""
+        """The limit of processes that the agent has to enforce; None if the engine does."""
 
     @property
     def max_file(self) -> int:
         """The largest file that can be written, in bytes."""
 
     @property
-    def disk_to_prove(self) -> int | None:
-        """Bytes that a sandbox must not be able to exceed, where the engine may not see to it."""
+    def disk_to_verify(self) -> int | None:
+        """The disk limit to verify in each sandbox; None if the engine always enforces it."""
 
     async def check(self) -> list[str]:
-        """See whether all is there that is needed; return what holds less than was asked for.
+        """Check that nothing is missing; return a warning for each limit that is not enforced.
 
         Raises:
             EngineError: something is missing; the text says how to get it.
@@ -63,25 +63,25 @@ class Engine(Protocol):
         Raises:
             EngineError: with the engine's own reason.
 
-        Whatever it raises, something may be there: `destroy` it.
+        If it raises, a part of the sandbox may exist: call `destroy`.
         """
 
     async def destroy(self, name: str) -> None:
-        """Remove a sandbox, whatever runs in it. One that is gone is fine.
+        """Remove a sandbox and all that runs in it; it need not exist.
 
         Raises:
-            EngineError: it may still be there.
+            EngineError: it may still exist.
         """
 
     async def names(self) -> list[str]:
-        """Return the names of all sandboxes that carry our keeper's label."""
+        """Return the names of all sandboxes with the keeper's label."""
 
     def close(self) -> None:
-        """Let go of connections; they are opened again if need be."""
+        """Close the connections; a later call opens new ones."""
 
 
 async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter, engine: str) -> T:
-    """Ask an engine in a thread.
+    """Call an engine's blocking SDK in a thread.
 
     Raises:
         EngineError: what `call` raises; or there is no thread, or no file descriptor, for it.
@@ -94,7 +94,7 @@ async def in_thread(call: Callable[[], T], limiter: trio.CapacityLimiter, engine
 
 @dataclass(frozen=True)
 class Output:
-    """What a run wrote: the first bytes, up to the cap; the last, if some were cut; how many."""
+    """What a run wrote: the first bytes, up to the cap; the last, if some were cut; the total."""
 
     kept: bytes = b""
     tail: bytes = b""
@@ -107,21 +107,22 @@ class Output:
 
     @property
     def rest(self) -> bytes:
-        """What comes after `kept`: a word about what is missing, and the last bytes."""
+        """What follows `kept`: a note on the missing bytes, and the last bytes."""
         middle = f"\n[… {self.cut} bytes are cut …]\n" if self.cut > 0 else ""
         return middle.encode() + self.tail
 
     def text(self) -> str:
-        """Return it for a reader, with a word about what is missing."""
+        """Return the output as text, with a note on the missing bytes."""
         return (self.kept + self.rest).decode(errors="replace")
 
 
 @dataclass(frozen=True)
 class Result:
-    """How a run ended. `exit_status` is negative for a signal, as in `subprocess`; times are in
-    seconds. `killed` counts the processes that were killed at its end, or at its timeout.
-    `made_room` says that there was no process left for it, so that the interpreter was ended first,
-    with all that earlier calls had left running.
+    """How a run ended. Times are in seconds.
+
+    `exit_status` is negative for a signal, as in `subprocess`. `killed` counts the processes that
+    were killed at its end, or at its timeout. With `made_room` no process was left for it, so the
+    interpreter was killed first, with all that earlier calls had left running.
     """
 
     exit_status: int

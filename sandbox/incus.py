@@ -62,7 +62,7 @@ class Incus:
         return self._disk
 
     @property
-    def disk_to_prove(self) -> int:
+    def disk_to_verify(self) -> int:
         """That of every sandbox: a pool can stop keeping to sizes (`unlimited_disk`)."""
         return self._disk
 

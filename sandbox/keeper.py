@@ -1,4 +1,4 @@
-"""Keeps the sandboxes: warm ones ready, one for each owner, idle ones ended, leftovers removed."""
+"""Keeps sandboxes: some warm, one for each owner; ends idle ones and removes leftovers."""
 
 import logging
 import secrets
@@ -8,7 +8,7 @@ from typing import Final
 
 import trio
 
-from sandbox.disk import keeps_to
+from sandbox.disk import has_disk_limit
 from sandbox.engine import Engine, EngineError, FullError, GoneError, SandboxError
 from sandbox.python import Interpreter
 from sandbox.sandbox import Sandbox
@@ -17,7 +17,7 @@ from sandbox.session import Session
 log = logging.getLogger(__name__)
 
 SWEEP: Final = 60.0
-"""Seconds between looks for leftovers."""
+"""Seconds between searches for leftovers."""
 
 _STOPPED: Final = "the keeper of the sandboxes does not run; try again when it does"
 _UNLIMITED: Final = (
@@ -26,7 +26,7 @@ _UNLIMITED: Final = (
 )
 
 MAX_PAUSE: Final = 30.0
-"""Seconds, at most, until a warm sandbox is tried again that could not be made."""
+"""Seconds at most before the keeper retries to make a warm sandbox."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Status:
     running: int
 
 
-class Place:
-    """Where one owner's sandbox is, or will be."""
+class Reservation:
+    """One owner's sandbox, or the wait for it."""
 
     def __init__(self) -> None:
         self.sandbox: Sandbox | None = None
@@ -49,14 +49,14 @@ class Place:
         self.settled = trio.Event()
 
     def settle(self, sandbox: Sandbox) -> None:
-        """The owner's sandbox is there."""
+        """Assign a sandbox to the owner, and wake those who wait for it."""
         self.sandbox = sandbox
         self.interpreter = Interpreter(sandbox)
         self.settled.set()
 
 
 class Keeper:
-    """The sandboxes of one engine that carry one keeper's label."""
+    """The sandboxes of one engine with this keeper's label."""
 
     def __init__(
         self,
@@ -64,36 +64,36 @@ class Keeper:
         name: str,
         *,
         pool: int,
-        most: int,
+        capacity: int,
         idle_timeout: float,
         network: str = "none",
     ) -> None:
-        """`name` is the label's value: that of the same keeper after a restart, and no other's."""
+        """`name` is the label's value: the same after a restart, and no other keeper's."""
         self.engine = engine
         self.name = name
         self.network = network
         self.warnings: list[str] = []
         self._pool = pool
-        self._most = most
+        self._capacity = capacity
         self._idle_timeout = idle_timeout
         self._nursery: trio.Nursery | None = None
-        self._scopes: dict[str, trio.CancelScope] = {}  # of all, by name, from before they exist
+        self._scopes: dict[str, trio.CancelScope] = {}  # by name, from before the sandbox exists
         self._ended: dict[str, trio.Event] = {}
         self._warm: deque[Sandbox] = deque()
-        self._places: dict[str, Place] = {}
-        self._waiting: deque[Place] = deque()
+        self._reservations: dict[str, Reservation] = {}
+        self._waiting: deque[Reservation] = deque()
         self._starting = 0
         self._failures = 0
         self._failure: SandboxError | None = None
-        self._settled = trio.Event()  # the first one is there, or cannot be made
+        self._settled = trio.Event()  # the first sandbox is ready, or cannot be made
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep sandboxes until cancelled; then they end, all of them, before this returns.
+        """Keep sandboxes until cancelled; all of them have ended when this returns.
 
         Ready when the engine has been checked, leftovers are gone and one sandbox is warm.
 
         Raises:
-            EngineError: before it is ready: what is missing, and how to get it.
+            EngineError: something is missing; the text says how to get it.
         """
         failure: SandboxError | None = None
         try:
@@ -115,10 +115,10 @@ class Keeper:
             raise failure
 
     async def acquire(self, owner: str) -> Sandbox:
-        """Return the owner's sandbox, which is theirs until it ends.
+        """Return the owner's sandbox; a new owner gets a warm one, or waits for a new one.
 
         Raises:
-            FullError: all sandboxes are others'.
+            FullError: all sandboxes belong to other owners.
             EngineError: none can be made.
         """
         return (await self._acquire(owner))[0]
@@ -129,73 +129,81 @@ class Keeper:
 
     async def delete(self, owner: str) -> None:
         """End the owner's sandbox, with its files, and wait until it is gone."""
-        place = self._places.get(owner)
-        if place is None:
+        reservation = self._reservations.get(owner)
+        if reservation is None:
             return
-        await place.settled.wait()  # one that is being made would be nobody's otherwise
-        if place.sandbox is not None and self._places.get(owner) is place:
-            del self._places[owner]
-            await self._end(place.sandbox)
+        await (
+            reservation.settled.wait()
+        )  # otherwise one that is being made would stay without an owner
+        if reservation.sandbox is not None and self._reservations.get(owner) is reservation:
+            del self._reservations[owner]
+            await self._end(reservation.sandbox)
 
     async def reset(self, owner: str) -> Sandbox:
-        """Give the owner a new sandbox instead of theirs; raises what `acquire` does."""
+        """Replace the owner's sandbox by a new one; raises what `acquire` does."""
         await self.delete(owner)
         return await self.acquire(owner)
 
     def status(self) -> list[Status]:
-        """Return all sandboxes that are there, the warm ones last."""
+        """Return all sandboxes, the warm ones last."""
         now = trio.current_time()
-        owned = [(o, place.sandbox) for o, place in sorted(self._places.items()) if place.sandbox]
+        owned = [
+            (o, reservation.sandbox)
+            for o, reservation in sorted(self._reservations.items())
+            if reservation.sandbox
+        ]
         return [
             Status(one.name, owner, 0.0 if one.is_busy else now - one.used_at, one.session.running)
             for owner, one in [*owned, *((None, one) for one in self._warm)]
         ]
 
     async def _acquire(self, owner: str) -> tuple[Sandbox, Interpreter]:
-        place = self._places.get(owner)
-        if place is None or (place.sandbox is not None and place.sandbox.is_lost):
-            place = self._places[owner] = Place()
-            self._assign(owner, place)
-        await place.settled.wait()
-        if place.failure is not None:
-            raise place.failure
-        assert place.sandbox is not None
-        assert place.interpreter is not None
-        place.sandbox.used_at = trio.current_time()
-        return place.sandbox, place.interpreter
+        reservation = self._reservations.get(owner)
+        if reservation is None or (reservation.sandbox is not None and reservation.sandbox.is_lost):
+            reservation = self._reservations[owner] = Reservation()
+            self._assign(owner, reservation)
+        await reservation.settled.wait()
+        if reservation.failure is not None:
+            raise reservation.failure
+        assert reservation.sandbox is not None
+        assert reservation.interpreter is not None
+        reservation.sandbox.used_at = trio.current_time()
+        return reservation.sandbox, reservation.interpreter
 
-    def _assign(self, owner: str, place: Place) -> None:
-        """Take a warm sandbox, or wait for a new one."""
+    def _assign(self, owner: str, reservation: Reservation) -> None:
+        """Assign a warm sandbox, or queue for a new one."""
         while self._warm:
             sandbox = self._warm.popleft()
             if not sandbox.is_lost:
-                place.settle(sandbox)
+                reservation.settle(sandbox)
                 self._refill()
                 return
         if self._nursery is None:
-            self._fail(place, EngineError(_STOPPED))
-        elif self._starting <= len(self._waiting) and len(self._scopes) >= self._most:
+            self._fail(reservation, EngineError(_STOPPED))
+        elif self._starting <= len(self._waiting) and len(self._scopes) >= self._capacity:
             idle = f"they end {self._idle_timeout:g} s after their last use"
             self._fail(
-                place,
-                FullError(f"all {self._most} sandboxes are taken: {idle}; or raise SANDBOX_MAX"),
+                reservation,
+                FullError(
+                    f"all {self._capacity} sandboxes are taken: {idle}; or raise SANDBOX_MAX"
+                ),
             )
         else:
-            self._waiting.append(place)
+            self._waiting.append(reservation)
             self._refill()
 
-    def _fail(self, place: Place, failure: SandboxError) -> None:
-        """Tell all who wait for this place; whoever asks next tries again."""
-        place.failure = failure
-        place.settled.set()
-        for owner in [owner for owner, one in self._places.items() if one is place]:
-            del self._places[owner]
+    def _fail(self, reservation: Reservation, failure: SandboxError) -> None:
+        """Fail everybody who waits for a reservation; the next `acquire` makes a new one."""
+        reservation.failure = failure
+        reservation.settled.set()
+        for owner in [owner for owner, one in self._reservations.items() if one is reservation]:
+            del self._reservations[owner]
 
     def _refill(self) -> None:
-        """Start as many sandboxes as are waited for, and as the pool lacks."""
+        """Start sandboxes for all queued reservations and for the gaps in the pool."""
         assert self._nursery is not None
         wanted = len(self._waiting) + max(self._pool - len(self._warm), 0)
-        while self._starting < wanted and len(self._scopes) < self._most:
+        while self._starting < wanted and len(self._scopes) < self._capacity:
             self._starting += 1
             self._nursery.start_soon(self._keep_one, self._new_name())
 
@@ -206,7 +214,7 @@ class Keeper:
         return name
 
     async def _warm_up(self) -> SandboxError | None:
-        """Make the first sandbox of the pool; return why not."""
+        """Make the first sandbox of the pool; return why that failed, or `None`."""
         if self._pool == 0:
             return None
         self._refill()
@@ -222,7 +230,7 @@ class Keeper:
                 log.warning("leftovers are not looked for: %s", error)
 
     async def _keep_one(self, name: str) -> None:
-        """Keep a sandbox; if it cannot be made, that is said to whoever waits longest."""
+        """Keep a sandbox; if it cannot be made, fail the reservation that has waited longest."""
         failure = await self._keep(name)
         if failure is not None:
             if self._waiting:
@@ -236,10 +244,10 @@ class Keeper:
         self._refill()
 
     async def _keep(self, name: str) -> SandboxError | None:
-        """Make a sandbox, give it to whoever waits, keep it until it ends, and remove it.
+        """Make a sandbox, hand it out, keep it until it ends, and remove it.
 
-        Returns why it could not be made. Whatever breaks here costs this one sandbox: an exception
-        that left the keeper's nursery would end everybody's.
+        Returns why it could not be made, or `None`. All exceptions stay in here: one that reached
+        the keeper's nursery would end all sandboxes.
         """
         failure: SandboxError | None = None
         is_starting = True
@@ -250,7 +258,7 @@ class Keeper:
                     try:
                         await nursery.start(session.serve)
                         sandbox = Sandbox(name, self.engine, session)
-                        await self._prove_disk(sandbox)
+                        await self._verify_disk(sandbox)
                     except GoneError as error:
                         failure = EngineError(str(error))
                         scope.cancel("it did not start")
@@ -275,14 +283,14 @@ class Keeper:
                 await self._remove(name)
         return failure
 
-    async def _prove_disk(self, sandbox: Sandbox) -> None:
-        """Say so if a sandbox can fill the disk; it is used all the same.
+    async def _verify_disk(self, sandbox: Sandbox) -> None:
+        """Warn if a sandbox can fill the disk; it is used all the same.
 
-        Asked of every sandbox, since some storage stops keeping limits while it runs: btrfs does
-        when its quotas become inconsistent. Raises `GoneError` if the sandbox ends meanwhile.
+        Every sandbox is checked, since some storage stops enforcing limits while it runs: btrfs
+        does when its quotas become inconsistent. Raises `GoneError` if the sandbox ends meanwhile.
         """
-        size = self.engine.disk_to_prove
-        if size is None or await keeps_to(sandbox, size) or _UNLIMITED in self.warnings:
+        size = self.engine.disk_to_verify
+        if size is None or await has_disk_limit(sandbox, size) or _UNLIMITED in self.warnings:
             return
         self.warnings.append(_UNLIMITED)
         log.warning("%s", _UNLIMITED)
@@ -295,7 +303,7 @@ class Keeper:
         self._settled.set()
 
     async def _watch_idle(self, sandbox: Sandbox, scope: trio.CancelScope) -> None:
-        """End it when its owner has not used it for long; a warm one waits for ever."""
+        """End a sandbox that its owner has not used for long; a warm one is never idle."""
         while True:
             await trio.sleep_until(sandbox.used_at + self._idle_timeout)
             is_warm = sandbox in self._warm
@@ -310,10 +318,10 @@ class Keeper:
         await self._ended[sandbox.name].wait()
 
     async def _remove(self, name: str) -> None:
-        """Forget a sandbox that has ended, and see that the engine has, too."""
-        for owner, place in list(self._places.items()):
-            if place.sandbox is not None and place.sandbox.name == name:
-                del self._places[owner]
+        """Drop all references to a sandbox that has ended, and destroy it in the engine."""
+        for owner, reservation in list(self._reservations.items()):
+            if reservation.sandbox is not None and reservation.sandbox.name == name:
+                del self._reservations[owner]
         self._warm = deque(one for one in self._warm if one.name != name)
         try:
             await self.engine.destroy(name)
@@ -323,9 +331,9 @@ class Keeper:
         self._ended.pop(name).set()
 
     async def sweep(self) -> int:
-        """Remove what carries our label and is nobody's: a keeper before us was killed.
+        """Remove the sandboxes that an earlier keeper with this name has left, as a kill does.
 
-        Returns how many sandboxes that were. Raises `EngineError`.
+        Returns how many they were. Raises `EngineError`.
         """
         left = [name for name in await self.engine.names() if name not in self._scopes]
         for name in left:

@@ -10,7 +10,7 @@ import trio
 
 from sandbox.engine import GID, HOME, UID, Engine, FileError, GoneError, Output, Result
 from sandbox.inside import program
-from sandbox.said import Ended
+from sandbox.replies import Ended
 from sandbox.session import OnOutput, Running, Session
 
 OUTPUT_CAP: Final = 256 << 10
@@ -53,7 +53,7 @@ class Entry:
 
 
 class Sandbox:
-    """A place that belongs to one owner, for as long as it lives."""
+    """One sandbox, which belongs to one owner until it ends."""
 
     def __init__(self, name: str, engine: Engine, session: Session) -> None:
         self.name = name
@@ -64,7 +64,7 @@ class Sandbox:
 
     @property
     def is_busy(self) -> bool:
-        """Whether anything runs in it on behalf of a caller."""
+        """Whether a caller uses it."""
         return self._busy > 0
 
     @property
@@ -90,8 +90,9 @@ class Sandbox:
             env: In addition to what every run has (PATH, HOME and the like).
             timeout: Seconds after which it is killed; the result says so.
             cap: Bytes kept of each output.
-            on_output: Is given each piece of output as it comes, up to the cap.
-            on_killed: Is told, if a cancellation takes the result, how many processes were killed.
+            on_output: Called with each piece of output as it comes, up to the cap.
+            on_killed: Called with the number of killed processes if a cancellation takes the
+                result.
 
         Raises:
             GoneError: the sandbox has ended.
@@ -104,7 +105,7 @@ class Sandbox:
         with self.in_use():
             while True:
                 running = self.start(argv, env=env, cwd=cwd, cap=cap, on_output=on_output)
-                async with self.ending(running, on_killed), trio.open_nursery() as nursery:
+                async with self.kill_on_error(running, on_killed), trio.open_nursery() as nursery:
                     nursery.start_soon(running.feed, stdin)
                     timed_out = not await self.wait(running, timeout)
                 if not running.is_refused:
@@ -117,18 +118,18 @@ class Sandbox:
         return replace(result, made_room=made_room)
 
     async def make_room(self, refused: Running) -> bool:
-        """End what earlier calls have left running: there was no process left for a run.
+        """Kill the idle interpreter, since no process was left for a run.
 
         Returns:
-            Whether there was anything. If not, other runs have the processes, or had them.
+            Whether there was one. If not, other runs have the processes, or had them.
 
         Raises:
-            GoneError: there were no other runs: such a sandbox is of no use, and has been ended.
+            GoneError: there were no other runs either, and the sandbox has been ended as unusable.
         """
         idle = self.session.idle
         for running in idle:
-            await self.end(running)
-        # That nothing runs now says little: another run may have ended since the refusal.
+            await self.kill(running)
+        # `began_alone`, since another run may have ended between the refusal and now.
         if refused.began_alone and not idle and self.session.running == 0:
             self.session.abandon()  # the keeper sees it, and removes the sandbox
             raise GoneError(_EXHAUSTED)
@@ -181,7 +182,7 @@ class Sandbox:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Keep the sandbox from being idle meanwhile."""
+        """Keep the sandbox from counting as idle within the block."""
         self._busy += 1
         try:
             yield
@@ -199,7 +200,7 @@ class Sandbox:
         on_output: OnOutput | None = None,
         calls: bool = False,
     ) -> Running:
-        """Start a run that the caller ends (`ending`).
+        """Start a run, which the caller has to await within `kill_on_error`.
 
         Raises:
             GoneError: the sandbox has ended.
@@ -218,16 +219,16 @@ class Sandbox:
         return self.session.start(request, on_output)
 
     async def wait(self, running: Running, timeout: float | None) -> bool:
-        """Wait until a run is over; return False if it had to be killed for its timeout."""
+        """Wait until a run is over; return False if it was killed at its timeout."""
         with trio.move_on_after(float("inf") if timeout is None else timeout):
             await running.over.wait()
         if running.over.is_set():
             return True
-        await self.end(running)
+        await self.kill(running)
         return False
 
-    async def end(self, running: Running) -> None:
-        """Kill a run and wait until nothing of it is left, whatever is cancelled meanwhile."""
+    async def kill(self, running: Running) -> None:
+        """Kill a run and wait until nothing of it is left. Cancelling has no effect."""
         with trio.CancelScope(shield=True):
             running.kill()
             with trio.move_on_after(UNKILLABLE):
@@ -236,16 +237,16 @@ class Sandbox:
                 self.session.abandon()  # the keeper sees it, and removes the sandbox
 
     @asynccontextmanager
-    async def ending(
+    async def kill_on_error(
         self, running: Running, on_killed: Callable[[int], None] | None
     ) -> AsyncIterator[None]:
-        """End a run that a cancellation or a failure leaves running, and raise what ended it."""
+        """Kill a run if the block is cancelled or fails; raise what its `on_output` has raised."""
         try:
             yield
         except BaseException:
             if not running.over.is_set():
-                await self.end(running)
-            # Told also of a run that ended at the same moment: its result reaches nobody any more.
+                await self.kill(running)
+            # Also for a run that ended at the same moment, since nobody will get its result.
             if on_killed is not None and not running.is_refused:
                 on_killed(running.killed)
             raise
@@ -256,10 +257,10 @@ class Sandbox:
 def result_of(
     running: Running, ended: Ended | None, *, timed_out: bool, wall: float | None = None
 ) -> Result:
-    """Put together what is known of a run, or of a call, that is over.
+    """Return the result of a run, or of a call, that is over.
 
     Raises:
-        GoneError: the sandbox has gone under it.
+        GoneError: the sandbox ended during it.
     """
     if ended is None:
         raise GoneError(_GONE)

@@ -1,4 +1,4 @@
-"""The keeper's end of the stream to an agent: runs by number, and one writer for all."""
+"""The host's end of the stream to an agent: runs by number, one reader and one writer."""
 
 import json
 from collections.abc import Callable
@@ -8,17 +8,17 @@ import trio
 
 from sandbox.engine import GoneError, Output
 from sandbox.inside import frames
-from sandbox.inside.frames import MAX_SAID, Decoder, Frame, FrameError
-from sandbox.said import Ended, Ready, decode
+from sandbox.inside.frames import MAX_FROM_AGENT, Decoder, Frame, FrameError
+from sandbox.replies import Ended, Ready, decode
 
 OnOutput = Callable[[str, bytes], None]
-"""Is given "stdout" or "stderr", and a piece of it."""
+"""Called with "stdout" or "stderr", and a piece of it."""
 
 READY_WITHIN: Final = 60.0
-"""Seconds that an agent has to say that it is ready."""
+"""Seconds until an agent has to be ready."""
 
 WINDOW: Final = 256 << 10
-"""Bytes of input that a run is sent before it has read any: a kill waits behind no more."""
+"""Bytes of input sent to a run that it has not read: a KILL frame waits behind no more."""
 
 _CHUNK: Final = 64 << 10
 _SILENT: Final = "the agent in the sandbox did not answer"
@@ -29,7 +29,7 @@ _NAMES: Final = {frames.STDOUT: "stdout", frames.STDERR: "stderr"}
 
 
 class Running:
-    """A run that goes on in a sandbox."""
+    """A run in a sandbox, from its START frame to its EXIT frame."""
 
     def __init__(
         self, session: "Session", number: int, request: dict[str, Any], on_output: OnOutput | None
@@ -40,16 +40,16 @@ class Running:
         self._takes_calls: bool = request.get("calls", False)
         self._on_output = on_output
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
-        self._unread = 0
+        self._in_transit = 0
         self._read = trio.Event()
         self._is_called = False
         self._reply: Ended | None = None
         self.began_alone = session.running == 0
-        """Whether nothing else ran when it was asked for."""
+        """Whether no other run existed when this one was started."""
         self._answered = trio.Event()
         self.over = trio.Event()
         self.end: Ended | None = None
-        """What the agent said at the end; None if the sandbox has gone."""
+        """The agent's EXIT; None until it comes, and if the sandbox ends before."""
         self.failure: Exception | None = None
         """What `on_output` raised; the run has been killed for it."""
 
@@ -60,7 +60,7 @@ class Running:
 
     @property
     def is_refused(self) -> bool:
-        """Whether it is over without having been started: no process was left."""
+        """Whether the agent could not start it, since no process was left."""
         return self.end is not None and self.end.error is not None
 
     @property
@@ -74,23 +74,23 @@ class Running:
         return 0 if self.end is None else self.end.killed
 
     def kill(self) -> None:
-        """Ask for its end; `over` is set when nothing of it is left."""
+        """Ask the agent to kill it; `over` is set when nothing of it is left."""
         self._session.send(frames.KILL, self._number)
 
     async def feed(self, data: bytes, *, close: bool = True) -> None:
-        """Write to its input, as fast as it reads; return when all is on its way, or it is over."""
+        """Write to its input, as fast as it reads; return when all is sent, or it is over."""
         for start in range(0, len(data), _CHUNK):
-            while self._unread >= WINDOW and not self.over.is_set():
+            while self._in_transit >= WINDOW and not self.over.is_set():
                 self._read = trio.Event()
                 await self._read.wait()
             chunk = data[start : start + _CHUNK]
-            self._unread += len(chunk)
+            self._in_transit += len(chunk)
             self._session.send(frames.INPUT, self._number, chunk)
         if close:
             self._session.send(frames.CLOSE, self._number)
 
     async def call(self, token: bytes, data: bytes, on_output: OnOutput | None) -> Ended | None:
-        """Write to fd 3, and wait until the token is on fd 4; None if the run ends instead."""
+        """Make a call: send its code and wait for the reply; None if the run ends instead."""
         self._on_output = on_output
         self._kept = {"stdout": bytearray(), "stderr": bytearray()}
         self._reply = None
@@ -111,19 +111,19 @@ class Running:
         tail = counted.tails[which].encode("latin-1", "replace")
         return Output(kept, tail, counted.totals[which])
 
-    def take(self, kind: int, payload: bytes) -> None:
-        """Take what the agent says about this run.
+    def receive(self, kind: int, payload: bytes) -> None:
+        """Handle a frame about this run.
 
         Raises:
-            FrameError: an agent would not say that, or not now.
+            FrameError: no agent sends this frame, or not now.
         """
         if kind in _NAMES:
-            self._take_output(_NAMES[kind], payload)
+            self._receive_output(_NAMES[kind], payload)
         elif kind == frames.TAKEN:
             if len(payload) != frames.NUMBER.size:
                 raise FrameError(f"a count of {len(payload)} bytes")
-            self._unread -= frames.NUMBER.unpack(payload)[0]
-            if self._unread < 0:
+            self._in_transit -= frames.NUMBER.unpack(payload)[0]
+            if self._in_transit < 0:
                 raise FrameError("more is taken than was sent")
             self._read.set()
         elif kind == frames.REPLY:
@@ -138,19 +138,19 @@ class Running:
             raise FrameError(f"a frame of kind {kind}")
 
     def finish(self, end: Ended | None) -> None:
-        """Nothing more comes."""
+        """Note that the run is over, and wake everybody who waits for it."""
         self.end = end
         for event in (self.over, self._read, self._answered):
             event.set()
 
-    def _take_output(self, name: str, data: bytes) -> None:
+    def _receive_output(self, name: str, data: bytes) -> None:
         if len(self._kept[name]) + len(data) > self._cap:
             raise FrameError("more output than is passed on")
         self._kept[name] += data
         if self._on_output is not None and self.failure is None:
             try:
                 self._on_output(name, data)
-            except Exception as error:  # theirs: it ends their run, and is raised there
+            except Exception as error:  # the caller's bug: kill the run; `kill_on_error` raises it
                 self.failure = error
                 self.kill()
 
@@ -167,7 +167,7 @@ class Session:
         self._ready = trio.Event()
         self.ended = trio.Event()
         self.about = Ready()
-        """What the agent said of itself."""
+        """The agent's READY."""
 
     @property
     def is_lost(self) -> bool:
@@ -199,22 +199,22 @@ class Session:
         return running
 
     def send(self, kind: int, number: int, payload: bytes = b"") -> None:
-        """Queue a frame. The writer sends whole frames only: a cancelled caller breaks nothing."""
+        """Queue a frame; the writer sends it whole, even if the caller is cancelled."""
         self._outbox += frames.encode(kind, number, payload)
         self._written.set()
 
     def abandon(self) -> None:
-        """Count the sandbox as lost: its agent does not answer."""
+        """Count the sandbox as lost, and all its runs as over."""
         self.ended.set()
         for running in self._running.values():
             running.finish(None)
         self._running.clear()
 
     async def serve(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Read and write until the agent is gone, which is no failure; ready when it is.
+        """Read and write until the agent's stream ends; started when the agent is ready.
 
         Raises:
-            GoneError: it ended, or said nothing, before it was ready.
+            GoneError: the stream ended, or `READY_WITHIN` passed, before the agent was ready.
         """
         try:
             async with self._stream, trio.open_nursery() as nursery:
@@ -224,7 +224,7 @@ class Session:
                     await self._ready.wait()
                 if self._ready.is_set():
                     task_status.started()
-                else:  # raised below: out of the nursery it would come in a group
+                else:  # raised below, since the nursery would wrap it in a group
                     nursery.cancel_scope.cancel("the agent does not answer")
         finally:
             self.abandon()
@@ -239,23 +239,23 @@ class Session:
             try:
                 await self._stream.send_all(data)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                return  # the reader finds the same
+                return  # the reader will find the stream broken, too
 
     async def _read(self, scope: trio.CancelScope) -> None:
-        decoder = Decoder(MAX_SAID)
+        decoder = Decoder(MAX_FROM_AGENT)
         try:
             while data := await self._stream.receive_some(_CHUNK):
                 for frame in decoder.feed(data):
-                    self._take(frame)
+                    self._dispatch(frame)
         except (trio.BrokenResourceError, trio.ClosedResourceError, FrameError):
-            pass  # a broken agent is as good as none
+            pass  # treat a broken agent like one that has ended
         scope.cancel("the agent has gone")
 
-    def _take(self, frame: Frame) -> None:
+    def _dispatch(self, frame: Frame) -> None:
         if frame.kind == frames.READY:
             self.about = decode(frame.payload, Ready)
             self._ready.set()
         elif frame.run in self._running:
-            self._running[frame.run].take(frame.kind, frame.payload)
+            self._running[frame.run].receive(frame.kind, frame.payload)
             if frame.kind == frames.EXIT:
                 del self._running[frame.run]

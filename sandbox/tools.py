@@ -152,7 +152,7 @@ def _bounded(text: str) -> str:
     return f"{text[: MAX_TEXT * 3 // 4]}\n[… {cut} characters are cut …]\n{text[-MAX_TEXT // 4 :]}"
 
 
-def _answer(call: Call, result: Result, *, forgot: bool = False) -> Answer:
+def _answer(call: Call, result: Result, *, state_lost: bool = False) -> Answer:
     """Put a run into words; who follows the output is given what was not in its pieces."""
     for name, written in (("stdout", result.stdout), ("stderr", result.stderr)):
         if call.on_output is not None and written.rest:
@@ -174,7 +174,7 @@ def _answer(call: Call, result: Result, *, forgot: bool = False) -> Answer:
             "[no process was left: what earlier Python calls had started was ended, and their "
             "variables are gone]"
         )
-    if forgot:
+    if state_lost:
         remarks.append("[the interpreter has ended: all variables are gone]")
     text = "\n".join(part.rstrip("\n") for part in [*output, *remarks] if part)
     return Answer(
@@ -192,7 +192,7 @@ async def _execute_python(call: Call) -> Answer:
         on_output=call.on_output,
         on_killed=call.on_killed,
     )
-    return _answer(call, executed.result, forgot=executed.forgot)
+    return _answer(call, executed.result, state_lost=executed.state_lost)
 
 
 async def _run_shell(call: Call) -> Answer:

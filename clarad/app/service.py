@@ -247,7 +247,7 @@ async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 async def _end_leftovers(state_dir: Path) -> None:
     """End what a killed daemon has left running: its runs are down as interrupted from here on."""
     ours = instance.holder(state_dir)
-    shell.belong_to(ours)
+    shell.set_instance(ours)
     if ended := await shell.end_leftovers(ours):
         about = catalogue.LEFTOVERS_ENDED.about(processes=ended)
         logger.warning("ended %d processes that the last daemon had left", ended, extra=about)

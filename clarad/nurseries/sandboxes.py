@@ -16,7 +16,7 @@ _TOOLS: Final = {tool.name: tool for tool in TOOLS}
 
 
 class Sandboxes:
-    """One sandbox for each owner; `name` labels them, as this installation's and no other's."""
+    """One sandbox for each owner; `name` labels them as this installation's."""
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._settings = settings
@@ -24,10 +24,10 @@ class Sandboxes:
         self._keeper: Keeper | None = None
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Keep sandboxes until cancelled; then all of them end before this returns.
+        """Keep sandboxes until cancelled; all of them have ended when this returns.
 
         Raises:
-            EngineError: before it is ready: what is missing, and how to get it.
+            EngineError: something is missing; the text says how to get it.
         """
         async with open_keeper(self._settings, self._name) as keeper:
             self._keeper = keeper
@@ -65,11 +65,11 @@ class Sandboxes:
         await self._running.delete(owner)
 
     async def prune(self) -> int:
-        """Remove what was left behind; return how many sandboxes that were."""
+        """Remove the sandboxes that an earlier daemon has left; return how many they were."""
         return await self._running.sweep()
 
     def status(self) -> list[Status]:
-        """Return all sandboxes that are there."""
+        """Return all sandboxes, the warm ones last."""
         return self._running.status()
 
     @property

@@ -1,11 +1,11 @@
-"""Finds processes, as proc(5) shows them, and ends them.
+"""Finds processes through proc(5), and terminates them.
 
-Whose parent ends is adopted by this process once it is a subreaper (prctl(2)). The kernel hands
-orphans to the first thread that lives, and that is the main one (`find_new_reaper` in
-kernel/exit.c); what another thread has started is listed with that thread for as long as it lives.
-So a look at the main thread's children finds all that was adopted, and costs the same however many
-commands run. Rejected: the children of all threads, which made 1,000 commands at once four times as
-slow, and looking through all of /proc, which takes 8 ms.
+Once this process is a subreaper (prctl(2)), it adopts orphans: the descendants whose parents have
+ended. The kernel hands orphans to the first living thread, which is the main one (`find_new_reaper`
+in kernel/exit.c), while a child that another thread has started is listed with that thread. So the
+children of the main thread are all adopted ones, and listing them costs the same however many
+commands run. Rejected: listing the children of all threads, which made 1,000 commands at once four
+times as slow, and searching all of /proc, which takes 8 ms.
 """
 
 import ctypes
@@ -21,16 +21,16 @@ from typing import Final, NamedTuple
 import trio
 
 UNKILLABLE: Final = 10.0
-"""Seconds after which a process that SIGKILL does not end (it hangs in the kernel) is given up."""
+"""Seconds until a process that SIGKILL does not end (it hangs in the kernel) is given up."""
 
 _PR_SET_CHILD_SUBREAPER: Final = 36  # <linux/prctl.h>
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _EXEC_TAKES: Final = 0.1
-"""Seconds that an execve(2) is waited for; on a dead file system it takes for ever."""
+"""Seconds to wait for the end of an execve(2), which on a dead file system never comes."""
 
 
 class UnkillableError(Exception):
-    """Processes that are still there after SIGKILL; the text has their ids."""
+    """Processes survive SIGKILL; the text has their ids."""
 
 
 class Stat(NamedTuple):
@@ -41,13 +41,13 @@ class Stat(NamedTuple):
     began: int
     is_dead: bool
     is_in_exec: bool
-    """Is just becoming another program; or may not be asked, being another user's."""
+    """Whether it is in the middle of execve(2), or belongs to another user."""
     image: int
-    """A number that a fork has in common with its parent, until it becomes another program."""
+    """A number that a fork shares with its parent until it calls execve(2)."""
 
 
 def stat(pid: int) -> Stat | None:
-    """Return what is known of a process, or `None` if there is none."""
+    """Return the state of a process, or `None` if there is no such process."""
     try:
         data = _read(f"/proc/{pid}/stat")
     except OSError:
@@ -57,24 +57,24 @@ def stat(pid: int) -> Stat | None:
     parent, session, threads, began, size, environ_end = (
         int(fields[number - 4]) for number in (4, 6, 20, 22, 23, 51)
     )
-    # Where the first thread has ended and others have not, the process lives.
+    # A process whose first thread has ended is a zombie here, but lives while others run.
     is_dead = state in (b"Z", b"X") and threads <= 1
     is_in_exec = size > 0 and environ_end == 0
     return Stat(parent, session, began, is_dead, is_in_exec, environ_end)
 
 
 def now() -> int:
-    """Return the time as `Stat.began` has it: what is started from here on has this, or more."""
+    """Return the time in the units of `Stat.began`: a lower bound for all later processes."""
     return time.clock_gettime_ns(time.CLOCK_BOOTTIME) * _TICKS // 10**9
 
 
 def environ(pid: int) -> bytes | None:
-    """Return the environment that its program began with, `b""` if there is none to be read.
+    """Return the initial environment of a process's program, `b""` if it cannot be read.
 
-    `None` if the process is in an execve(2): between two programs it has none yet.
+    `None` if the process is in the middle of execve(2), where it has none.
     """
     with suppress(OSError):  # it has ended, or is another user's
-        for _ in range(2):  # an execve(2) may end between the two questions
+        for _ in range(2):  # execve(2) may end between the two reads
             if data := _read(f"/proc/{pid}/environ"):
                 return data
             if (its := stat(pid)) is not None and its.is_in_exec:
@@ -83,7 +83,7 @@ def environ(pid: int) -> bytes | None:
 
 
 def variable(name: str, environ: bytes) -> str | None:
-    """Return what a variable is in an environment, or `None` if it is not there."""
+    """Return the value of a variable in an environment, or `None`."""
     _, found, rest = (b"\0" + environ).partition(b"\0" + name.encode() + b"=")
     return rest.partition(b"\0")[0].decode(errors="replace") if found else None
 
@@ -95,7 +95,11 @@ def living(pids: Iterable[int]) -> set[int]:
 
 @cache
 def become_subreaper() -> None:
-    """Adopt, from now on, whatever is left by whoever this process has started."""
+    """Adopt, from now on, the orphans among this process's descendants.
+
+    Raises:
+        OSError: the kernel does not support that.
+    """
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         raise OSError("this kernel does not list a process's children (CONFIG_PROC_CHILDREN)")
     libc = ctypes.CDLL(None, use_errno=True)
@@ -104,10 +108,10 @@ def become_subreaper() -> None:
 
 
 def adopted(commands: Set[int]) -> dict[int, Stat]:
-    """Return our living children, without `commands` and without those in our own session.
+    """Return this process's living adopted children, and reap those that have ended.
 
-    What has been started for others (by `subprocess`, say) is in our session. Of those that have
-    ended the exit status is taken: it is ours to take.
+    These are its children without `commands`, and without those in its own session, which
+    something else here has started (`subprocess`, say).
     """
     found = {}
     for pid in _children(os.getpid(), os.getpid()) - commands:
@@ -123,7 +127,7 @@ def adopted(commands: Set[int]) -> dict[int, Stat]:
 
 
 def with_descendants(pids: Iterable[int]) -> set[int]:
-    """Return these processes, and all below them."""
+    """Return these processes and all their descendants."""
     found: set[int] = set()
     generation = set(pids)
     while generation:
@@ -132,51 +136,54 @@ def with_descendants(pids: Iterable[int]) -> set[int]:
     return found
 
 
-async def end(look: Callable[[set[int]], Awaitable[set[int]]], grace: float) -> int:
-    """End all processes that `look` finds, and return how many there were at first.
+async def terminate(find: Callable[[set[int]], Awaitable[set[int]]], grace: float) -> int:
+    """End all processes that `find` returns, until it returns none; return how many it found first.
 
-    They get SIGTERM, each once, however late it is born, and what is left after `grace` seconds
-    SIGKILL, until nothing is found any more. `look` is given those that have been found before.
+    Each gets SIGTERM once, those that are forked meanwhile, too; after `grace` seconds all that are
+    left get SIGKILL. `find` is called with all processes that it has returned before.
 
     Raises:
-        UnkillableError: something is left.
+        UnkillableError: some survive for `UNKILLABLE` seconds.
+
+    Cancelling leaves what has not ended.
     """
-    found = known = await look(set())
+    found = known = await find(set())
     count = len(found)
-    told = _Told()
-    for tell, patience in ((told.terminate, grace), (_kill, UNKILLABLE)):
+    signalled = _Signalled()
+    for tell, patience in ((signalled.terminate, grace), (_kill, UNKILLABLE)):
         with trio.move_on_after(patience):
             pause = 0.001
             while found:
                 tell(found)
                 await trio.sleep(pause)
                 pause = min(pause * 2, 0.05)
-                found = await look(known)
+                found = await find(known)
                 known |= found
             return count
     raise UnkillableError(f"processes {sorted(found)} do not end, SIGKILL notwithstanding")
 
 
-class _Told:
-    """Those who have had SIGTERM: once, since a second one may interrupt a clean-up."""
+class _Signalled:
+    """Sends SIGTERM, once to each process, since a second one may interrupt its clean-up."""
 
     def __init__(self) -> None:
-        self._told: set[int] = set()
+        self._pids: set[int] = set()
         self._forks: dict[int, int] = {}
         self._images: set[int] = set()
 
     def terminate(self, found: set[int]) -> None:
-        """Send SIGTERM to who is new: to all at first, later to those born since the last look.
+        """Send SIGTERM to the processes that have had none.
 
-        What a process starts after its SIGTERM, as the `rm` of a trap, is its clean-up, and goes on
-        for as long as that process lives.
+        Descendants of one that has had it are spared while it lives: they are its clean-up, as the
+        `rm` of a trap is.
         """
-        # A fork has its parent's handlers until it becomes another program: a SIGTERM that comes
-        # before is noted by a handler that is then gone, and is sent again.
-        self._told -= {pid for pid, image in self._forks.items() if _image(pid) != image}
-        new = found - self._told
+        # A fork has its parent's handlers until it calls execve(2). If SIGTERM comes before that, a
+        # handler notes it that execve(2) then discards; so send it again to those whose image has
+        # changed.
+        self._pids -= {pid for pid, image in self._forks.items() if _image(pid) != image}
+        new = found - self._pids
         if new:
-            new -= with_descendants(self._told & found)
+            new -= with_descendants(self._pids & found)
             known = {pid: its for pid in new if (its := stat(pid)) is not None}
             self._forks |= {
                 pid: its.image
@@ -185,7 +192,7 @@ class _Told:
             }
             self._images |= {its.image for its in known.values()}
             _signal(new, signal.SIGTERM)
-            self._told |= new
+            self._pids |= new
 
 
 def _image(pid: int) -> int:
@@ -194,39 +201,40 @@ def _image(pid: int) -> int:
 
 
 def _kill(found: set[int]) -> None:
-    """Send SIGKILL, at each look again: one of them may have forked meanwhile."""
+    """Send SIGKILL; `terminate` repeats it, since one of them may have forked meanwhile."""
     _signal(found, signal.SIGKILL)
 
 
-async def end_marked(name: str, is_left: Callable[[str], bool], grace: float) -> int:
-    """End, as `end` does, whatever has a variable of that name which says so, and its kin.
+async def terminate_marked(name: str, is_left: Callable[[str], bool], grace: float) -> int:
+    """Terminate the processes whose variable `name` satisfies `is_left`, and their kin.
 
-    This process and those above it are spared, with all that has the variable as they have it.
+    Spares this process and its ancestors, and all processes with the same values as they have.
     """
     begun = now()
 
-    async def look(known: set[int]) -> set[int]:
-        # One look at all of /proc can miss a child whose parent ends at that moment; two do not.
+    async def find(known: set[int]) -> set[int]:
+        # One pass over /proc can miss a child whose parent ends meanwhile; two passes do not.
         found: set[int] = set()
         for _ in range(2):
             found = found or await trio.to_thread.run_sync(_marked, name, is_left, known, begun)
         return found
 
-    return await end(look, grace)
+    return await terminate(find, grace)
 
 
 def _marked(name: str, is_left: Callable[[str], bool], known: Set[int], begun: int) -> set[int]:
-    """Look once; `known` are those found by looks since `begun`. Blocks."""
+    """Make one pass over /proc; `known` was found by passes since `begun`. Blocks."""
     everyone = _everyone()
     values = {pid: variable(name, _environ_after_exec(pid)) for pid in everyone}
     lineage = _lineage(everyone)
     spared = {values[pid] for pid in lineage}
     marked = {pid: value for pid, value in values.items() if value is not None}
     found = {pid for pid, value in marked.items() if is_left(value) and value not in spared}
-    strangers = lineage | (marked.keys() - found)
-    # What is known may have lost its parent, and its mark; what began later has only got its id.
+    others = lineage | (marked.keys() - found)
+    # A known process may have lost its parent and its mark since. One that began later than the
+    # first pass is another process that has got the id.
     found |= {pid for pid in known & everyone.keys() if everyone[pid].began <= begun}
-    return _with_kin(found, everyone, strangers)
+    return _with_kin(found, everyone, others)
 
 
 def _everyone() -> dict[int, Stat]:
@@ -242,7 +250,7 @@ def _environ_after_exec(pid: int) -> bytes:
 
 
 def _lineage(everyone: Mapping[int, Stat]) -> set[int]:
-    """Return this process, its parent, and so on."""
+    """Return this process and its ancestors."""
     found = set()
     pid = os.getpid()
     while pid in everyone:
@@ -251,14 +259,14 @@ def _lineage(everyone: Mapping[int, Stat]) -> set[int]:
     return found
 
 
-def _with_kin(found: Set[int], everyone: Mapping[int, Stat], strangers: Set[int]) -> set[int]:
-    """Return these processes, what is below them, and what shares their sessions.
+def _with_kin(found: Set[int], everyone: Mapping[int, Stat], others: Set[int]) -> set[int]:
+    """Return these processes, their descendants, and all in their sessions.
 
     Strangers are left out, with what is below them; and a session that has one in it is not shared.
     """
     kin: set[int] = set()
     more = set(found)
-    foreign = {everyone[pid].session for pid in strangers & everyone.keys()}
+    foreign = {everyone[pid].session for pid in others & everyone.keys()}
     while more:
         kin |= more
         sessions = {everyone[pid].session for pid in more} - foreign
@@ -267,7 +275,7 @@ def _with_kin(found: Set[int], everyone: Mapping[int, Stat], strangers: Set[int]
             for pid, its in everyone.items()
             if (its.parent in kin or its.session in sessions)
             and pid not in kin
-            and pid not in strangers
+            and pid not in others
         }
     return kin
 

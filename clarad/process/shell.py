@@ -1,13 +1,12 @@
-"""Runs one shell command and leaves nothing of it behind.
+"""Runs one shell command, and ends all processes that it has started.
 
-The command is `/bin/sh -c` in a session of its own. When it ends, or is cancelled, whatever it
-started ends with it: first SIGTERM, then SIGKILL after `GRACE` seconds to what is left, until
-nothing is found any more.
+The command is `/bin/sh -c` in its own session. When it ends or is cancelled, all its processes get
+SIGTERM, and those that are left after `GRACE` seconds SIGKILL, until none is found any more.
 
-Whose parent ends is adopted by this process, so everything that a command has started is below the
-command or is a child of ours, also what called setsid. An adopted child is known for its run's by
-its session, or by the run's mark in its environment. One that has left its session and emptied its
-environment may be of any run that was there when it began, and ends with the last of those.
+This process adopts orphans, so every process of a command is a descendant of the command or a child
+of this process, even if it has called setsid. The session of an adopted child, or the run's mark in
+its environment, says which run it belongs to. One that has left its session and emptied its
+environment may belong to any run that existed when it began, and ends with the last of those.
 
 If this process is killed, its commands go on; `end_leftovers` ends them at the next start.
 """
@@ -36,24 +35,24 @@ GRACE: Final = 2.0
 """Seconds between SIGTERM and SIGKILL."""
 
 OUTPUT_CAP: Final = 64 * 1024
-"""Bytes kept of each of standard output and standard error: the last ones."""
+"""The last bytes of standard output and of standard error are kept, this many of each."""
 
 MAX_VARIABLE: Final = 32 * 1024
-"""Bytes of one environment variable; Linux refuses to start a command with one over 128 KiB."""
+"""Bytes of one environment variable; Linux refuses to start a command with more than 128 KiB."""
 
 LAST_WORDS: Final = 0.5
-"""Seconds that the output is still read after the last process of a run has ended."""
+"""Seconds to go on reading the output after the last process of a run has ended."""
 
 _MARK: Final = "CLARA_RUN_ID"
 
-# What systemd gave the daemon is not for its commands (systemd.exec(5), sd_notify(3)); nor is the
-# mark of the run that has started the daemon, if one has.
+# Commands do not inherit what systemd gave to the daemon (systemd.exec(5), sd_notify(3)), nor the
+# mark of the run that has started the daemon, if a run has.
 _NOT_INHERITED: Final = re.compile(
     r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*|FDSTORE|CREDENTIALS_DIRECTORY"
     r"|CLARA_GATEWAY_SECRET|CLARA_RUN_ID"
 )
 
-# What opens the database, or the gateway: for who answers messages it would be one `env` away.
+# Credentials of the database and the gateway. A user could have a responder print its environment.
 _SECRET: Final = re.compile(r"DATABASE_URL|PGPASSWORD|CLARA_GATEWAY_TOKEN")
 
 _REASONS: Final = {
@@ -80,8 +79,8 @@ class Result:
     stderr_cut: int = 0
 
 
-def in_words(exit_status: int) -> str:
-    """Say how a command ended."""
+def describe_exit(exit_status: int) -> str:
+    """Return how a command ended, for people."""
     if exit_status >= 0:
         return f"exit status {exit_status}"
     with suppress(ValueError):  # real-time signals have no names
@@ -90,7 +89,7 @@ def in_words(exit_status: int) -> str:
 
 
 class Tail:
-    """The last `OUTPUT_CAP` bytes of what was added."""
+    """Keeps the last `OUTPUT_CAP` bytes that were added."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
@@ -108,12 +107,12 @@ class Tail:
 
     @property
     def cut(self) -> int:
-        """How many bytes were added before those that are kept."""
+        """The number of bytes before those that are kept."""
         return max(0, self._added - OUTPUT_CAP)
 
 
 class Output:
-    """What a command has written so far."""
+    """The output of a command so far."""
 
     def __init__(self) -> None:
         self.stdout = Tail()
@@ -122,7 +121,7 @@ class Output:
 
 @dataclass(eq=False)
 class _Run:
-    """A run that goes on; `began` is as in `processes.Stat`."""
+    """A run that has not ended; `began` is in the units of `procfs.Stat`."""
 
     mark: str
     began: float = math.inf
@@ -131,21 +130,21 @@ class _Run:
 
 
 class _Family:
-    """The runs of this process, by their marks, and their commands; other children are adopted.
+    """The runs of this process, by their marks, and the process ids of their commands.
 
-    Module-level, because children are the process's, and there is one process.
+    One for the module, since children belong to the process: those that are not here are adopted.
     """
 
     def __init__(self) -> None:
-        self.name = secrets.token_hex(8)  # the instance, and which of its processes this is
+        self.name = secrets.token_hex(8)  # the instance, and a random name for this process
         self.runs: dict[str, _Run] = {}
         self.commands: set[int] = set()
         self._numbers = itertools.count(1)
-        # More at once start no sooner, and each would hold six more file descriptors.
+        # More starts at once would not be faster, and each holds six more file descriptors.
         self.starts = trio.CapacityLimiter(8)
 
     @contextmanager
-    def enrol(self) -> Iterator[_Run]:
+    def register(self) -> Iterator[_Run]:
         run = _Run(f"{self.name}.{next(self._numbers)}")
         self.runs[run.mark] = run
         try:
@@ -160,26 +159,26 @@ class _Family:
 _family: Final = _Family()
 
 
-def belong_to(instance: str) -> None:
-    """Mark commands from here on as the instance's, for `end_leftovers`; once, at the start."""
+def set_instance(instance: str) -> None:
+    """Mark all later commands as the instance's, for `end_leftovers`; call it at the start."""
     _family.name = f"{instance}.{secrets.token_hex(8)}"
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
     """Return the daemon's environment without its secrets, with `variables` in it.
 
-    For what answers messages: responders' commands, and tools. A variable cannot hold NUL, and is
-    cut off at `MAX_VARIABLE` bytes: what may be longer is for standard input.
+    It is for responders' commands and tools. NUL characters are removed, and values are cut off at
+    `MAX_VARIABLE` bytes: pass longer ones on standard input.
     """
     whole = operators_environment(variables)
     return {k: v for k, v in whole.items() if k in variables or not _SECRET.fullmatch(k)}
 
 
 def operators_environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return what `environment` does, with the database's URL and the token in it.
+    """Return what `environment` does, and the database's URL and the gateway's token.
 
-    For the operator's hooks and tasks, whose files may count on them. `CLARA_GATEWAY_SECRET`, and
-    what systemd has handed over, are nobody's but the daemon's.
+    It is for the operator's hooks and tasks, which may need them. `CLARA_GATEWAY_SECRET` and the
+    variables of systemd are the daemon's only.
     """
     inherited = {k: v for k, v in os.environ.items() if not _NOT_INHERITED.fullmatch(k)}
     fitting = {
@@ -206,26 +205,26 @@ async def run(
 
     Args:
         env: The whole environment; see `environment`.
-        on_started: Is told as soon as there is a process.
-        on_stdout: Is given each piece of standard output as it comes.
-        on_stopped: Is told how many processes a cancellation had to end.
-        output: Is filled as it comes: a command that is cancelled has no `Result`.
+        on_started: Called as soon as the process exists.
+        on_stdout: Called with each piece of standard output as it comes.
+        on_stopped: Called with the number of processes that a cancellation had to end.
+        output: Filled as output comes, since a cancelled command has no `Result`.
 
     Raises:
         OSError: the command cannot be started; the text is for people.
-        UnkillableError: something of it is left.
+        UnkillableError: processes of it survive.
 
     Cancelling ends every process of the run before the cancellation goes on.
     """
     procfs.become_subreaper()
     output = output or Output()
     finished = False
-    with _family.enrol() as this:
+    with _family.register() as this:
         process = await _start(this, command, env, cwd)
         assert process.stdin is not None
         assert process.stdout is not None
         assert process.stderr is not None
-        # Shielded: what a command says when it is told to end is read, too.
+        # Shielded, since a cancelled command may write something before it ends.
         reading = [trio.CancelScope(shield=True), trio.CancelScope(shield=True)]
         async with process.stdin, process.stdout, process.stderr, trio.open_nursery() as nursery:
             nursery.start_soon(_feed, process.stdin, stdin)
@@ -239,12 +238,13 @@ async def run(
             finally:
                 try:
                     with trio.CancelScope(shield=True):
-                        stopped = await procfs.end(partial(_members, process, this), GRACE)
+                        stopped = await procfs.terminate(partial(_members, process, this), GRACE)
                     if on_stopped is not None and not finished:
                         on_stopped(stopped)
                 except UnkillableError as error:
                     this.unkillable = error  # from here a cancellation would hide it
-                # Nobody is left to write, as far as we can see; what has been written is read.
+                # All processes have ended: give the readers a moment for what is in the pipes. A
+                # deadline, since a process that was not found may hold a pipe open.
                 deadline = trio.current_time() + LAST_WORDS
                 for scope in (nursery.cancel_scope, *reading):
                     scope.deadline = deadline
@@ -269,15 +269,15 @@ async def _start(
                 cwd=cwd,
             )
         except (OSError, RuntimeError, ValueError) as error:
-            raise _explained(error, cwd) from error
+            raise _explain(error, cwd) from error
         this.pid = process.pid
         _family.commands.add(process.pid)
         return process
 
 
-def _explained(error: Exception, cwd: Path | None) -> OSError:
+def _explain(error: Exception, cwd: Path | None) -> OSError:
     """Return the error with a text for people."""
-    if isinstance(error, RuntimeError):  # no thread can be started: that is the limit of processes
+    if isinstance(error, RuntimeError):  # no thread can be started: the limit of processes
         return OSError(_REASONS[errno.EAGAIN])
     if not isinstance(error, OSError):
         return OSError(f"the command or a variable cannot be passed to a program: {error}")
@@ -288,21 +288,21 @@ def _explained(error: Exception, cwd: Path | None) -> OSError:
 
 async def _feed(pipe: trio.abc.SendStream, data: bytes) -> None:
     async with pipe:
-        with suppress(trio.BrokenResourceError):  # it need not read what it is given
+        with suppress(trio.BrokenResourceError):  # a command need not read its input
             await pipe.send_all(data)
 
 
 async def _drain(
     pipe: trio.abc.ReceiveStream,
     tail: Tail,
-    also: Callable[[bytes | bytearray], None] | None,
+    on_data: Callable[[bytes | bytearray], None] | None,
     limit: trio.CancelScope,
 ) -> None:
     with limit:
         while data := await pipe.receive_some():
             tail.add(data)
-            if also is not None:
-                also(data)
+            if on_data is not None:
+                on_data(data)
 
 
 async def _members(process: trio.Process, this: _Run, known: set[int]) -> set[int]:
@@ -317,21 +317,21 @@ async def _members(process: trio.Process, this: _Run, known: set[int]) -> set[in
         if members:
             return members
         if not roots:
-            misses += 1  # the kernel may leave out a child while its siblings end; not twice
+            misses += 1  # the list may lack a child whose siblings are ending, but not twice
             if misses == 2:
                 return set()
-        else:  # they have ended since, and what was below them is adopted
+        else:  # they have ended meanwhile, and their children are adopted: look again
             misses = 0
             await trio.sleep(0.001)
 
 
 async def _adopted_by(this: _Run, known: set[int]) -> set[int]:
-    """Return those adopted children that are of this run."""
+    """Return the adopted children that belong to this run."""
     verdicts: dict[int, bool | None] = {}
-    for _ in range(100):  # an execve(2) takes a moment, and may take for ever on a dead file system
+    for _ in range(100):  # execve(2) takes a moment, and may never end on a dead file system
         children = procfs.adopted(_family.commands)
         verdicts = {
-            pid: pid in known or _is_of(this, pid, child) for pid, child in children.items()
+            pid: pid in known or _belongs_to(this, pid, child) for pid, child in children.items()
         }
         if None not in verdicts.values():
             break
@@ -339,8 +339,8 @@ async def _adopted_by(this: _Run, known: set[int]) -> set[int]:
     return {pid for pid, is_ours in verdicts.items() if is_ours}
 
 
-def _is_of(this: _Run, pid: int, child: procfs.Stat) -> bool | None:
-    """Whether an adopted child is of this run; `None` if that cannot be said at this moment."""
+def _belongs_to(this: _Run, pid: int, child: procfs.Stat) -> bool | None:
+    """Return whether an adopted child belongs to this run; `None` while it is in execve(2)."""
     if child.session == this.pid or child.session in _family.commands:
         return child.session == this.pid
     if (environ := procfs.environ(pid)) is None:
@@ -352,22 +352,22 @@ def _is_of(this: _Run, pid: int, child: procfs.Stat) -> bool | None:
 
 
 async def end_leftovers(instance: str) -> int:
-    """End what a killed process has left of the instance's commands; return how many processes.
+    """End the processes that the instance's killed daemon has left; return how many.
 
-    A leftover carries a mark of the instance, or is below such a process or in its session. That
-    holds for a daemon, too, that a command has put into the background: the command's end would
-    have been its end. Its own commands, which carry another instance's marks, are its to end. Left
-    alone are the commands of this process, and the run that this process was itself started from.
-    What has emptied its environment, left its session and lost its parent is not found.
+    A leftover has a mark of the instance in its environment, or is a descendant of such a process,
+    or in its session. A daemon that a command has put into the background is one, too, but not that
+    daemon's commands, which have another instance's marks. The commands of this process, and the
+    run that has started this process, are spared. A process that has emptied its environment, left
+    its session and lost its parent is not found.
 
     Raises:
-        UnkillableError: something is left.
+        UnkillableError: processes survive.
 
-    Cancelling leaves what has not ended by then.
+    Cancelling leaves what has not ended.
     """
 
     def is_left(mark: str) -> bool:
         family = mark.rpartition(".")[0]
         return family != _family.name and family.rpartition(".")[0] == instance
 
-    return await procfs.end_marked(_MARK, is_left, GRACE)
+    return await procfs.terminate_marked(_MARK, is_left, GRACE)

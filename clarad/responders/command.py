@@ -1,4 +1,4 @@
-"""The responder that runs a shell command: standard output is the answer, as it is written."""
+"""The responder that runs a shell command, and streams its standard output as the answer."""
 
 import codecs
 import logging
@@ -13,29 +13,29 @@ log = logging.getLogger(__name__)
 
 
 class Command:
-    """Runs `command` through `/bin/sh -c` once a message.
+    """Runs `command` with `/bin/sh -c` for each message.
 
-    The message is on its standard input as JSON, and in `CLARA_*` variables. Nothing of a message
-    is ever put into the command's text.
+    The command gets the message as JSON on its standard input, and in `CLARA_*` variables. Nothing
+    of a message ever becomes part of the command's text.
     """
 
     def __init__(self, command: str) -> None:
         self._command = command
-        self._cause = ""  # why no process can be started; it is logged when it changes
+        self._cause = ""  # why no process can be started; logged when it changes
 
     async def respond(self, request: Request, answer: Answer) -> None:
-        """Stream what the command writes; cancelling ends all its processes."""
-        # A sequence that is cut in half by a read is held back until its rest has come.
+        """Stream the command's output. Cancelling ends all its processes."""
+        # The decoder holds an incomplete sequence back until the next piece.
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-        def say(data: bytes | bytearray) -> None:
+        def on_stdout(data: bytes | bytearray) -> None:
             if text := decoder.decode(data):
                 answer.text(text)
 
-        def count(processes: int) -> None:
+        def on_stopped(processes: int) -> None:
             answer.stopped.processes += processes
 
-        def begin() -> None:
+        def on_started() -> None:
             self._cause = ""
 
         try:
@@ -43,9 +43,9 @@ class Command:
                 self._command,
                 env=shell.environment(_variables(request)),
                 stdin=msgspec.json.encode(request.message),
-                on_started=begin,
-                on_stdout=say,
-                on_stopped=count,
+                on_started=on_started,
+                on_stdout=on_stdout,
+                on_stopped=on_stopped,
             )
         except OSError as error:
             if str(error) != self._cause:
@@ -79,4 +79,4 @@ def _failure(result: shell.Result) -> str:
     lines = result.stderr.decode(errors="replace").strip().splitlines()
     if lines:
         return lines[-1]
-    return f"The command failed: {shell.in_words(result.exit_status)}."
+    return f"The command failed: {shell.describe_exit(result.exit_status)}."

@@ -1,4 +1,4 @@
-"""The responder that says what it is told. For trying the gateway out, and for measuring it."""
+"""The responder that repeats each message, for trying the gateway out, and for benchmarks."""
 
 from clarad.responders import Answer, Request
 

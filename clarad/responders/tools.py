@@ -1,4 +1,4 @@
-"""The responder that runs what a message says in its sender's sandbox; it needs no model."""
+"""The responder that runs the code of a message in its sender's sandbox, without a model."""
 
 import codecs
 import logging
@@ -18,7 +18,7 @@ HELP: Final = (
 )
 
 MAX_PREVIEW: Final = 200
-"""Characters of what a tool is given, and of what it says, in its frames and events."""
+"""Characters of a tool's input and output in frames and events."""
 
 _TOOLS: Final = {
     "python": ("execute_python", "code", "🐍"),
@@ -28,13 +28,13 @@ _COMMAND: Final = re.compile(r"\s*/(python|sh)(?!\S)[ \t]*\r?\n?(.*)", re.DOTALL
 
 
 class ToolUser:
-    """Runs `/python …` and `/sh …`; everything else is answered with how it is done."""
+    """Runs `/python …` and `/sh …`, and answers everything else with `HELP`."""
 
     def __init__(self, tools: Tools) -> None:
         self._tools = tools
 
     async def respond(self, request: Request, answer: Answer) -> None:
-        """Stream what is printed; cancelling kills what runs."""
+        """Stream what the code prints. Cancelling kills its processes."""
         match = _COMMAND.fullmatch(request.message.content)
         if match is None or not match[2].strip():
             answer.text(HELP)
@@ -56,18 +56,20 @@ class ToolUser:
     async def _use(
         self, tool: str, owner: str, arguments: dict[str, str], answer: Answer
     ) -> ToolAnswer:
-        def count(processes: int) -> None:
+        def on_killed(processes: int) -> None:
             answer.stopped.sandbox_execs += 1
             answer.stopped.processes += processes
 
         printed = _Printed(answer)
-        used = await self._tools.use(tool, owner, arguments, on_output=printed.add, on_killed=count)
+        used = await self._tools.use(
+            tool, owner, arguments, on_output=printed.add, on_killed=on_killed
+        )
         printed.end("" if used.lost else used.remarks)
         return used
 
 
 class _Printed:
-    """What is printed, as it comes: two streams of bytes that become one text."""
+    """Joins standard output and standard error, as they come, into the text of the answer."""
 
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
@@ -78,24 +80,24 @@ class _Printed:
         self._is_line_begun = False
 
     def add(self, stream: str, data: bytes) -> None:
-        """Say a piece; a character that it has cut in two waits for its other half."""
-        self._say(self._decoders[stream].decode(data))
+        """Send a piece; the decoder holds an incomplete character back until the next piece."""
+        self._send(self._decoders[stream].decode(data))
 
     def end(self, remarks: str) -> None:
-        """Say what was held back, and the remarks on a line of their own."""
+        """Send what was held back, and the remarks on a new line."""
         for decoder in self._decoders.values():
-            self._say(decoder.decode(b"", final=True))
+            self._send(decoder.decode(b"", final=True))
         if remarks:
-            self._say("\n" * self._is_line_begun + remarks + "\n")
+            self._send("\n" * self._is_line_begun + remarks + "\n")
 
-    def _say(self, text: str) -> None:
+    def _send(self, text: str) -> None:
         if text:
             self._is_line_begun = not text.endswith("\n")
             self._answer.text(text)
 
 
 def _for_user(error: SandboxError) -> str:
-    """Say it to a user: what is wrong with an engine, and where it is, is for the operator."""
+    """Return the text for the user; details of an engine's failure go to the log only."""
     if isinstance(error, EngineError):
         about = catalogue.NO_SANDBOX.about()
         log.error("there is no sandbox to be had: %s", error, extra=about)

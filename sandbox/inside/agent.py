@@ -64,24 +64,24 @@ class Agent:
         self.send(READY, 0, {"python": sys.version.split()[0], "counters": sorted(counters())})
         while True:
             poll, watched = self.interests()
-            for fd, _ in poll.poll(self.patience()):
+            for fd, _ in poll.poll(self.poll_timeout()):
                 if fd == 0:
                     data = os.read(0, CHUNK)
                     if not data:
                         return
                     for frame in self.decoder.feed(data):
-                        self.obey(*frame)
+                        self.handle_frame(*frame)
                 elif fd == 1:
                     del self.unsent[: os.write(1, self.unsent[:CHUNK])]
                 else:
-                    self.attend(*watched[fd], fd)
+                    self.handle_ready(*watched[fd], fd)
             now = time.monotonic()
             for run in list(self.runs.values()):
-                if run.strike_at is not None and run.strike_at <= now:
-                    self.strike(run)
+                if run.kill_at is not None and run.kill_at <= now:
+                    self.kill_processes(run)
 
     def interests(self) -> tuple[select.poll, dict[int, tuple[Run, str]]]:
-        """What to wait for, and whose it is."""
+        """Return what to poll, and the run and the name of each pipe in it."""
         poll = select.poll()
         poll.register(0, select.POLLIN)
         if self.unsent:
@@ -97,9 +97,9 @@ class Agent:
                     poll.register(fd, select.POLLOUT if name == "input" else select.POLLIN)
         return poll, watched
 
-    def patience(self) -> float | None:
-        """Milliseconds until a run has to be struck again."""
-        due = [run.strike_at for run in self.runs.values() if run.strike_at is not None]
+    def poll_timeout(self) -> float | None:
+        """Return the milliseconds until the next kill of a run is due."""
+        due = [run.kill_at for run in self.runs.values() if run.kill_at is not None]
         return max(min(due) - time.monotonic(), 0) * 1000 + 0.5 if due else None
 
     def send(self, kind: int, number: int, payload: bytes | dict[str, Any]) -> None:
@@ -108,8 +108,8 @@ class Agent:
             payload = json.dumps(payload).encode()
         self.unsent += encode(kind, number, payload)
 
-    def obey(self, kind: int, number: int, payload: bytes) -> None:
-        """Do what a frame says; one for a run that is over changes nothing."""
+    def handle_frame(self, kind: int, number: int, payload: bytes) -> None:
+        """Handle a frame; one for a run that is over has no effect."""
         run = self.runs.get(number)
         if kind == START:
             try:
@@ -119,22 +119,22 @@ class Agent:
         elif run is None:
             return
         elif kind == KILL:
-            self.strike(run)
+            self.kill_processes(run)
         elif kind == CALL:
-            run.token, run.is_answering = payload, True
-            run.count_anew()
+            run.token, run.is_forwarding = payload, True
+            run.reset_counts()
         elif kind in (INPUT, CLOSE):
             run.pending += payload
             run.closing = run.closing or kind == CLOSE
             if not run.pending or "input" not in run.fds:
-                self.fed(run, len(run.pending))
+                self.note_fed(run, len(run.pending))
 
-    def attend(self, run: Run, name: str, fd: int) -> None:
+    def handle_ready(self, run: Run, name: str, fd: int) -> None:
         """Read from, or write to, a pipe that is ready."""
         if self.runs.get(run.number) is not run:
             return  # it ended a moment ago
         if name == "reporting":
-            self.hear(run)
+            self.read_report(run)
         elif run.fds.get(name) != fd:
             return  # closed a moment ago
         elif name == "input":
@@ -142,26 +142,26 @@ class Agent:
         elif name == "reply":
             self.drain(run)
             if data := self.read(run, name):
-                self.answered(run, data)
+                self.finish_call(run, data)
         else:
-            self.pass_on(run, name)
+            self.forward(run, name)
 
-    def answered(self, run: Run, data: bytes) -> None:
-        """Pass on that a call has ended; end the run if that is not what it has written.
+    def finish_call(self, run: Run, data: bytes) -> None:
+        """Send the REPLY of a call, or kill the run if the interpreter has written anything else.
 
-        The interpreter writes it at once, so it comes whole: with anything before or behind it,
-        or without its rest, it is the code's.
+        The interpreter writes its answer in one piece. Anything before, behind or missing in it
+        comes from the code that it runs.
         """
         if len(data) != ANSWER.size or not run.token or data[:-1] != run.token:
-            self.strike(run)
+            self.kill_processes(run)
             return
-        # The counts go with the reply, and are the agent's: the next call counts anew.
+        # The counts are the agent's own, and start anew with the next call.
         cpu = max(run.cpu() - run.cpu_before, 0.0)
-        self.send(REPLY, run.number, {**run.counted(), "status": data[-1], "cpu": cpu})
-        run.token, run.is_answering = b"", False
+        self.send(REPLY, run.number, {**run.counts(), "status": data[-1], "cpu": cpu})
+        run.token, run.is_forwarding = b"", False
 
     def read(self, run: Run, name: str) -> bytes:
-        """Read what is there; at its end the pipe is closed."""
+        """Read from a pipe what is there, and close it at its end."""
         try:
             data = os.read(run.fds[name], CHUNK)
         except BlockingIOError:
@@ -170,78 +170,78 @@ class Agent:
             run.close(name)
         return data
 
-    def pass_on(self, run: Run, name: str) -> bool:
-        """Pass output on; return whether there was any."""
+    def forward(self, run: Run, name: str) -> bool:
+        """Forward output; return whether there was any."""
         data = self.read(run, name)
-        kept = run.take(_KINDS[name], data)
-        if kept and run.is_answering:
+        kept = run.truncate(_KINDS[name], data)
+        if kept and run.is_forwarding:
             self.send(_KINDS[name], run.number, kept)
         return bool(data)
 
     def drain(self, run: Run) -> None:
-        """Pass on what is in the pipes: no more than they hold, though somebody keeps writing."""
+        """Forward what the pipes hold, and no more, even if something keeps writing."""
         for name in _KINDS:
             for _ in range(4):
-                if name not in run.fds or not self.pass_on(run, name):
+                if name not in run.fds or not self.forward(run, name):
                     break
 
     def feed(self, run: Run) -> None:
         """Write input, as much as the pipe takes."""
         try:
-            self.fed(run, os.write(run.fds["input"], run.pending[:CHUNK]))
+            self.note_fed(run, os.write(run.fds["input"], run.pending[:CHUNK]))
         except BlockingIOError:
             pass
         except BrokenPipeError:  # it does not read any more; what comes is dropped
             run.close("input")
-            self.fed(run, len(run.pending))
+            self.note_fed(run, len(run.pending))
 
-    def fed(self, run: Run, count: int) -> None:
-        """Note that input has gone its way."""
+    def note_fed(self, run: Run, count: int) -> None:
+        """Note that the run has got input, and tell the keeper."""
         del run.pending[:count]
         if count:
             self.send(TAKEN, run.number, NUMBER.pack(count))
         if run.closing and not run.pending:
             run.close("input")
 
-    def hear(self, run: Run) -> None:
-        """Read what the runner says; when it has ended, the run is over."""
+    def read_report(self, run: Run) -> None:
+        """Read what the runner has written; at its end the run is over."""
         data = os.read(run.reporting, CHUNK)
         run.report += data
         if b'"left"' in data:
-            self.strike(run)
+            self.kill_processes(run)
         if data:
             return
         with suppress(ChildProcessError):
             os.waitpid(run.runner, 0)
-        said = json.loads(bytes(run.report).splitlines()[-1] if run.report else b"{}")
-        said.pop("command", None)
-        if "cpu" not in said and "error" not in said:
+        ending = json.loads(bytes(run.report).splitlines()[-1] if run.report else b"{}")
+        ending.pop("command", None)
+        if "cpu" not in ending and "error" not in ending:
             # The runner was killed, for want of memory: what it had adopted is ours now, and
             # cannot be told from what other runs have lost.
-            said = {"status": -signal.SIGKILL}
+            ending = {"status": -signal.SIGKILL}
             with self.as_user():
                 _send(-1, signal.SIGKILL)
         self.drain(run)
         run.close_all()
         del self.runs[run.number]
         wall = time.monotonic() - run.started
-        said = {**run.counted(), "wall": wall, "killed": len(run.struck), **said}
-        self.send(EXIT, run.number, said)
+        ending = {**run.counts(), "wall": wall, "killed": len(run.killed), **ending}
+        self.send(EXIT, run.number, ending)
 
-    def strike(self, run: Run) -> None:
-        """Kill all that there is of the run, and look again soon, until the runner has ended.
+    def kill_processes(self, run: Run) -> None:
+        """Kill all processes of the run, and schedule the next kill, until the runner has ended.
 
-        A command that was started this moment is still root's and ends at the next strike.
+        A command that has just been forked is still root's, and ends with the next kill.
         """
         with self.as_user():
             _send(-1, signal.SIGSTOP)
             for pid in below(run.runner):
                 _send(pid, signal.SIGKILL)
-                run.struck.add(pid)
+                run.killed.add(pid)
             if len(self.runs) > 1:
                 _send(-1, signal.SIGCONT)
         run.pause = min(run.pause * 2, 0.05)
-        run.strike_at = time.monotonic() + run.pause
+        run.kill_at = time.monotonic() + run.pause
 
     @contextmanager
     def as_user(self) -> Iterator[None]:

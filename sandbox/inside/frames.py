@@ -32,7 +32,7 @@ counts only once, with the token of the call that goes on; anything else ends th
 """
 
 MAX_PAYLOAD = 4 << 20
-MAX_SAID = 128 << 10
+MAX_FROM_AGENT = 128 << 10
 """Bytes of a payload, and of one that comes from the agent."""
 
 

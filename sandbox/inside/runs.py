@@ -24,7 +24,7 @@ _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 
 
 class Run:
-    """One run: its runner, the pipes to it, and what has been counted."""
+    """One run: its runner, the pipes to it, and its counts."""
 
     def __init__(self, number: int, request: dict[str, Any]) -> None:
         """Start it.
@@ -42,13 +42,13 @@ class Run:
         self.started = time.monotonic()
         self.pending = bytearray()  # input that it has not read
         self.closing = False
-        self.report = bytearray()  # what the runner said
-        self.struck: set[int] = set()
-        self.strike_at: float | None = None
+        self.report = bytearray()  # what the runner has written
+        self.killed: set[int] = set()
+        self.kill_at: float | None = None
         self.pause = 0.002
         self.token = b""  # of the call that goes on
-        self.is_answering = True  # output between calls is nobody's
-        self.count_anew()
+        self.is_forwarding = True  # output between calls is dropped
+        self.reset_counts()
         self._open(request)
 
     def _open(self, request: dict[str, Any]) -> None:
@@ -74,15 +74,15 @@ class Run:
         for fd in self.fds.values():
             os.set_blocking(fd, False)
 
-    def count_anew(self) -> None:
+    def reset_counts(self) -> None:
         """Begin another call of a run that takes calls."""
         self.cpu_before = self.cpu()
         self.totals = {STDOUT: 0, STDERR: 0}
         self.tails = {STDOUT: bytearray(), STDERR: bytearray()}
         self.before = counters()
 
-    def take(self, kind: int, data: bytes) -> bytes:
-        """Return what is to be passed on of `data`, and keep the end of the rest."""
+    def truncate(self, kind: int, data: bytes) -> bytes:
+        """Count output; return the part of `data` below the cap, and keep the end of the rest."""
         room = max(self.cap - self.totals[kind], 0)
         self.totals[kind] += len(data)
         if len(data) > room:
@@ -91,8 +91,8 @@ class Run:
             del tail[:-_TAIL]
         return data[:room]
 
-    def counted(self) -> dict[str, Any]:
-        """What is said at the end of a run, or of a call."""
+    def counts(self) -> dict[str, Any]:
+        """Return the counts for the EXIT of a run, or the REPLY of a call."""
         now = counters()
         return {
             "totals": [self.totals[STDOUT], self.totals[STDERR]],
@@ -102,11 +102,11 @@ class Run:
 
     def cpu(self) -> float:
         """The seconds of CPU time that its command has used; 0 if it is not there (yet)."""
-        said = json.loads(self.report.splitlines()[0]) if b"\n" in self.report else {}
-        if "command" not in said:
+        report = json.loads(self.report.splitlines()[0]) if b"\n" in self.report else {}
+        if "command" not in report:
             return 0.0
         try:
-            return time.clock_gettime((~said["command"] << 3) | 2)  # clock_getcpuclockid(3)
+            return time.clock_gettime((~report["command"] << 3) | 2)  # clock_getcpuclockid(3)
         except OSError:
             return 0.0
 
@@ -123,7 +123,7 @@ class Run:
 
 
 def below(root: int) -> set[int]:
-    """Return the living processes below `root`: all of them, if they hold still."""
+    """Return the living descendants of `root`: all of them, if they are stopped."""
     children: dict[int, list[tuple[int, str]]] = {}
     for entry in os.listdir("/proc"):
         if entry.isdigit():
@@ -143,9 +143,9 @@ def below(root: int) -> set[int]:
 
 
 def _be_runner(request: dict[str, Any], theirs: list[int], report: int) -> NoReturn:
-    """Start the command, adopt what it loses, and stay until nothing of it is left."""
+    """Start the command, adopt its orphans, and stay until none of its processes is left."""
     status: int | None = None
-    said: dict[str, Any] = {}
+    ending: dict[str, Any] = {}
     cpu = 0.0
     try:
         prctl(_PR_SET_CHILD_SUBREAPER, 1)
@@ -153,7 +153,7 @@ def _be_runner(request: dict[str, Any], theirs: list[int], report: int) -> NoRet
         command = os.fork()
         if command == 0:
             _be_command(request, theirs)
-        _say(report, {"command": command})
+        _report(report, {"command": command})
         for fd in [int(name) for name in os.listdir("/proc/self/fd")]:
             if fd != report:
                 with suppress(OSError):  # that which the directory was read by
@@ -161,22 +161,22 @@ def _be_runner(request: dict[str, Any], theirs: list[int], report: int) -> NoRet
         while True:
             pid, code, usage = os.wait4(-1, os.WNOHANG if status is not None else 0)
             if pid == 0:  # the command has ended, and has left something
-                _say(report, {"left": True})
+                _report(report, {"left": True})
                 pid, code, usage = os.wait4(-1, 0)
             cpu += usage.ru_utime + usage.ru_stime
             if pid == command:
                 status = -os.WTERMSIG(code) if os.WIFSIGNALED(code) else os.WEXITSTATUS(code)
     except ChildProcessError:
-        said = {"status": status, "cpu": cpu}
+        ending = {"status": status, "cpu": cpu}
     except OSError as error:
-        said = {"error": error.strerror, "pids": 1}
+        ending = {"error": error.strerror, "pids": 1}
     finally:
-        _say(report, said)
+        _report(report, ending)
         os._exit(0)
 
 
-def _say(report: int, said: dict[str, Any]) -> None:
-    os.write(report, json.dumps(said).encode() + b"\n")
+def _report(report: int, ending: dict[str, Any]) -> None:
+    os.write(report, json.dumps(ending).encode() + b"\n")
 
 
 def _be_command(request: dict[str, Any], theirs: list[int]) -> NoReturn:

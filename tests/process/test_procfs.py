@@ -107,7 +107,7 @@ async def test_where_nothing_is_found_nothing_is_ended() -> None:
     async def look(known: set[int]) -> set[int]:
         return known
 
-    assert await procfs.end(look, 0) == 0
+    assert await procfs.terminate(look, 0) == 0
 
 
 async def test_what_is_found_later_is_told_to_end_too() -> None:
@@ -124,7 +124,7 @@ async def test_what_is_found_later_is_told_to_end_too() -> None:
             return procfs.living(next(looks, known))
 
         with trio.fail_after(10):
-            await procfs.end(look, 2)
+            await procfs.terminate(look, 2)
     assert (first.returncode, second.returncode) == (-signal.SIGTERM, -signal.SIGTERM)
 
 
@@ -135,4 +135,4 @@ async def test_a_process_that_does_not_end_is_named(monkeypatch: pytest.MonkeyPa
         return {pid}
 
     with ended() as pid, pytest.raises(UnkillableError, match=rf"processes \[{pid}\] do not end"):
-        await procfs.end(look, 0)
+        await procfs.terminate(look, 0)

@@ -121,7 +121,7 @@ async def test_a_signal_is_a_negative_exit_status() -> None:
     ],
 )
 def test_an_exit_status_can_be_said_in_words(exit_status: int, words: str) -> None:
-    assert shell.in_words(exit_status) == words
+    assert shell.describe_exit(exit_status) == words
 
 
 async def test_a_command_runs_in_the_directory_that_it_is_given(tmp_path: Path) -> None:
@@ -937,7 +937,7 @@ import functools, os, sys, trio
 from clarad.process import shell
 
 async def main(instance: str, *commands: str) -> None:
-    shell.belong_to(instance)
+    shell.set_instance(instance)
     say = functools.partial(os.write, 1)
     async with trio.open_nursery() as nursery:
         for command in commands:
@@ -1050,7 +1050,7 @@ async def test_the_commands_of_this_process_are_no_leftovers(
 ) -> None:
     left = Marker()
     await leave(instance, f"echo ready; exec sleep {left.text}")
-    shell.belong_to(instance)
+    shell.set_instance(instance)
     running = await start(nursery, f"setsid sh -c 'echo ready; exec sleep {marker.text}' & wait")
     assert await end_leftovers(instance) == 1
     assert left.alive == []
@@ -1072,7 +1072,7 @@ async def test_who_was_started_by_a_command_of_the_instance_does_not_end_itself(
     await leave(instance, f"echo ready; exec sleep {left.text}")
     script = tmp_path / "ender.py"
     script.write_text(ENDER)
-    shell.belong_to(instance)
+    shell.set_instance(instance)
     ender = f"{sys.executable} {script} {instance}; echo $?"
     result = await run(f"sleep {marker.text} & setsid sh -c '{ender}' | cat")
     assert result.stdout == b"1\n0\n"

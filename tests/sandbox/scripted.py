@@ -71,7 +71,7 @@ class Engine:
     name = "scripted"
     max_processes = None
     max_file = 1 << 20
-    disk_to_prove = None
+    disk_to_verify = None
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery

@@ -135,7 +135,7 @@ async def test_a_cancel_leaves_the_interpreter_its_variables(sandbox: Sandbox) -
     await cancel_when_ready(sandbox, ["python3", "-c", FORK_BOMB])
     executed = await interpreter.execute("kept")
     assert executed.result.stdout.kept == b"42\n"
-    assert not executed.forgot
+    assert not executed.state_lost
 
 
 async def test_a_cancel_can_come_at_any_moment(sandbox: Sandbox, marker: Marker) -> None:

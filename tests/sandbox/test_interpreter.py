@@ -49,20 +49,20 @@ async def test_what_cannot_run_is_an_error_of_the_code(python: Interpreter) -> N
     for code in ("x =", "import no_such_module", "\0", "raise KeyboardInterrupt"):
         executed = await execute(python, code)
         assert executed.result.exit_status == 1
-        assert not executed.forgot
+        assert not executed.state_lost
 
 
 async def test_exit_is_an_exit_status_and_not_the_end(python: Interpreter) -> None:
     executed = await execute(python, "kept = 1\nraise SystemExit(3)")
     assert executed.result.exit_status == 3
-    assert not executed.forgot
+    assert not executed.state_lost
 
 
 async def test_the_end_of_the_interpreter_is_said_and_another_one_follows(
     python: Interpreter,
 ) -> None:
     executed = await execute(python, "import os\nprint('last words', flush=True)\nos._exit(7)")
-    assert executed.forgot
+    assert executed.state_lost
     assert executed.result.exit_status == 7
     assert executed.result.stdout.kept == b"last words\n"
     assert (await execute(python, "'os' in globals()")).result.stdout.kept == b"False\n"
@@ -97,7 +97,7 @@ async def test_a_timeout_kills_it_with_what_it_has_started(
     )
     # Without `fail_after`: each piece of the output puts the clock forward.
     executed = await python.execute(code, timeout=60, on_output=lambda *_: clock.jump(60))
-    assert executed.forgot
+    assert executed.state_lost
     assert executed.result.timed_out
     assert executed.result.killed == 2
     assert marker.alive == []
@@ -129,8 +129,8 @@ async def test_the_call_after_a_cancelled_one_says_that_the_variables_are_gone(
             on_output=lambda *_: scope.cancel("the test wants it"),
         )
     executed = await execute(python, "'kept' in globals()")
-    assert (executed.result.stdout.kept, executed.forgot) == (b"False\n", True)
-    assert not (await execute(python, "1 + 1")).forgot
+    assert (executed.result.stdout.kept, executed.state_lost) == (b"False\n", True)
+    assert not (await execute(python, "1 + 1")).state_lost
 
 
 async def test_calls_wait_for_each_other(python: Interpreter) -> None:
@@ -163,8 +163,8 @@ async def test_processes_that_a_call_has_left_make_room_for_the_next_run(
         result = await sandbox.run("echo usable")
         assert (result.stdout.kept, result.made_room) == (b"usable\n", True)
         executed = await execute(python, "'BOMB' in globals()")
-        assert executed.forgot  # said once
-        assert not (await execute(python, "1 + 1")).forgot
+        assert executed.state_lost  # said once
+        assert not (await execute(python, "1 + 1")).state_lost
         assert not (await sandbox.run("true")).made_room
 
 
@@ -182,7 +182,7 @@ ATTACKS: Final = {
 @pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
 async def test_nonsense_on_its_own_channel_ends_it(python: Interpreter, attack: str) -> None:
     executed = await execute(python, f"import os\n{attack}\nwhile True: pass")
-    assert executed.forgot
+    assert executed.state_lost
     assert executed.result.exit_status == -9
     assert executed.result.stdout == Output()
     assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"
@@ -202,9 +202,9 @@ async def test_an_end_that_code_has_forged_is_its_own_and_no_other_calls(
     """Its interpreter ends with the second end, that of nobody, whether or not a call goes on."""
     forged = await execute(python, FORGED)
     # Both ends may be read at once: then that is nonsense, and neither counts.
-    assert (forged.result.exit_status, forged.forgot) in ((0, False), (-9, True))
+    assert (forged.result.exit_status, forged.state_lost) in ((0, False), (-9, True))
     executed = await execute(python, "1 + 1")
-    assert executed.forgot or executed.result.stdout.kept == b"2\n"
+    assert executed.state_lost or executed.result.stdout.kept == b"2\n"
     assert (await execute(python, "'frame' in globals()")).result.stdout.kept == b"False\n"
 
 
@@ -226,6 +226,6 @@ async def test_code_that_is_too_long_is_refused(python: Interpreter) -> None:
 
 async def test_running_out_of_memory_ends_it_and_not_the_sandbox(python: Interpreter) -> None:
     executed = await execute(python, "x = b'x' * (4 << 30)")
-    assert executed.forgot
+    assert executed.state_lost
     assert executed.result.out_of_memory
     assert (await execute(python, "1 + 1")).result.stdout.kept == b"2\n"

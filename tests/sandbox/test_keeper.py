@@ -40,8 +40,8 @@ def engine(nursery: trio.Nursery, clock: MockClock) -> Engine:
 
 @pytest.fixture
 def make(engine: Engine) -> MakeKeeper:
-    def make(pool: int = 0, most: int = 10, idle_timeout: float = 100) -> Keeper:
-        return Keeper(engine, "k", pool=pool, most=most, idle_timeout=idle_timeout)
+    def make(pool: int = 0, capacity: int = 10, idle_timeout: float = 100) -> Keeper:
+        return Keeper(engine, "k", pool=pool, capacity=capacity, idle_timeout=idle_timeout)
 
     return make
 
@@ -96,7 +96,7 @@ async def test_the_pool_is_filled_up_again(
 async def test_there_are_never_more_than_the_maximum(
     make: MakeKeeper, nursery: trio.Nursery, engine: Engine
 ) -> None:
-    await nursery.start((keeper := make(pool=2, most=3)).run)
+    await nursery.start((keeper := make(pool=2, capacity=3)).run)
     for owner in "abc":
         await keeper.acquire(owner)
     with pytest.raises(FullError, match="all 3 sandboxes are taken: they end 100 s after"):
@@ -108,7 +108,7 @@ async def test_there_are_never_more_than_the_maximum(
 async def test_when_one_ends_the_next_owner_gets_one(
     make: MakeKeeper, nursery: trio.Nursery
 ) -> None:
-    await nursery.start((keeper := make(most=1)).run)
+    await nursery.start((keeper := make(capacity=1)).run)
     await keeper.acquire("a")
     await keeper.delete("a")
     assert not (await keeper.acquire("b")).is_lost
@@ -192,7 +192,7 @@ async def test_a_reset_gives_another_sandbox(
 async def test_one_that_is_being_made_can_be_deleted(
     make: MakeKeeper, nursery: trio.Nursery, engine: Engine
 ) -> None:
-    await nursery.start((keeper := make(most=1)).run)
+    await nursery.start((keeper := make(capacity=1)).run)
     engine.hold = trio.Event()
     async with trio.open_nursery() as inner:
         inner.start_soon(keeper.acquire, "a")
@@ -305,7 +305,7 @@ async def test_an_agent_that_dies_while_its_disk_is_tried_is_said_to_whoever_wai
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(engine, "disk_to_prove", 1 << 30)
+    monkeypatch.setattr(engine, "disk_to_verify", 1 << 30)
     await nursery.start((keeper := make()).run)
     engine.is_mute = True
     async with trio.open_nursery() as inner:

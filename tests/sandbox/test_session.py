@@ -147,10 +147,14 @@ async def test_an_agent_that_hangs_up_ends_all_runs(
         await sandbox.run("true")
 
 
+TOO_LONG = frames.MAX_FROM_AGENT + 1
+
 NONSENSE = {
     "no frame": b"\xff" * 9,
     "a frame of no kind": frames.encode(99, 1),
-    "a frame longer than an agent's": frames.HEADER.pack(frames.STDOUT, 1, frames.MAX_SAID + 1),
+    "a frame longer than an agent's": frames.HEADER.pack(
+        frames.STDOUT, 1, frames.MAX_FROM_AGENT + 1
+    ),
     "no JSON": frames.encode(frames.EXIT, 1, b"no JSON"),
     "deep JSON": frames.encode(frames.EXIT, 1, b"[" * 100_000),
     "a deep value": frames.encode(frames.EXIT, 1, b'{"status": ' + b"[" * 100_000),

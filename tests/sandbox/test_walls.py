@@ -95,7 +95,9 @@ async def test_an_attempt_through_a_missing_wall_is_noticed(
             return limits
 
     settings = replace(engines.settings(mode), network="internet")
-    keeper = Keeper(Weak(settings, engines.keeper_name()), "weak", pool=0, most=2, idle_timeout=900)
+    keeper = Keeper(
+        Weak(settings, engines.keeper_name()), "weak", pool=0, capacity=2, idle_timeout=900
+    )
     await nursery.start(keeper.run)
     sandbox = await keeper.acquire("somebody")
     found = {

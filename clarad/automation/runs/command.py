@@ -24,4 +24,6 @@ async def attempt(
         return AttemptResult(Outcome.FAILED, str(error))
     if result.exit_status == 0:
         return AttemptResult(Outcome.RAN, exit_status=0)
-    return AttemptResult(Outcome.FAILED, shell.in_words(result.exit_status), result.exit_status)
+    return AttemptResult(
+        Outcome.FAILED, shell.describe_exit(result.exit_status), result.exit_status
+    )

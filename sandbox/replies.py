@@ -1,4 +1,4 @@
-"""What an agent says about itself and its runs, decoded into structs that bound it. No I/O."""
+"""Decodes the agent's JSON into structs that bound its values: the agent is not trusted. No I/O."""
 
 from typing import Annotated, Final, TypeVar
 
@@ -16,17 +16,17 @@ _Tail = Annotated[str, Meta(max_length=_MAX_TAIL)]
 
 
 class Ready(Struct, frozen=True, forbid_unknown_fields=True):
-    """What an agent says of itself, once."""
+    """The payload of READY."""
 
     python: _Text = ""
     counters: Annotated[tuple[_Text, ...], Meta(max_length=10)] = ()
 
 
 class Ended(Struct, frozen=True, forbid_unknown_fields=True):
-    """How a run, or a call, has ended; the counts are the agent's own.
+    """The payload of EXIT and REPLY: how a run, or a call, has ended.
 
-    `totals` and `tails` are those of both outputs, a tail's characters being its bytes. `error`
-    says why it was never started.
+    `totals` and `tails` are of standard output and standard error; each character of a tail stands
+    for a byte. `error` says why the run could not be started.
     """
 
     status: Annotated[int, Meta(ge=-255, le=255)] | None = None
@@ -47,7 +47,7 @@ def decode(payload: bytes, kind: type[T]) -> T:
     """Read a frame's JSON.
 
     Raises:
-        FrameError: it is not what an agent says.
+        FrameError: no agent sends this.
     """
     try:
         return msgspec.json.decode(payload, type=kind)
