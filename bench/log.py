@@ -59,7 +59,7 @@ def _log(writer: Writer) -> tuple[float, float]:
     redactor.hide(["a-secret-of-the-gateway", "a-password-of-the-database"])
     spool = Spool(writer, redactor.redact)
     try:
-        return _publish(EventLog(spool))
+        return _publish(EventLog(spool.put))
     finally:
         spool.close()
 

@@ -140,20 +140,20 @@ class Disk:
     def execute(
         self, statement: Executable, parameters: dict[str, Any], then: Then | None = None
     ) -> Job:
-        return self._hand_in(Job(statement, parameters, then=then))
+        return self._submit(Job(statement, parameters, then=then))
 
     def insert(self, statement: Executable, parameters: dict[str, Any]) -> Job:
-        return self._hand_in(Job(statement, parameters, asks_if_new=True))
+        return self._submit(Job(statement, parameters, asks_if_new=True))
 
     def insert_into(self, table: Table) -> sqlite.Insert:
         return sqlite.insert(table).execution_options(preserve_rowcount=True)
 
     async def call(self, function: Callable[[Connection], T]) -> T:
-        job = self._hand_in(Job(function=function))
+        job = self._submit(Job(function=function))
         await job.wait()
         return cast(T, job.result)
 
-    def _hand_in(self, job: Job) -> Job:
+    def _submit(self, job: Job) -> Job:
         self._queue.append(job)
         self._grown.set()
         return job

@@ -1,4 +1,4 @@
-"""The composition root: builds the parts, hands them to each other, runs the tree, and ends it."""
+"""The composition root: builds the parts, connects them, and runs and stops the tree of scopes."""
 
 import os
 import socket
@@ -64,12 +64,12 @@ from clarad.transport.stream import receive_budget
 from clarad.version import VERSION
 
 STORE_PATIENCE: Final = 60.0
-"""Seconds that one transaction may take before the store counts as stuck: a disk may be slow, and a
-database out of reach for a while."""
+"""Seconds that a transaction may take before the watchdog counts the store as stuck: a disk may be
+slow, or a database out of reach for a while."""
 
 
 class Daemon:
-    """The tree of scopes, from the supervisor down, on a database that is migrated."""
+    """The tree of scopes, from the supervisor down. The database must be migrated."""
 
     def __init__(
         self,
@@ -87,9 +87,9 @@ class Daemon:
         self._sandboxes = sandboxes
         self.bus = Bus()
         self.nodes = Nodes()
-        self._life = Epoch() if engine.dialect.name == "postgresql" else None
-        self.writer = Writer(engine, self._life)
-        shared = self._life is not None
+        self._epoch = Epoch() if engine.dialect.name == "postgresql" else None
+        self.writer = Writer(engine, self._epoch)
+        shared = self._epoch is not None
         self._messages = (ClusterMessages if shared else Messages)(self.writer)
         self._node_sessions = (ClusterNodeSessions if shared else NodeSessions)(self.writer)
         self.turns = Turns(
@@ -111,7 +111,7 @@ class Daemon:
             runner=self._task_runner,
             runs=task_runs,
             states=states,
-            now=wall_clock if self._life is None else self._life.now,
+            now=wall_clock if self._epoch is None else self._epoch.now,
         )
         self._sweeper = Sweeper(Retention(self.writer), settings)
         self._watched_within = handed.watchdog
@@ -126,13 +126,13 @@ class Daemon:
             self._status,
             sandboxes,
             apply=self._apply,
-            close_token=self._close_token,
-            complaint=self.writer.complaint,
-            kept=self._sweeper.text,
+            close_token=lambda token: self._servers.close_token(token),
+            check_store=self.writer.check_health,
+            describe_store=self._sweeper.describe,
             overlay=overlay,
         )
         outboxes = outbox_budget()
-        self._gateways = Servers(
+        self._servers = Servers(
             settings,
             self._listen_at(handed),
             tokens=Tokens(self.writer),
@@ -149,7 +149,7 @@ class Daemon:
             operations=self.operations,
             outboxes=outboxes,
         )
-        self._notices = self._make_notices()
+        self._peers = self._make_peers()
         self._lease = self._make_lease(engine)
         self._serving = trio.CancelScope()
         self._is_announced = False
@@ -161,13 +161,13 @@ class Daemon:
     async def run(
         self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Start everything in order, serve until `request_stop`, and stop in reverse order.
+        """Start all parts in order, serve until `request_stop`, and stop them in reverse order.
 
-        `started` with the address, when connections are taken; not if the stop was requested before
-        that. Cancelling ends everything without draining; what is stored stays stored.
+        Calls `started` with the address once connections are accepted, unless a stop was requested
+        before. Cancelling ends everything without draining; nothing that is stored is lost.
 
         Raises:
-            LeaseLost: others have taken over, or may have; all that went on here has ended.
+            LeaseLost: another daemon may have taken over; all work here has ended.
         """
         with (
             self._at_end,
@@ -175,7 +175,7 @@ class Daemon:
             self.bus.attach(log.event_log()),
         ):
             async with open_supervisor() as self._supervisor:
-                if self._notifier.is_heard:
+                if self._notifier.is_enabled:
                     self._at_end.enter_context(self.bus.attach(self._status))
                     await self._supervisor.start("status", self._status.run)
                 try:
@@ -187,7 +187,7 @@ class Daemon:
                     self._status.stopping(stop_budget(self._settings))  # also of what has failed
                     self.turns.stop_accepting()
                     self._give_up()
-        if self._life is not None and self._life.is_lost:
+        if self._epoch is not None and self._epoch.is_lost:
             raise LeaseLost("this daemon has lost its lease on the database")
         self.stopped.set()
 
@@ -211,23 +211,23 @@ class Daemon:
 
     @property
     def in_force(self) -> tuple[Settings, Definitions]:
-        """What the daemon works by, as it was last reloaded."""
+        """The settings, hooks and tasks in force, as last reloaded."""
         return self._settings, Definitions(self._hooks.current, self._scheduler.tasks)
 
     def request_stop(self) -> None:
-        """Begin nothing from here on, neither new nor waiting, and stop; also during the start.
+        """Stop: begin no message or task any more, not even one that waits. Does not block.
 
-        `stopped` is set when all is down.
+        Also works during the start. `stopped` is set when everything has ended.
         """
         self._status.stopping(stop_budget(self._settings))
-        self._gateways.stop_listening()
+        self._servers.stop_listening()
         self.turns.stop_accepting()
         self._scheduler.stop_firing()
         self._serving.cancel("a stop was requested")
         if not self._is_announced:
             self.writer.cut()  # the start may wait for a database that does not answer
 
-    def _make_notices(self) -> Peers | None:
+    def _make_peers(self) -> Peers | None:
         messages, node_sessions = self._messages, self._node_sessions
         if not isinstance(messages, ClusterMessages):
             return None
@@ -238,11 +238,11 @@ class Daemon:
             turns=self.turns,
             messages=messages,
             node_sessions=node_sessions,
-            close_revoked=self._gateways.close_revoked,
+            close_revoked=self._servers.close_revoked,
         )
 
     def _make_lease(self, engine: Engine) -> Lease | None:
-        if self._life is None or self._notices is None:
+        if self._epoch is None or self._peers is None:
             return None
         from clarad.store.cluster.membership import Membership  # needs psycopg
 
@@ -250,36 +250,39 @@ class Daemon:
         return Lease(
             Membership(
                 engine,
-                self._life,
+                self._epoch,
                 instance=instance.identify(state_dir),
-                holder=instance.holder(state_dir),
+                claimant=instance.claimant(state_dir),
                 lease=self._settings.lease,
             ),
             inherit=(self._hooks.inherit, self._inherit_messages, self._scheduler.inherit),
-            looked=self._looked,
-            heard=self._notices.hear,
+            on_heartbeat=self._on_heartbeat,
+            on_notice=self._peers.receive,
             tasks=lambda: self._scheduler.digest,
-            lose=self._end_life,
+            on_loss=self._end_at_once,
         )
 
-    def _looked(self, look: Heartbeat) -> None:
-        """Take note of a renewal of the lease: the database answers."""
-        self.writer.cut_if_it_hangs(self._settings.lease)
-        self._scheduler.note_heartbeat(look)
+    def _on_heartbeat(self, heartbeat: Heartbeat) -> None:
+        """Pass a renewal of the lease on. It also proves that the database answers."""
+        self.writer.cut_if_stuck(self._settings.lease)
+        self._scheduler.note_heartbeat(heartbeat)
 
     async def _inherit_messages(self, lives: Collection[int]) -> None:
         if isinstance(self._node_sessions, ClusterNodeSessions):
             await self._node_sessions.inherit(lives)
         self.turns.inherit(lives)
 
-    def _end_life(self) -> None:
-        """End all that goes on, side by side and at once; nothing more is written."""
+    def _end_at_once(self) -> None:
+        """End all work at once, with the lease: nothing can be written any more.
+
+        No order is kept, as there is no store left to write to: children end side by side.
+        """
         discovery.withdraw(self._settings.state_dir)
         self.turns.stop_accepting()
         self._give_up()
         self.writer.cut()
-        self._gateways.stop_listening()
-        self._gateways.close_all()
+        self._servers.stop_listening()
+        self._servers.close_all()
         assert self._supervisor is not None
         self._supervisor.cancel("scheduler", "task runs", "turns", "hooks")
         self._living.cancel("the lease is lost")
@@ -287,19 +290,16 @@ class Daemon:
     def _apply(self, settings: Settings, tls: ssl.SSLContext | None) -> None:
         """Put reloaded settings in force; messages keep the timeout they began with.
 
-        The settings of hooks and tasks are theirs already.
+        `Operations` has replaced the hooks and tasks already.
         """
         self._settings = settings
-        self._gateways.apply(settings, tls)
+        self._servers.apply(settings, tls)
         self.turns.sessions.set_timeout(settings.session_timeout)
         self.turns.executor.timeout = settings.message_timeout
         self.turns.executor.slots.resize(settings.max_running)
         self.turns.admission.set_rates(settings.rate_node, settings.rate_user)
         self._sweeper.apply(settings)
         log.set_level(settings.log_level)
-
-    async def _close_token(self, token: str) -> int:
-        return await self._gateways.close_token(token)
 
     def stop_at_once(self) -> None:
         """Cut the drain short."""
@@ -314,36 +314,30 @@ class Daemon:
             await supervisor.start("sandboxes", self._sandboxes.run)
         self.nodes.restore(*await self._node_sessions.restore())
         await supervisor.start("turns", self.turns.run)
-        if self._notices is not None:
-            await supervisor.start("notices", self._notices.run)
-        host, port = await self._gateways.start(supervisor)
+        if self._peers is not None:
+            await supervisor.start("notices", self._peers.run)
+        host, port = await self._servers.start(supervisor)
         await supervisor.start("task runs", self._task_runner.run)
         await supervisor.start("scheduler", self._scheduler.run)
         await supervisor.start("retention", self._sweeper.run)
-        control = await self._gateways.start_control(supervisor)
+        control = await self._servers.start_control(supervisor)
         if self._lease is not None:
-            self._lease.go_on(f"{socket.gethostname()}:{port}")
+            self._lease.set_ready(f"{socket.gethostname()}:{port}")
         if self._watched_within is not None:
             await supervisor.start("watchdog", self._watchdog(self._watched_within).run)
         where = discovery.Address(host, port, tls=self._settings.gateway_tls_cert is not None)
         discovery.announce(self._settings.state_dir, where, os.getpid(), control=control)
         self._is_announced = True
-        self.bus.publish(
-            EventType.GATEWAY_STARTUP,
-            data={
-                "host": host,
-                "port": port,
-                "version": VERSION,
-                "hooks_loaded": len(self._defined.hooks),
-                "tasks_loaded": len(self._defined.tasks),
-            },
-        )
+        hooks, tasks = len(self._defined.hooks), len(self._defined.tasks)
+        about = {"version": VERSION, "hooks_loaded": hooks, "tasks_loaded": tasks}
+        self.bus.publish(EventType.GATEWAY_STARTUP, data={"host": host, "port": port, **about})
         return host, port
 
     async def _stop(self, supervisor: Supervisor) -> None:
-        """Drain, cancel the rest, say good-bye; the supervisor stops what is left, the store last.
+        """Drain, cancel the rest, close connections; the supervisor stops the other children.
 
-        Bounded by the budgets of `clarad.app.budgets`. What had not started yet is not waited for.
+        Each step is bounded by a budget of `clarad.app.budgets`. Parts that a stop during the start
+        has left out are skipped.
         """
         discovery.withdraw(self._settings.state_dir)
         self._drain.deadline = trio.current_time() + self._settings.drain_timeout
@@ -358,9 +352,9 @@ class Daemon:
         if limit.cancelled_caught:
             self._give_up()
         await supervisor.stop("turns")
-        self._gateways.close_all()
+        self._servers.close_all()
         with trio.move_on_after(CLOSE_BUDGET):
-            await self._gateways.ended(supervisor)
+            await self._servers.ended(supervisor)
         if self._is_announced:
             self.bus.publish(EventType.GATEWAY_SHUTDOWN, data={"reason": "signal"})
         with trio.move_on_after(HOOKS_BUDGET):
@@ -382,7 +376,7 @@ class Daemon:
             Part("store", self.writer.progress, STORE_PATIENCE),
             # It waits for the store.
             Part("scheduler", self._scheduler.progress, STORE_PATIENCE),
-            Part("gateway", self._gateways.port.progress),
+            Part("gateway", self._servers.port.progress),
         )
         return Watchdog(self._notifier, timeout, parts)
 
@@ -400,6 +394,6 @@ class Daemon:
         )
 
     def _give_up(self) -> None:
-        """Wait no longer for a store that fails; the next start finds what is unfinished."""
+        """Retry no commit any more; the next start recovers what is unfinished."""
         self.turns.give_up()
         self._given_up.set()

@@ -62,21 +62,21 @@ class Operations:
         *,
         apply: Callable[[Settings, ssl.SSLContext | None], None],
         close_token: Callable[[str], Awaitable[int]],
-        complaint: Callable[[], Awaitable[str | None]],
-        kept: Callable[[], str],
+        check_store: Callable[[], Awaitable[str | None]],
+        describe_store: Callable[[], str],
         overlay: Overlay | None = None,
     ) -> None:
         """`apply` puts reloaded settings in force, and a renewed certificate.
 
         Without an `overlay` there are no settings to reload.
-        `close_token` closes the connections of a token, and says how many they were; `complaint`
-        says what is wrong with the database, and `kept` how large it is.
+        `close_token` closes the connections of a token, and says how many they were; `check_store`
+        says what is wrong with the database, and `describe_store` how large it is.
         """
         self._settings = settings
         self._apply = apply
         self._close_token = close_token
-        self._complaint = complaint
-        self._kept = kept
+        self._check_store = check_store
+        self._describe_store = describe_store
         self._overlay = overlay
         self._sandboxes = sandboxes
         self._hooks = hooks
@@ -145,9 +145,9 @@ class Operations:
     async def status(self) -> Report:
         """Say how things are; refused if the database fails, without which nothing is answered."""
         runs = f"clarad {VERSION} runs, as process {os.getpid()}"
-        if (complaint := await self._complaint()) is not None:
-            raise Refused([f"{runs}, and {complaint}"])
-        return Report(f"{runs}\n{self._status.text()}\n{self._kept()}")
+        if (problem := await self._check_store()) is not None:
+            raise Refused([f"{runs}, and {problem}"])
+        return Report(f"{runs}\n{self._status.text()}\n{self._describe_store()}")
 
     async def overview(self, of: Literal["hooks", "tasks"]) -> Report:
         """Say which hooks or tasks run; the text says what a reload would change of them."""
@@ -287,8 +287,8 @@ def _changes(before: Settings, now: Settings) -> Iterator[str]:
         yield f"changed from the next start on: {', '.join(later)}"
 
 
-def _ended(what: str, run: str, ending: Ending | None) -> Report:
+def _ended(subject: str, run: str, ending: Ending | None) -> Report:
     if ending is None:
-        raise Refused([f"{what} was not run: the daemon stops, or its store fails; see its log"])
+        raise Refused([f"{subject} was not run: the daemon stops, or its store fails; see its log"])
     reason = f": {ending.reason}" if ending.reason else ""
-    return Report(f"{what} {ending.outcome}{reason}", run, ending.outcome.value)
+    return Report(f"{subject} {ending.outcome}{reason}", run, ending.outcome.value)

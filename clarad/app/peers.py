@@ -1,4 +1,4 @@
-"""What other daemons say: acted on as it comes, and looked up where it may have been missed."""
+"""Notices from other daemons: handled as they arrive, and looked up where one may be missed."""
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class Peers:
-    """Passes on what is said to whom it concerns. `run` looks up what was not heard."""
+    """Passes notices on to the parts that they concern; `run` looks up those that were missed."""
 
     def __init__(
         self,
@@ -39,22 +39,22 @@ class Peers:
         node_sessions: ClusterNodeSessions,
         close_revoked: Callable[[], Awaitable[None]],
     ) -> None:
-        """`close_revoked` closes the connections of tokens that there are no more."""
+        """`close_revoked` closes the connections of tokens that were revoked."""
         self._scheduler = scheduler
         self._nodes = nodes
         self._turns = turns
         self._messages = messages
         self._node_sessions = node_sessions
         self._close_revoked = close_revoked
-        self._to_look = trio.Event()
+        self._has_news = trio.Event()
 
-    def hear(self, notice: Notice | None) -> None:
-        """Take what another daemon has said; `None` if something may have been missed."""
+    def receive(self, notice: Notice | None) -> None:
+        """Handle a notice of another daemon; with `None`, look up all that may have been missed."""
         match notice:
             case None:
                 self._scheduler.note_tasks_changed()
                 self._nodes.fetch_missed()
-                self._to_look.set()
+                self._has_news.set()
             case TasksChanged():
                 self._scheduler.note_tasks_changed()
             case NodeOwed():
@@ -67,26 +67,26 @@ class Peers:
                 self._turns.channel_moved(notice.platform, notice.channel_id)
             case CancelAsked():
                 if self._nodes.known(notice.node_id, notice.platform) is not None:
-                    self._to_look.set()
+                    self._has_news.set()
             case TokenRevoked():
-                self._to_look.set()
+                self._has_news.set()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Look whenever there may be something, until cancelled."""
+        """Look the tables up whenever a notice says that there may be news, until cancelled."""
         task_status.started()
         while True:
-            await self._to_look.wait()
-            self._to_look = trio.Event()
+            await self._has_news.wait()
+            self._has_news = trio.Event()
             try:
-                await self._look()
+                await self._look_up()
             except StoreError as error:
                 about = catalogue.STORE_FAILED.about()
                 text = "what other daemons have said cannot be looked up: %s"
                 log.error(text, error, extra=about)
-                self._to_look.set()
+                self._has_news.set()
                 await trio.sleep(STORE_RETRY)
 
-    async def _look(self) -> None:
+    async def _look_up(self) -> None:
         await self._close_revoked()
         for asked in await self._messages.to_cancel():
             self._turns.cancel_requested(asked)

@@ -27,7 +27,7 @@ _CONTROL: Final = "control"
 
 
 class Servers:
-    """Makes them, and starts and ends them together."""
+    """Makes the gateways, and starts and stops them together."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Servers:
         operations: Operations,
         outboxes: MemoryBudget,
     ) -> None:
-        """`connect` makes an adapter's connection, and is told who decides on its registration.
+        """`connect` makes an adapter's connection; it is passed the `authenticator`.
 
         Raises:
             TlsError: the certificate or its key cannot be used.
@@ -78,19 +78,19 @@ class Servers:
         )
 
     async def start(self, supervisor: Supervisor) -> tuple[str, int]:
-        """Take adapters' connections; return the port's address."""
+        """Accept adapters' connections; return the port's address."""
         host, port = await supervisor.start(_PORT, self.port.run)
         if self._socket is not None:
             await supervisor.start(_SOCKET, self._socket.run)
         return host, port
 
     async def start_control(self, supervisor: Supervisor) -> Path:
-        """Take operators' connections; return the control socket's path."""
+        """Accept operators' connections; return the control socket's path."""
         path: Path = await supervisor.start(_CONTROL, self._control.run)
         return path
 
     def stop_listening(self) -> None:
-        """Take no new connection."""
+        """Accept no new connections."""
         for gateway in self._all().values():
             gateway.stop_listening()
 
@@ -105,15 +105,15 @@ class Servers:
             await supervisor.ended(name)
 
     async def close_token(self, token: str) -> int:
-        """Close the connections of a token that was revoked; return how many they were."""
+        """Close the connections of a revoked token; return how many there were."""
         self._authenticator.forget_tokens()
         with suppress(StoreError):
-            await self._tokens.caught_up()  # a node of it may be about to be let in
-        await trio.lowlevel.checkpoint()  # and has to hear of it
+            await self._tokens.caught_up()  # a node may be registering with the token
+        await trio.lowlevel.checkpoint()  # let that node's task run before its connection closes
         return sum(gateway.close_token(token) for gateway in self._of_adapters())
 
     async def close_revoked(self) -> None:
-        """Close the connections of tokens that there are no more.
+        """Close the connections of all tokens that were revoked.
 
         Raises:
             StoreError: the database fails; none is closed.

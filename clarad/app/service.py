@@ -25,7 +25,7 @@ from clarad.config.envfile import Overlay
 from clarad.nurseries.sandboxes import Sandboxes
 from clarad.process import shell
 from clarad.protocol.control import Refused
-from clarad.store import LeaseLost, StoreError, alone, interruptible, open_engine, reach
+from clarad.store import LeaseLost, StoreError, interruptible, lock_database, open_engine, reach
 from clarad.store.known import remember, require_known
 from clarad.store.lock import hold_log
 from clarad.store.migrate import MIGRATION_BUDGET, require_head, require_sound
@@ -37,11 +37,11 @@ from clarad.version import VERSION
 
 logger = logging.getLogger(__name__)
 
-LOOK_AGAIN: Final = 2.0
-"""Seconds between looks for the state directory and the database file."""
+HELD_INTERVAL: Final = 2.0
+"""Seconds between two checks that the state directory and the database file are still there."""
 
-REACH_AGAIN: Final = 1.0
-"""Seconds between looks for a database that could not be reached."""
+REACH_RETRY: Final = 1.0
+"""Seconds between two attempts to reach the database."""
 
 
 def run(
@@ -55,18 +55,18 @@ def run(
     `handed` is what systemd has handed over.
 
     Raises:
-        instance.AlreadyRunning: the state directory is another daemon's.
+        instance.AlreadyRunning: another daemon has locked the state directory.
         StoreError: the database cannot be used, or is another daemon's (`Taken`).
         CannotListen: the address cannot be bound.
         files.Unwritable: a file of the state directory cannot be written.
-        files.Gone: the state directory or the database was deleted meanwhile.
+        files.Gone: the state directory or the database was deleted.
         Exception: a part of the daemon keeps failing.
     """
     if handed.watchdog is not None:
         faulthandler.enable()  # a loop that is stuck cannot log its stacks when SIGABRT comes
     with (
-        instance.only_one(settings.state_dir) as state,
-        alone(settings.database_url) as database,
+        instance.lock_state_dir(settings.state_dir) as state,
+        lock_database(settings.database_url) as database,
     ):
         engine = open_engine(settings.database_url)
         try:
@@ -78,10 +78,10 @@ def run(
 
 
 def _leave_imports_uncollected() -> None:
-    """Keep the garbage collector from walking through all that was imported, again and again.
+    """Keep the garbage collector from walking through all imported modules, again and again.
 
-    A collection of the oldest generation would hold the loop for 50 ms. It is done before there is
-    a loop, and for the process, not for a daemon: what is frozen is never collected.
+    A collection of the oldest generation would block the event loop for 50 ms. This is done once,
+    before the loop starts: frozen objects are never collected.
     """
     gc.collect()
     gc.freeze()
@@ -101,7 +101,7 @@ async def _run_until_signal(
         trio.open_signal_receiver(signal.SIGHUP) as hangups,
     ):
         prepare = partial(_prepare, settings, engine, handed)
-        going_on = await _unless_a_signal_comes(signals, prepare)
+        going_on = await _run_unless_signalled(signals, prepare)
         # The engine keeps a connection from here on.
         held = [file for file in (*held, hold_log(settings.database_url)) if file is not None]
         # Where systemd has started this process it starts the next: what it keeps for us it hands
@@ -111,13 +111,13 @@ async def _run_until_signal(
             daemon = _build(settings, defined, overlay, engine, handed)
             going_on = False
             try:
-                await _live(daemon, signals, hangups, held)
+                await _run_daemon(daemon, signals, hangups, held)
             except* (StoreError, SQLAlchemyError) as failures:
                 # A first life that finds no database has nothing to go back to.
                 if handed != NOTHING or (is_first and failures.split(LeaseLost)[1] is not None):
                     raise
                 settings, defined = daemon.in_force
-                going_on = not daemon.is_stopping and await _unless_a_signal_comes(
+                going_on = not daemon.is_stopping and await _run_unless_signalled(
                     signals, partial(_reach, engine)
                 )
             is_first = False
@@ -134,13 +134,13 @@ def _build(
     return Daemon(settings, engine, responder, defined, sandboxes, overlay, handed)
 
 
-async def _live(
+async def _run_daemon(
     daemon: Daemon,
     signals: AsyncIterator[int],
     hangups: AsyncIterator[int],
     held: Sequence[files.Held],
 ) -> None:
-    """Run the daemon until a signal stops it, it loses its lease, or a file that it holds."""
+    """Run the daemon until a signal stops it, or it loses its lease or a file that it holds."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, held)
         nursery.start_soon(_stop_at_signal, signals, daemon)
@@ -150,9 +150,9 @@ async def _live(
 
 
 async def _watch(held: Sequence[files.Held]) -> None:
-    """Raise `files.Gone` once one of the files is: what is written then, nobody finds again."""
+    """Raise `files.Gone` once one of the files is deleted: later writes to it would be lost."""
     while True:
-        await trio.sleep(LOOK_AGAIN)
+        await trio.sleep(HELD_INTERVAL)
         for file in held:
             await trio.to_thread.run_sync(file.require)
 
@@ -192,34 +192,34 @@ async def _stop_at_signal(signals: AsyncIterator[int], daemon: Daemon) -> None:
     daemon.stop_at_once()
 
 
-async def _unless_a_signal_comes(
+async def _run_unless_signalled(
     signals: AsyncIterator[int], work: Callable[[], Awaitable[None]]
 ) -> bool:
-    """Do this to its end; `False` if a signal came, which cancels it."""
+    """Run `work` to its end and return `True`; a signal cancels it, and returns `False`."""
     async with trio.open_nursery() as nursery:
         with trio.CancelScope() as scope:
             nursery.start_soon(_cancel_at_signal, signals, scope)
             await work()
         nursery.cancel_scope.cancel("done")
-    # Not whether it was cancelled: the signal may come in the step in which the work ends.
+    # Not `cancelled_caught`: the signal may come in the step in which the work ends.
     return not scope.cancel_called
 
 
 async def _prepare(settings: Settings, engine: Engine, handed: Handover) -> None:
-    """Leave nothing of the last daemon, and bring the database to the tables of this version."""
+    """End what an earlier daemon has left running, and migrate the database to this version."""
     await _end_leftovers(settings.state_dir)
     with (
         closing(Notifier(handed.notify_socket)) as notifier,
         extending(notifier, MIGRATION_BUDGET, "migrating the database"),
     ):
-        before = await interruptible(engine, partial(_look_into, engine, settings))
+        before = await interruptible(engine, partial(_prepare_database, engine, settings))
     if before is not None:
         about = catalogue.MIGRATED.about(revision=before)
         logger.log(log.NOTICE, "migrated the database (it was: %s)", before, extra=about)
 
 
-def _look_into(engine: Engine, settings: Settings) -> str | None:
-    """Migrate a database that is fit for it; return the revision that it had, if it was behind."""
+def _prepare_database(engine: Engine, settings: Settings) -> str | None:
+    """Migrate the database and check it; return its old revision, if it was behind."""
     require_known(engine, settings.state_dir)
     before = require_head(engine, migrate=settings.auto_migrate)
     require_sound(engine)
@@ -236,7 +236,7 @@ async def _reach(engine: Engine) -> None:
             return await interruptible(engine, partial(reach, engine))
         except StoreError as error:
             logger.warning("the database does not answer yet: %s", error, extra=about)
-            await trio.sleep(REACH_AGAIN)
+            await trio.sleep(REACH_RETRY)
 
 
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
@@ -246,7 +246,7 @@ async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope
 
 async def _end_leftovers(state_dir: Path) -> None:
     """End what a killed daemon has left running: its runs are down as interrupted from here on."""
-    ours = instance.holder(state_dir)
+    ours = instance.claimant(state_dir)
     shell.set_instance(ours)
     if ended := await shell.end_leftovers(ours):
         about = catalogue.LEFTOVERS_ENDED.about(processes=ended)

@@ -119,7 +119,7 @@ def _create(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 
 def _upgrade(arguments: argparse.Namespace, settings: config.Settings) -> int:
-    from clarad.store import alone, migrate
+    from clarad.store import lock_database, migrate
     from clarad.store.known import require_known
 
     with _open(settings, read_only=True) as engine:
@@ -129,7 +129,7 @@ def _upgrade(arguments: argparse.Namespace, settings: config.Settings) -> int:
             print("nothing to do")
             return 0
     make_state_dir(settings)
-    with alone(settings.database_url), _open(settings) as engine:
+    with lock_database(settings.database_url), _open(settings) as engine:
         for revision in _apply(engine):
             print(f"applied {revision.id}  {revision.title}")
     return 0
@@ -137,7 +137,7 @@ def _upgrade(arguments: argparse.Namespace, settings: config.Settings) -> int:
 
 def _rollback(arguments: argparse.Namespace, settings: config.Settings) -> int:
     from clarad.cli.backup import make_backup
-    from clarad.store import alone, migrate
+    from clarad.store import lock_database, migrate
     from clarad.store.engine import sqlite_file
     from clarad.store.losses import losses, require_nobody
 
@@ -145,7 +145,7 @@ def _rollback(arguments: argparse.Namespace, settings: config.Settings) -> int:
         print_error("rollback takes a number from 1")
         return 1
     make_state_dir(settings)
-    with alone(settings.database_url), _open(settings) as engine:
+    with lock_database(settings.database_url), _open(settings) as engine:
         require_nobody(engine)
         lost = losses(engine, arguments.steps)
         for line in lost or ["no row"]:
@@ -195,7 +195,7 @@ def _apply(engine: "Engine") -> "list[Revision]":
     from clarad.systemd.notify import Notifier
 
     with (
-        closing(Notifier(handover.take().notify_socket)) as notifier,
+        closing(Notifier(handover.receive().notify_socket)) as notifier,
         extending(notifier, migrate.MIGRATION_BUDGET, "migrating the database"),
     ):
         return migrate.upgrade(engine)

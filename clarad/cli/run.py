@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Both signals end what comes before the loop that listens for them, as Ctrl-C does.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        return _run(arguments.environment, handover.take())
+        return _run(arguments.environment, handover.receive())
     except BaseException as error:
         if isinstance(innermost(error), KeyboardInterrupt):
             return Exit.STOPPED

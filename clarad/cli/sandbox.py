@@ -125,7 +125,7 @@ def _prune_alone(settings: config.Settings) -> int:
     if not (settings.state_dir / instance.FILE_NAME).exists():
         return 0  # no daemon has ever run here
     try:
-        with instance.only_one(settings.state_dir):
+        with instance.lock_state_dir(settings.state_dir):
             return _with_engine(_remove_all, settings)
     except (instance.AlreadyRunning, instance.Nameless) as error:
         raise CommandError(str(error)) from None

@@ -1,4 +1,4 @@
-"""Where the daemon listens: written down for the other commands, and read by them."""
+"""The file in which the daemon announces its addresses to the other commands."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 from clarad.config import files
 
 FILE_NAME: Final = "gateway.json"
-"""Lies in the state directory while the daemon takes connections."""
+"""In the state directory, while the daemon accepts connections."""
 
 CONTROL_NAME: Final = "control.sock"
 
@@ -23,7 +23,7 @@ class Address(NamedTuple):
 
 
 def announce(state_dir: Path, where: Address, pid: int, *, control: Path) -> None:
-    """Write the addresses down, so that a reader finds all of them or none.
+    """Write the file, atomically.
 
     Raises:
         files.Unwritable: they cannot be written.
@@ -33,12 +33,12 @@ def announce(state_dir: Path, where: Address, pid: int, *, control: Path) -> Non
 
 
 def withdraw(state_dir: Path) -> None:
-    """Take the addresses back."""
+    """Remove the file."""
     (state_dir / FILE_NAME).unlink(missing_ok=True)
 
 
 def find(state_dir: Path) -> Address | None:
-    """Return the address of the daemon that uses this directory, `None` if there is none to see."""
+    """Return the address of the daemon with this state directory; `None` if it announces none."""
     try:
         found = _read(state_dir)
         return Address(str(found["host"]), int(found["port"]), bool(found.get("tls")))
@@ -47,7 +47,7 @@ def find(state_dir: Path) -> Address | None:
 
 
 def find_control(state_dir: Path) -> Path | None:
-    """Return the control socket of that daemon, `None` if there is none to see."""
+    """Return the control socket of that daemon; `None` if it announces none."""
     try:
         return Path(_read(state_dir)["control"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -24,9 +24,9 @@ _IN_DOUBLE_QUOTES: Final = '"\\`$'
 
 
 class EnvFileError(Exception):
-    """The file cannot be used; `problems` has one sentence for each thing that is wrong.
+    """The file cannot be used; `problems` has one sentence for each mistake in it.
 
-    `found` has the assignments that could be read all the same.
+    `found` has the assignments without mistakes.
     """
 
     def __init__(self, problems: list[str], found: Mapping[str, str] | None = None) -> None:
@@ -36,10 +36,10 @@ class EnvFileError(Exception):
 
 
 class Overlay:
-    """An environment with the file laid over it, to be read again whenever the file changes."""
+    """An environment with the variables of the file on top; `read` reads the file again."""
 
     def __init__(self, environ: MutableMapping[str, str] = os.environ) -> None:
-        """Lay the file over `environ`, if one is named.
+        """Add the variables of the file, if `environ` names one, to `environ`.
 
         Raises:
             EnvFileError: the file cannot be used.
@@ -51,10 +51,10 @@ class Overlay:
         environ.update(self._in_file)
 
     def read(self) -> dict[str, str]:
-        """Return the environment as it would be with the file as it now is.
+        """Return the environment with the variables that the file has now; changes nothing.
 
-        What the file has had before and has no more is not set, whoever else had set it: systemd
-        hands its variables to the process as well, so they cannot be told apart.
+        A variable that was removed from the file is not set, even if it came from elsewhere, too:
+        systemd passes the file's variables to the process as well, so the two look the same.
 
         Raises:
             EnvFileError: the file cannot be used.
@@ -62,7 +62,7 @@ class Overlay:
         return {k: v for k, v in self._environ.items() if k not in self._in_file} | self._read()
 
     def replace(self, environ: Mapping[str, str]) -> None:
-        """Take on the environment that `read` has returned."""
+        """Put the environment that `read` has returned in force."""
         self._in_file |= {k: v for k, v in environ.items() if self._environ.get(k) != v}
         for name in self._in_file.keys() - environ.keys():
             del self._environ[name], self._in_file[name]
@@ -98,7 +98,7 @@ def parse(text: str) -> tuple[dict[str, str], list[str]]:
 
 
 class _Parser:
-    """Walks through the text once; each method takes over where the one before it stopped."""
+    """Walks through the text once; each method continues where the last one has stopped."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -176,7 +176,7 @@ class _Parser:
                     return value + self._bare()
 
     def _bare(self) -> str:
-        """Read text without quotes; from its first character on, quotes are nothing special."""
+        """Read text without quotes; after its first character, quotes are ordinary characters."""
         kept, spaces = "", ""
         while (taken := self._take()) not in _ENDS_A_LINE:
             if taken == "\\":

@@ -1,4 +1,4 @@
-"""Files of the daemon's own: nobody else reads them, whatever the umask, and root makes none."""
+"""The daemon's own files: only its user can read them, whatever the umask, and root makes none."""
 
 import errno
 import os
@@ -9,11 +9,11 @@ from pathlib import Path
 
 
 class NotOurs(Exception):  # noqa: N818 - it is an answer, not a fault
-    """A place is another user's; the text has the command that is right."""
+    """The file belongs to another user; the text has the command to run instead."""
 
 
 class Gone(Exception):  # noqa: N818 - it is what has happened
-    """A file that this process holds was deleted, or replaced, or cannot be reached any more."""
+    """A file that this process holds open was deleted or replaced, or is out of reach."""
 
 
 class Unwritable(OSError):  # noqa: N818 - it is what the file is
@@ -29,16 +29,16 @@ class Unwritable(OSError):  # noqa: N818 - it is what the file is
 
 
 class Held:
-    """A file that stays at its place as long as this process has it open."""
+    """A file that must stay at its path as long as this process has it open."""
 
     def __init__(self, path: Path, found: os.stat_result, way_out: str) -> None:
-        """`found` is what the file is; `way_out` is a sentence on what to do once it is gone."""
+        """`found` is the file's stat; `way_out` is a sentence on what to do once it is gone."""
         self._path = path
         self._found = found
         self._way_out = way_out
 
     def require(self) -> None:
-        """Raise `Gone` if the file is not at its place any more, or that cannot be found out."""
+        """Raise `Gone` unless the file is still at its path."""
         try:
             is_there = os.path.samestat(self._found, self._path.stat())
         except (FileNotFoundError, NotADirectoryError):
@@ -90,7 +90,7 @@ def make_new(path: Path) -> None:
 
 
 def replace(path: Path, text: str) -> None:
-    """Write a file for this user alone: a reader, or a power cut, finds all of it or the old one.
+    """Replace a file, for this user alone. Readers, and a power cut, find the old text or the new.
 
     Raises:
         Unwritable: it cannot be written.
@@ -108,10 +108,10 @@ def replace(path: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have what is in a file, or the names in a directory, on the disk.
+    """Flush a file, or the names in a directory, to the disk.
 
     Raises:
-        OSError: it is not.
+        OSError: it cannot be flushed.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -121,11 +121,11 @@ def sync(path: Path) -> None:
 
 
 def require_ours(path: Path) -> None:
-    """Keep root from leaving files of its own where another user's daemon keeps what it has.
+    """Keep root from making files where another user's daemon keeps its own.
 
     Raises:
-        NotOurs: the place, or what it would be made in, is another user's.
-        OSError: it cannot be looked at.
+        NotOurs: the path, or its nearest directory, belongs to another user.
+        OSError: it cannot be read.
     """
     nearest = next(place for place in (path, *path.parents) if place.exists())
     if os.geteuid() != 0 or (owner := nearest.stat().st_uid) == 0:

@@ -52,11 +52,11 @@ def label(state_dir: Path) -> str:
     return f"clarad-{identify(state_dir)}"
 
 
-def holder(state_dir: Path) -> str:
-    """Return what stands for whoever holds the directory: with this one, all before it have ended.
+def claimant(state_dir: Path) -> str:
+    """Return a digest that only daemons with this lock file, in this boot of the kernel, share.
 
-    For there is one lock, of this file and this boot of the kernel. The name alone does not say so:
-    a directory can be copied, or be seen by several machines.
+    Only one process can hold the lock, so an earlier daemon with the same claimant has ended. The
+    installation's name does not prove that: directories are copied, and seen by several machines.
 
     Raises:
         OSError: the directory cannot be read or written.
@@ -79,13 +79,13 @@ def state_dir_of(pid: int) -> Path | None:
 
 
 def probe(state_dir: Path) -> None:
-    """Do what `only_one` does, short of taking the lock, and leave nothing behind.
+    """Do what `lock_state_dir` does, short of taking the lock, and leave nothing behind.
 
     The permissions of the directory do not say enough: root has all of them in /proc, too, and on a
     disk that is full.
 
     Raises:
-        OSError: what `only_one` would fail with.
+        OSError: what `lock_state_dir` would fail with.
     """
     missing = [place for place in (state_dir, *state_dir.parents) if not place.exists()]
     try:
@@ -99,12 +99,12 @@ def probe(state_dir: Path) -> None:
 
 
 @contextmanager
-def only_one(state_dir: Path) -> Iterator[files.Held]:
-    """Hold the state directory for this process; the kernel lets go when the process ends.
+def lock_state_dir(state_dir: Path) -> Iterator[files.Held]:
+    """Lock the state directory for this process; the kernel releases the lock when it ends.
 
     Raises:
-        AlreadyRunning: somebody else holds it, it cannot be written, or root is not to write it.
-        files.Unwritable: there is no room for a word in it.
+        AlreadyRunning: another process has the lock, or this one may not write the directory.
+        files.Unwritable: the disk is full.
     """
     try:
         files.require_ours(state_dir)

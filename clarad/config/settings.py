@@ -1,4 +1,4 @@
-"""The settings of the daemon: read once, from the environment, and refused as a whole if wrong."""
+"""The settings of the daemon, read from the environment: all are refused if one is wrong."""
 
 import ipaddress
 import os

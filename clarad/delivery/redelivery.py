@@ -49,7 +49,7 @@ class Redelivery:
             return None
         node = nodes.find(node_id, platform)
         is_known = node.after_seq > 0
-        taken = await self._sessions.take(platform, node_id, resumes=resumes, is_known=is_known)
+        taken = await self._sessions.acquire(platform, node_id, resumes=resumes, is_known=is_known)
         if taken is not None:
             node.adopt(*taken)
         return node
@@ -64,7 +64,7 @@ class Redelivery:
     def disconnected(self, node: Node) -> None:
         """Store that a node has lost its connection."""
         if node.resumes and not node.unregistered:
-            self._sessions.leave(node.platform, node.id)
+            self._sessions.mark_lost(node.platform, node.id)
 
     def ack(self, node: Node, seq: int) -> None:
         """Drop the frames up to this number, and store that they have arrived."""

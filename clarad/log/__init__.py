@@ -1,7 +1,7 @@
 """The log: to the journal with its fields, as readable lines in a terminal, or as JSON.
 
-Everything that uses `logging` comes here, the libraries and `warnings` among it, and the events of
-the bus; all in one order, through one bounded queue, written by one thread (`spool`).
+The log has all that clarad and its libraries pass to `logging` and `warnings`, and the events of
+the bus, in one order: all go through one bounded queue, and one thread writes them (`spool`).
 """
 
 import logging
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class _Handler(logging.Handler):
-    """Puts what `logging` has into the spool. `logging` closes it when the process ends."""
+    """Puts the records of `logging` into the spool. `logging` closes it when the process ends."""
 
     def __init__(self, writer: Writer, redactor: Redactor, *, for_people: bool) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class _Handler(logging.Handler):
     def close(self) -> None:
         super().close()
         if self.spool.close(FLUSH) and isinstance(self._writer, Native):
-            self._writer.await_taken(FLUSH)
+            self._writer.drain(FLUSH)
 
 
 def set_up(level: str, style: str = "auto", secrets: Iterable[str] = ()) -> None:
@@ -83,7 +83,7 @@ def set_level(level: str) -> None:
 
 
 def hide(secrets: Iterable[str]) -> None:
-    """Keep these out of the log from now on."""
+    """Redact these secrets from now on."""
     if (handler := _find()) is not None:
         handler.redactor.hide(secrets)
 
@@ -97,7 +97,7 @@ def is_for_people() -> bool:
 def event_log() -> EventLog:
     """Return the bus's subscriber that logs events; it wants none if the log is not set up."""
     handler = _find()
-    return EventLog(None if handler is None else handler.spool)
+    return EventLog(None if handler is None else handler.spool.put)
 
 
 def close() -> None:
@@ -133,7 +133,7 @@ def _choose(style: str) -> tuple[Writer, str]:
 
 
 def _standard_error() -> int:
-    """Return its number; if whoever started us has closed it, 2 may be the database by now."""
+    """Return its descriptor; if it was closed before the start, 2 may be the database by now."""
     try:
         return sys.stderr.fileno()
     except (AttributeError, OSError):

@@ -1,8 +1,9 @@
 """The log of the bus's events: a line, or a record with its fields, for each."""
 
 import logging
+from collections.abc import Callable
 from functools import cache
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -53,35 +54,28 @@ _IDS: Final = tuple(
     for name in ("platform", "node_id", "user_id", "channel_id", "request_id", "session_id")
 )
 
-# What users wrote is not for the log, nor what commands did: their runs in the store have it, and
-# the lines of `clarad.log.output`.
+# The log has no text of users, and no output of commands: the runs in the store have that, and the
+# logger `clarad.output`.
 _PRIVATE: Final = frozenset({"content", "text", "output", "output_preview", "description"})
-
-
-class Spool(Protocol):
-    """Where events are put."""
-
-    def put(self, item: Event) -> None:
-        """Take one; never blocks."""
 
 
 class EventLog:
     """A subscriber of the bus. An event becomes text in the writer's thread, not in the loop."""
 
-    def __init__(self, spool: Spool | None) -> None:
-        """Without a spool nothing is wanted."""
-        self._spool = spool
+    def __init__(self, put: Callable[[Event], None] | None) -> None:
+        """`put` must not block; without it, this subscribes to no events."""
+        self._put = put
 
     @property
     def types(self) -> frozenset[EventType]:
-        """The types that are logged at the level of now; it may change."""
-        return frozenset() if self._spool is None else _types(log.getEffectiveLevel())
+        """The types that are logged at the current level, which may change."""
+        return frozenset() if self._put is None else _types(log.getEffectiveLevel())
 
     def offer(self, event: Event) -> None:
-        """Have the event written, if it is worth it at the level of now."""
-        assert self._spool is not None
+        """Have the event written, if the current level includes it."""
+        assert self._put is not None
         if event.type not in _HIGHEST or log.isEnabledFor(_kind(event).level):
-            self._spool.put(_public(event))
+            self._put(_public(event))
 
 
 @cache
@@ -90,7 +84,7 @@ def _types(level: int) -> frozenset[EventType]:
 
 
 def _public(event: Event) -> Event:
-    """Return the event without what is not logged: an answer of 4 MiB is not to wait in a queue."""
+    """Return the event without its private data: an answer of 4 MiB must not wait in the queue."""
     if _PRIVATE.isdisjoint(event.data):
         return event
     public = {name: value for name, value in event.data.items() if name not in _PRIVATE}

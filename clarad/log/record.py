@@ -1,4 +1,4 @@
-"""A record of the log, before anybody has decided how it is written."""
+"""A record of the log, whatever format it is written in."""
 
 import logging
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from clarad.systemd.catalogue import Entry
 from clarad.systemd.journal import NAME
 
 NOTICE: Final = 25
-"""The level of changes of state that are worth it: between `INFO` and `WARNING`, as in syslog."""
+"""The level of important changes of state: between `INFO` and `WARNING`, as in syslog."""
 
 logging.addLevelName(NOTICE, "NOTICE")
 
@@ -35,7 +35,7 @@ class Record(NamedTuple):
 
 
 def of_logging(record: logging.LogRecord) -> Record:
-    """Return what `logging` was given; whole, so that nothing in it can change afterwards."""
+    """Return a record of `logging`, with its text formatted: later changes do not affect it."""
     message = record.getMessage()
     if record.exc_info:
         message += "\n" + _formatter.formatException(record.exc_info)
@@ -53,7 +53,7 @@ def of_logging(record: logging.LogRecord) -> Record:
 
 
 def named(fields: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Return those fields that are single values, by their names in the journal."""
+    """Return the fields that are single values, by their names in the journal."""
     found: dict[str, Scalar] = {}
     for key, value in fields.items():
         if isinstance(value, _SCALARS) and (name := _name(key)) is not None:
@@ -68,9 +68,9 @@ def _name(key: str) -> str | None:
 
 
 def plain(text: str) -> str:
-    """Return the text with an escape sequence for what could steer a terminal; lines stay lines.
+    """Return the text with escape sequences for control characters; line breaks stay.
 
-    journalctl shows no text at all that has such a character in it.
+    They could steer a terminal, and journalctl hides a text that has any.
     """
     if text.isprintable():
         return text

@@ -1,4 +1,4 @@
-"""The last line of defence against secrets in the log: what is known to be one is taken out."""
+"""The last line of defence against secrets in the log: known secrets are redacted."""
 
 import json
 import re
@@ -11,10 +11,10 @@ from clarad.log.record import Record, Scalar
 HIDDEN: Final = "[secret]"
 
 _LONG: Final = 8
-"""Characters from which on a secret is found within words; a shorter one is one by itself only."""
+"""Characters from which on a secret is also found within words; a shorter one must be a word."""
 
 _WORTH_HIDING: Final = 6
-"""Characters that a value has at least that is taken for a secret for its name's sake."""
+"""Characters that a value must have to count as a secret because of its name."""
 
 _NAMES: Final = re.compile(
     r"(?i)(SECRET|TOKEN|PASSWORD|PASSWD|API[_-]?KEY)S?$|AUTHORIZATION|COOKIE"
@@ -27,11 +27,11 @@ _SHAPES: Final = (
     r"clarad_[\w-]{43}",  # a token of clarad.store.tokens; the names of tables are shorter
 )
 _MARKS: Final = ("://", "authorization", "bearer ", "basic ", "whsec_", "clarad_")
-"""One of these is in everything that has such a shape; looking for them costs next to nothing."""
+"""Every text with such a shape has one of these in it, and they are cheap to look for."""
 
 
 class Redactor:
-    """Takes secrets out of records: those that it was told, and what has the shape of one."""
+    """Redacts records: the secrets that it knows, and text with the shape of a secret."""
 
     def __init__(self) -> None:
         self._known: frozenset[str] = frozenset()
@@ -39,7 +39,7 @@ class Redactor:
         self._pattern = _compile(())
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Hide these from here on, as well as those before."""
+        """Redact these from now on, in addition to those before."""
         self._known |= {secret for secret in secrets if secret.strip()}
         self._forms = frozenset(form for secret in self._known for form in _forms(secret))
         self._pattern = _compile(self._forms)
@@ -64,7 +64,7 @@ class Redactor:
 
 
 def secrets_in(variables: Mapping[str, str]) -> list[str]:
-    """Return the values of variables, or of headers, that are secrets by their names."""
+    """Return the values of variables, or of headers, whose names mean a secret."""
     values = (value for name, value in variables.items() if _NAMES.search(name))
     words = (word for value in values for word in (value, *value.split()[1:]))  # `Bearer …`
     return [word for word in words if len(word) >= _WORTH_HIDING]
@@ -85,7 +85,7 @@ def _compile(forms: Iterable[str]) -> re.Pattern[str]:
 
 
 def _forms(secret: str) -> set[str]:
-    """Return how a secret can be written: as it is, in an address, as a literal, in JSON."""
+    """Return the forms in which a secret can appear: plain, in a URL, as a literal, in JSON."""
     encoded = secret.encode(errors="replace")
     return {
         secret,

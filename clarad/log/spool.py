@@ -1,7 +1,7 @@
-"""The way of every record: a bounded queue, and a thread that writes.
+"""The log's bounded queue, and the thread that writes its records.
 
-Nothing that a journal, a terminal or a pipe does can make the loop wait. (Rejected: a handler that
-writes at once. A frozen journald stalls the loop after some 400 messages.)
+No journal, terminal or pipe can make the event loop wait. (Rejected: a handler that writes at once.
+A frozen journald stalls the loop after some 400 messages.)
 """
 
 import logging
@@ -16,13 +16,13 @@ from clarad.log.record import Record, plain
 from clarad.systemd import catalogue
 
 CAPACITY: Final = 10_000
-"""Records that wait; more are dropped and counted. As many again can be on their way out."""
+"""Records that wait at most; more are dropped and counted. The thread can have as many again."""
 
 PAUSE: Final = 0.02
-"""Seconds between two writes; what comes in between is written together."""
+"""Seconds between two writes; records that arrive in between are written together."""
 
 FLUSH: Final = 2.0
-"""Seconds that a close waits for what is queued: a journal that stands still hangs no stop."""
+"""Seconds that a close waits for queued records: a frozen journal must not hang the stop."""
 
 _LOGGER: Final = __name__
 
@@ -31,14 +31,14 @@ class Writer(Protocol):
     """Where records go; called in the spool's thread."""
 
     def write(self, records: Sequence[Record], closing: threading.Event) -> int:
-        """Write them, however long that takes; return how many are lost.
+        """Write the records, however long that takes; return how many are lost.
 
-        Once `closing` is set nothing is waited for that may never come.
+        Once `closing` is set, do not wait for a journal that may never come back.
         """
 
 
 class Spool:
-    """The queue and its thread. `put` may be called in any thread, and in a signal's handler."""
+    """The queue and its thread. `put` may be called in any thread, and in a signal handler."""
 
     def __init__(
         self,
@@ -54,12 +54,12 @@ class Spool:
         self._dropped = 0
         self._changed = threading.Condition()  # reentrant: a collection in `put` can warn of a leak
         self._closing = threading.Event()
-        # A daemon: whoever waits for a frozen journald at the end of the process waits for ever.
+        # A daemon thread: the end of the process must not wait for a frozen journald.
         self._thread = threading.Thread(target=self._run, name="log", daemon=True)
         self._thread.start()
 
     def put(self, item: Record | Event) -> None:
-        """Have it written, or count it as dropped if the queue is full; never blocks."""
+        """Queue a record, or count it as dropped if the queue is full. Never blocks."""
         with self._changed:
             if len(self._queue) >= self._capacity:
                 self._dropped += 1
@@ -69,9 +69,9 @@ class Spool:
                 self._changed.notify()
 
     def close(self, timeout: float = FLUSH) -> bool:
-        """Write what is queued, for at most `timeout` seconds; return whether all is written.
+        """Write queued records for at most `timeout` seconds; return whether all were written.
 
-        What is put in afterwards is not written.
+        Records that are put in afterwards are lost.
         """
         self._closing.set()
         with self._changed:
@@ -101,7 +101,7 @@ class Spool:
     def _record(self, item: Record | Event) -> Record:
         try:
             return self._redact(of_event(item) if isinstance(item, Event) else item)
-        except Exception as error:  # the records behind this one are not to suffer
+        except Exception as error:  # the records behind this one must still be written
             return _of_failure(error)
 
 

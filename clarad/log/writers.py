@@ -1,4 +1,4 @@
-"""How records are written: to people, as JSON, or to the journal; in the thread of the spool."""
+"""The formats of the log: text, JSON, and the journal's. All run in the thread of the spool."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from clarad.log.record import NOTICE, Record, Scalar
 from clarad.systemd.journal import Journal, encode
 
 RETRY: Final = 0.5
-"""Seconds until a journal is tried again that nobody listens for: journald is being restarted."""
+"""Seconds until the next try if no journald listens: it is being restarted."""
 
 _PRIORITIES: Final = {CRITICAL: 2, ERROR: 3, WARNING: 4, NOTICE: 5, INFO: 6, DEBUG: 7}  # syslog(3)
 _COLOURS: Final = {
@@ -31,7 +31,7 @@ _INDENT: Final = "\n    "
 
 
 class Text:
-    """A line for each record; lines below it are indented, so that no text can forge one."""
+    """A line for each record; further lines of it are indented: no text can forge a record."""
 
     def __init__(self, fd: int, *, colours: bool) -> None:
         """Write to `fd`."""
@@ -72,12 +72,12 @@ class Native:
         self._journal = journal
 
     def write(self, records: Sequence[Record], closing: threading.Event) -> int:
-        """Hand them over one by one, waiting for a journald that is being restarted."""
+        """Send the records one by one; wait for a journald that is being restarted."""
         return sum(not self._hand_over(record, closing) for record in records)
 
-    def await_taken(self, timeout: float) -> None:
-        """Wait, at the end of the process, until journald knows whose records they are."""
-        self._journal.await_taken(timeout)
+    def drain(self, timeout: float) -> None:
+        """Wait, before the process ends, until journald has read the records."""
+        self._journal.drain(timeout)
 
     def _hand_over(self, record: Record, closing: threading.Event) -> bool:
         data = encode((name, str(value)) for name, value in fields_of(record).items())
@@ -100,7 +100,7 @@ def fields_of(record: Record) -> Mapping[str, Scalar]:
         "PRIORITY": _PRIORITIES.get(record.level, 6),
         "SYSLOG_IDENTIFIER": "clarad",
         "LOGGER": record.logger,
-        # The record may have waited; journald notes when it has come.
+        # journald's own timestamp is when it received the record, which may have waited.
         "CLARA_TIMESTAMP": datetime.fromtimestamp(record.when, UTC).isoformat(),
     }
     if record.entry is not None:
@@ -123,9 +123,9 @@ def _json(record: Record) -> str:
 
 
 def _write(fd: int, text: str) -> None:
-    """Write all of it, and wait as long as that takes.
+    """Write the whole text, and wait as long as that takes.
 
-    If standard error fails there is nobody left who could be told.
+    An error is dropped: there is nowhere left to report that standard error fails.
     """
     left = memoryview(text.encode(errors="backslashreplace"))
     with suppress(OSError):

@@ -1,8 +1,8 @@
-"""The lease: keeps this daemon one of those that share a PostgreSQL database, while it can.
+"""Keeps this daemon's lease on a PostgreSQL database that several daemons share.
 
-It is renewed on a connection and in a task of its own, so that nothing that the daemon works on
-delays it. With each renewal the daemon looks whether another one has failed to renew its lease, and
-takes over from it. What is taken over is gone on with in a task beside, because that may take long.
+The lease is renewed in a task and on a connection of its own, so that no other work delays it. Each
+renewal also takes over from the daemons whose leases have expired. Another task adopts their work:
+that can take long, and must not delay a renewal either.
 """
 
 import logging
@@ -25,92 +25,94 @@ T = TypeVar("T")
 RENEWALS: Final = 6
 """Renewals in the length of a lease: the time between two, and what each may take at most."""
 
-SURE: Final = 2 / 3
-"""The part of its lease after which a daemon that cannot renew it ends its work: the rest is for
-the ending, so that nothing of it is left when another daemon begins."""
+VALID_PART: Final = 2 / 3
+"""The part of a lease after which a daemon that cannot renew it ends its work. It has the rest of
+the lease to end it in, so that nothing still runs when another daemon takes over."""
 
 RETRY: Final = 1.0
-"""Seconds between attempts to reach the database, to take over from a life that is in the middle of
-a transaction, and to read what has been taken over."""
+"""Seconds between attempts to reach the database, to take over from a daemon that still has a
+transaction open, and to adopt the work of one that was taken over from."""
 
 Inherit = Callable[[Collection[int]], Awaitable[None]]
 
 
 class Lease:
-    """Keeps the daemon's life going, and tells the daemon when it has ended."""
+    """Renews the lease, adopts the work of dead daemons, and reports when the lease is lost."""
 
     def __init__(
         self,
         members: "Membership",
         *,
         inherit: Sequence[Inherit],
-        looked: Callable[[Heartbeat], None],
-        heard: Callable[[Notice | None], None],
+        on_heartbeat: Callable[[Heartbeat], None],
+        on_notice: Callable[[Notice | None], None],
         tasks: Callable[[], str],
-        lose: Callable[[], None],
+        on_loss: Callable[[], None],
     ) -> None:
-        """`inherit` go on, one after the other, with the work of lives that were taken over.
+        """`inherit` are called one after the other, with the epochs whose work to adopt.
 
-        `looked` is called after each renewal, `heard` with what other daemons say, and with `None`
-        when something may have been missed. `tasks` says which tasks this daemon knows. `lose` is
-        called when all that goes on here has to end: others do it by now, or soon.
+        `on_heartbeat` is called after each renewal; `on_notice` with what other daemons send, and
+        with `None` when a notice may have been missed. `tasks` returns a digest of the tasks that
+        this daemon knows. `on_loss` must end all work at once: another daemon may do it by now.
         """
         self._members = members
-        self._life = members.life
+        self._epoch = members.epoch
         self._inherit = inherit
-        self._gone_on: dict[Inherit, frozenset[int]] = {}
-        self._looked = looked
-        self._heard = heard
+        self._adopted: dict[Inherit, frozenset[int]] = {}
+        self._on_heartbeat = on_heartbeat
+        self._on_notice = on_notice
         self._tasks = tasks
-        self._on_loss = lose
+        self._on_loss = on_loss
         self._limiter = trio.CapacityLimiter(1)
-        self._sure_until = 0.0
+        self._valid_until = 0.0
         self.others = 0
         """How many other daemons shared the database at the last renewal."""
         self._inherited: frozenset[int] = frozenset()
-        self._grown = trio.Event()
+        self._has_inherited = trio.Event()
         self._address = ""
         self._ready = trio.Event()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Begin a life and keep it until cancelled; its work is then another daemon's.
+        """Begin an epoch and renew its lease until cancelled; then give the lease up.
+
+        The supervisor may run this again after a failure: the epoch goes on.
 
         Raises:
             StoreError: the database cannot be reached at the start.
         """
-        if self._life.id is None:
-            await self._ask(self._members.connect)
-            await self._ask(self._members.join)
-            look = await self._renew()
-            assert self._life.id is not None
-            self._life.owners = look.inherited | {self._life.id}
-            # What was left before the start is the start's to recover.
-            self._gone_on = dict.fromkeys(self._inherit, look.inherited)
+        if self._epoch.id is None:
+            await self._call(self._members.connect)
+            await self._call(self._members.join)
+            heartbeat = await self._renew()
+            assert self._epoch.id is not None
+            self._epoch.owners = heartbeat.inherited | {self._epoch.id}
+            # The start itself recovers what was left before it.
+            self._adopted = dict.fromkeys(self._inherit, heartbeat.inherited)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._take_over)
                 nursery.start_soon(self._watch)
                 task_status.started()
-                await self._keep()
+                await self._renew_until_lost()
         finally:
             if trio.current_effective_deadline() == -math.inf:  # not if it is started again
                 with trio.CancelScope(shield=True):
                     await self._leave()
 
-    def go_on(self, address: str) -> None:
-        """The daemon has started, at this address: it can go on with what is taken over."""
+    def set_ready(self, address: str) -> None:
+        """Note that the daemon has started, at this address: from now on it can adopt work."""
         self._address = address
         self._ready.set()
 
-    async def _keep(self) -> None:
-        """Renew the lease and listen, until it is lost."""
-        while not self._life.is_lost:
+    async def _renew_until_lost(self) -> None:
+        """Renew the lease, and receive notices between renewals, until the lease is lost."""
+        while not self._epoch.is_lost:
             try:
                 if not self._members.is_connected:
-                    await self._ask(self._members.connect)
-                    self._heard(None)
-                look = await self._renew()
-                await self._listen(min(RETRY, self._pace) if look.is_held_up else self._pace)
+                    await self._call(self._members.connect)
+                    self._on_notice(None)
+                heartbeat = await self._renew()
+                await self._listen(min(RETRY, self._pace) if heartbeat.is_held_up else self._pace)
             except LeaseLost as error:
                 self._lose(str(error))
             except StoreError as error:
@@ -120,10 +122,14 @@ class Lease:
         await trio.sleep_forever()
 
     async def _watch(self) -> None:
-        """Lose the lease as soon as it is not sure any more."""
-        while not self._life.is_lost:
-            if (left := self._sure_until - trio.current_time()) > 0:
-                await trio.sleep(min(left, self._pace))  # it may be shortened meanwhile
+        """Give the lease up once another daemon might already own it.
+
+        A renewal may hang, so this does not depend on its answer. It looks at least once per pace:
+        a renewal can also shorten the lease, when another daemon joins.
+        """
+        while not self._epoch.is_lost:
+            if (left := self._valid_until - trio.current_time()) > 0:
+                await trio.sleep(min(left, self._pace))
             else:
                 self._lose("it was not renewed in time, and others may take over")
 
@@ -133,50 +139,51 @@ class Lease:
 
     async def _renew(self) -> Heartbeat:
         asked_at = trio.current_time()
-        seen_to = self._inherited & self._life.owners
-        look = await self._ask(self._look, seen_to)
-        self._sure_until = asked_at + look.lasts * SURE
-        if look.others != self.others:
-            log.info("other daemons on the database: %d", look.others)
-            self.others = look.others
-        if new := look.inherited - self._inherited:
+        adopted = self._inherited & self._epoch.owners
+        heartbeat = await self._call(self._renew_in_thread, adopted)
+        self._valid_until = asked_at + heartbeat.lasts * VALID_PART
+        if heartbeat.others != self.others:
+            log.info("other daemons on the database: %d", heartbeat.others)
+            self.others = heartbeat.others
+        if new := heartbeat.inherited - self._inherited:
             log.info("taking over what %d lives of daemons have left", len(new))
-        self._inherited = look.inherited
-        self._grown.set()
-        self._looked(look)
-        return look
+        self._inherited = heartbeat.inherited
+        self._has_inherited.set()
+        self._on_heartbeat(heartbeat)
+        return heartbeat
 
-    def _look(self, seen_to: Collection[int]) -> Heartbeat:
-        return self._members.look(address=self._address, tasks=self._tasks(), seen_to=seen_to)
+    def _renew_in_thread(self, adopted: Collection[int]) -> Heartbeat:
+        return self._members.renew(address=self._address, tasks=self._tasks(), adopted=adopted)
 
     async def _listen(self, seconds: float) -> None:
-        """Pass on what is said until it is time for a renewal, or somebody has come or gone."""
+        """Pass notices on until the next renewal is due, or the members have changed."""
         with trio.move_on_after(seconds):
             while True:
-                notices = self._members.heard()
+                notices = self._members.receive()
                 for notice in notices:
-                    self._heard(notice)
+                    self._on_notice(notice)
                 if any(isinstance(notice, MembersChanged) for notice in notices):
                     return
                 await trio.lowlevel.wait_readable(self._members.fileno())
 
     async def _take_over(self) -> None:
-        """Go on with the work of each life that is inherited, once.
+        """Have each of `inherit` adopt each inherited epoch once.
 
-        If that raises, it is gone on with when this is started again.
+        `_adopted` says how far each has got: if one raises, and the supervisor starts this again,
+        none adopts an epoch a second time.
         """
         await self._ready.wait()
         while True:
-            self._grown = trio.Event()
+            self._has_inherited = trio.Event()
             inherited = self._inherited
-            self._life.owners |= inherited
-            for inherit, before in self._gone_on.items():
+            self._epoch.owners |= inherited
+            for inherit, before in self._adopted.items():
                 if new := inherited - before:
-                    await self._insist(inherit, new)
-                    self._gone_on[inherit] = before | new
-            await self._grown.wait()
+                    await self._retry(inherit, new)
+                    self._adopted[inherit] = before | new
+            await self._has_inherited.wait()
 
-    async def _insist(self, inherit: Inherit, lives: Collection[int]) -> None:
+    async def _retry(self, inherit: Inherit, lives: Collection[int]) -> None:
         while True:
             try:
                 return await inherit(lives)
@@ -188,15 +195,15 @@ class Lease:
     def _lose(self, why: str) -> None:
         about = catalogue.LEASE_LOST.about()
         log.critical("the lease is lost: %s; ending all that goes on here", why, extra=about)
-        self._life.is_lost = True
+        self._epoch.is_lost = True
         self._on_loss()
 
     async def _leave(self) -> None:
         try:
-            if not self._life.is_lost:
+            if not self._epoch.is_lost:
                 if not self._members.is_connected:  # a renewal was cut off in its middle
-                    await self._ask(self._members.connect)
-                await self._ask(self._members.leave)
+                    await self._call(self._members.connect)
+                await self._call(self._members.leave)
         except StoreError as error:
             about = catalogue.STORE_FAILED.about()
             text = "the other daemons are not told that this one ends: %s"
@@ -204,8 +211,12 @@ class Lease:
         finally:
             self._members.close()
 
-    async def _ask(self, question: Callable[..., T], *arguments: Any) -> T:
-        """Ask the database in a thread; what takes too long, or is cancelled, is cut off."""
+    async def _call(self, question: Callable[..., T], *arguments: Any) -> T:
+        """Call a method of `Membership` in a thread, for the time between two renewals at most.
+
+        The thread is never abandoned: a timeout, or a cancellation, shuts the connection down, and
+        the call then fails by itself.
+        """
         answered = trio.Event()
 
         def ask() -> T | StoreError:
@@ -215,7 +226,7 @@ class Lease:
                 return error
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cut_off, answered)
+            nursery.start_soon(self._cut_if_slow, answered)
             with trio.CancelScope(shield=True):
                 answer = await trio.to_thread.run_sync(ask, limiter=self._limiter)
             answered.set()
@@ -224,7 +235,7 @@ class Lease:
             raise answer
         return answer
 
-    async def _cut_off(self, answered: trio.Event) -> None:
+    async def _cut_if_slow(self, answered: trio.Event) -> None:
         try:
             await trio.sleep(self._pace)
         finally:

@@ -1,4 +1,4 @@
-"""Deletes what was kept long enough: looked for every minute, a little at a time."""
+"""Deletes what is older than the settings say: a sweep every minute, a few rows at a time."""
 
 import logging
 from datetime import datetime, timedelta
@@ -28,11 +28,11 @@ REST: Final = 0.05
 """Seconds between two transactions of a sweep."""
 
 PATIENCE: Final = 1.0
-"""Seconds that one waits for the store to be idle: one that never is would never be cleared."""
+"""Seconds to wait for an idle store before the next transaction: a busy one must be swept, too."""
 
 
 class Sweeper:
-    """Sweeps through what has ended, by the settings in force."""
+    """Deletes old messages, attachments and runs, by the settings in force."""
 
     def __init__(self, store: Retention, settings: Settings) -> None:
         self._store = store
@@ -41,7 +41,7 @@ class Sweeper:
         self.apply(settings)
 
     def apply(self, settings: Settings) -> None:
-        """Keep things for as long as these settings say, from now on."""
+        """Put these settings in force; a sweep that is under way ends, and a new one begins."""
         periods = {
             MESSAGES: settings.keep,
             ATTACHMENTS: settings.keep_attachments,
@@ -52,19 +52,19 @@ class Sweeper:
         self._changed.set()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Sweep until cancelled; a transaction under way is still committed."""
-        await self._look()
+        """Sweep until cancelled; an open transaction is still committed."""
+        await self._measure()
         task_status.started()
         while True:
             self._changed = trio.Event()
             await self._sweep()
-            await self._look()
+            await self._measure()
             pause = min([MAX_PAUSE, *(period / 10 for period in self._periods.values())])
             with trio.move_on_after(pause):
                 await self._changed.wait()
 
-    def text(self) -> str:
-        """Return how large the database was at the last look, and how far back it reached."""
+    def describe(self) -> str:
+        """Return how large the database was after the last sweep, and how far back it reached."""
         if self._extent is None:
             return "database: not looked at yet"
         size, messages, runs = self._extent
@@ -73,7 +73,7 @@ class Sweeper:
         return ", ".join([f"database: {size / 2**20:.1f} MiB", *parts])
 
     async def _sweep(self) -> None:
-        """Delete what is old. New settings end it: the next one begins at once, by these."""
+        """Delete what is old, until it is all gone or `apply` has changed the settings."""
         try:
             for kind, period in self._periods.items():
                 before = self._store.now() - timedelta(seconds=period)
@@ -84,7 +84,7 @@ class Sweeper:
                         break
                 else:
                     return
-            while await self._may_go_on() and await self._store.give_back():
+            while await self._may_go_on() and await self._store.shrink():
                 pass
         except StoreError as error:
             about = catalogue.STORE_FAILED.about()
@@ -98,7 +98,7 @@ class Sweeper:
                 await trio.sleep(REST)
         return not self._changed.is_set()
 
-    async def _look(self) -> None:
+    async def _measure(self) -> None:
         try:
             self._extent = await self._store.extent()
         except StoreError as error:

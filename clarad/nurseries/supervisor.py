@@ -1,12 +1,12 @@
 """Keeps the parts of the daemon running: restarts what fails, gives up on what keeps failing.
 
-Erlang's rules in Trio's words: children are started in order, each ready before the next; one that
-fails with an `Exception` is started again alone (permanent, one_for_one) after a jittered pause;
-all restarts are paid from one budget, and when that is spent the last failure leaves as an
-exception, so that systemd restarts the daemon whole. A cancellation is not a failure.
+Erlang's rules in Trio's words. Children are started in order, each ready before the next. A child
+that fails with an `Exception` is started again, alone, after a jittered pause (permanent,
+one_for_one). All restarts share one budget; once it is spent the last failure is raised, so that
+systemd restarts the whole daemon. A cancellation is not a failure.
 
-However it ends, by `stop`, a cancellation or a failure, children are stopped in reverse order, each
-ended before the one it was built upon: what is cancelled can still write to the store.
+Whether the supervisor is stopped or cancelled, or fails, it stops the children in reverse order and
+waits for each: a child that is being cancelled can still write to the store.
 """
 
 import logging
@@ -23,7 +23,7 @@ from clarad.systemd import catalogue
 log = logging.getLogger(__name__)
 
 MAX_RESTARTS: Final = 5
-"""Restarts within `PERIOD` that are put up with."""
+"""Restarts allowed within `PERIOD`."""
 
 PERIOD: Final = 60.0
 """Seconds over which restarts are counted."""
@@ -60,7 +60,7 @@ class Supervisor:
         A failure before it is ready is not retried: it is raised here.
         """
         child = self._children[name] = Child(name, serve)
-        return await self._nursery.start(self._keep, child)
+        return await self._nursery.start(self._supervise, child)
 
     async def stop(self, name: str) -> None:
         """Cancel a child and wait until it has ended, if it was ever started."""
@@ -85,7 +85,7 @@ class Supervisor:
         if (child := self._children.get(name)) is not None:
             await child.ended.wait()
 
-    async def _keep(
+    async def _supervise(
         self, child: Child, task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED
     ) -> None:
         ready = _Ready(child, task_status)
@@ -94,7 +94,7 @@ class Supervisor:
                 while (failure := await self._serve(child, ready)) is not None:
                     if not child.is_ready:
                         raise failure
-                    if self._is_spent(trio.current_time()):
+                    if self._is_budget_spent(trio.current_time()):
                         about = catalogue.PART_GIVEN_UP.about(part=child.name)
                         log.critical("%s keeps failing; giving up", child.name, extra=about)
                         raise failure
@@ -108,8 +108,8 @@ class Supervisor:
     async def _serve(self, child: Child, ready: "_Ready") -> Exception | None:
         """Run the child once and return what it failed with.
 
-        A failure on the way out of a cancellation is logged, and the cancellation goes on: it is
-        not to be paid from the budget.
+        A failure during a cancellation is logged, and the cancellation goes on: it must not use the
+        budget up.
         """
         failure: Exception | None = None
         try:
@@ -126,7 +126,7 @@ class Supervisor:
         await trio.lowlevel.checkpoint_if_cancelled()
         return failure
 
-    def _is_spent(self, now: float) -> bool:
+    def _is_budget_spent(self, now: float) -> bool:
         while self._restarts and self._restarts[0] <= now - PERIOD:
             self._restarts.popleft()
         self._restarts.append(now)

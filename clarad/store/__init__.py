@@ -5,7 +5,7 @@ from clarad.store.engine import Damaged, StoreError, Unfit, open_engine, reach
 from clarad.store.epoch import Epoch, Heartbeat, InDoubt, LeaseLost
 from clarad.store.hook_runs import HookRuns, StoredHookRun
 from clarad.store.interrupting import interruptible
-from clarad.store.lock import Taken, alone
+from clarad.store.lock import Taken, lock_database
 from clarad.store.message_rows import KEPT_FOR, MessageKey
 from clarad.store.messages import (
     UNREGISTERED,
@@ -76,8 +76,8 @@ __all__ = [
     "Unfinished",
     "Unfit",
     "Writer",
-    "alone",
     "interruptible",
+    "lock_database",
     "open_engine",
     "reach",
 ]

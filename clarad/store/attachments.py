@@ -1,7 +1,7 @@
-"""What came with messages as attachments: in a table of its own, away from the messages.
+"""The attachments of messages, in a table of their own.
 
-SQLite writes a row whole whenever something in it changes, with all that is long in it: a message
-with 10 MiB of attachments had them written four times. And they may go before the message does.
+SQLite rewrites a whole row whenever a column changes: in the table of messages, 10 MiB of
+attachments would be written four times. Attachments may also be deleted before their messages.
 """
 
 from typing import Any, Final
@@ -35,5 +35,5 @@ def join(frame: str, attachments: str | None) -> str:
 
 
 def keep(connection: Connection, row: dict[str, Any], attachments: str) -> None:
-    """Write the attachments of a message that is new; `row` are the columns that it was given."""
+    """Insert the attachments of a new message; `row` are the message's columns."""
     connection.execute(_KEEP, row | {"attachments": attachments})

@@ -1,4 +1,4 @@
-"""Copies of an SQLite database: made while a daemon writes, looked at, and put in its place."""
+"""Copies of an SQLite database: made while a daemon writes, verified, and restored."""
 
 import errno
 import os
@@ -22,7 +22,7 @@ from clarad.store.engine import (
     open_engine,
     sqlite_file,
 )
-from clarad.store.lock import alone
+from clarad.store.lock import lock_database
 from clarad.store.migrate import current_revision
 from clarad.store.models import Base
 
@@ -109,7 +109,7 @@ def restore(url: str, file: Path) -> tuple[Contents, Path | None]:
         for ours in (target, _new(target)):
             if ours.exists() and file.samefile(ours):
                 raise StoreError(f"{file} is written over by this; copy it to another name first")
-    with alone(url), _errors(target), _beside(target) as new:
+    with lock_database(url), _errors(target), _beside(target) as new:
         _copy(file, new)
         if _look_into(new, file) != found:
             raise StoreError(f"{file} has changed while it was copied; try again")

@@ -1,27 +1,26 @@
-"""Which runs led to what a node does: by what the store knows, not by what the node says."""
+"""The chain of runs that led to what a node does, as the store knows it; nodes may make one up."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import Connection, select, union_all
 
-from clarad.store.engine import errors_in_one_line
 from clarad.store.models import HookRunRow, TaskRunRow
 from clarad.store.writer import Writer
 
 
 class Causes:
-    """The runs of hooks and tasks that go on, of whichever daemon."""
+    """The runs of hooks and tasks that are under way, with any daemon."""
 
     def __init__(self, writer: Writer) -> None:
         self._writer = writer
 
     async def confirm(self, said: Sequence[str]) -> tuple[str, ...]:
-        """Return the runs that led to the nearest of these that goes on, and this one, as the last.
+        """Return the chain of runs that ends with the last one of `said` that is under way.
 
-        A node says which run's command it is part of, and names those before it. They have often
-        ended by then, so the store's word is taken for them. If none of these goes on there is no
-        chain: what is made up, or is over, keeps no hook from running.
+        A node says which run's command it is part of, and which runs led to that one. Those have
+        often ended, so the store's own record of the chain counts. If no run of `said` is under way
+        the chain is empty: runs that are made up, or have ended, keep no hook from running.
 
         Raises:
             StoreError: the database fails.
@@ -39,7 +38,6 @@ class Causes:
             rows = connection.execute(union_all(*going_on))
             return {row.run_id: row.caused_by for row in rows}
 
-        with errors_in_one_line():
-            found = await self._writer.call(find)
+        found = await self._writer.call(find)
         nearest = next((run for run in reversed(said) if run in found), None)
         return () if nearest is None else (*found[nearest].split(), nearest)

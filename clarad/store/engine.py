@@ -25,14 +25,14 @@ from sqlalchemy.exc import ArgumentError, OperationalError, SQLAlchemyError
 from clarad.config import files
 
 BUSY_TIMEOUT = 5.0
-"""How long to wait for another process that holds SQLite's write lock, in seconds."""
+"""Seconds to wait for another process that holds SQLite's write lock."""
 
 STANDSTILL: Final = 5
-"""Seconds until PostgreSQL ends a transaction of a daemon that nothing is done in."""
+"""Seconds until PostgreSQL ends an idle transaction of a daemon."""
 
 _PATIENCE: Final = {
     "connect_timeout": 10,
-    # Of a network that has gone nobody says so: libpq's settings, in seconds and milliseconds.
+    # libpq's settings that detect a dead network, in seconds and milliseconds.
     "keepalives_idle": 10,
     "keepalives_interval": 5,
     "keepalives_count": 2,
@@ -40,7 +40,7 @@ _PATIENCE: Final = {
 }
 
 
-# What it logs with a traceback, such as that a cut connection cannot be closed, is raised as well.
+# The pool logs errors with tracebacks, such as closing a cut connection, that are raised as well.
 logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
 
 
@@ -48,11 +48,11 @@ WAY_OUT: Final = "put a backup in its place with `clarad backup restore FILE`"
 
 
 class StoreError(Exception):
-    """The database did not do what was asked; the text says why, in one line."""
+    """The database failed, or cannot be used; the text says why, in one line."""
 
 
 class Unfit(StoreError):  # noqa: N818 - it is what the database is
-    """The database is damaged, empty or of a newer clarad: asking again does not help."""
+    """The database is damaged, empty, or of a newer clarad: trying again does not help."""
 
 
 class Damaged(Unfit):
@@ -113,13 +113,13 @@ def errors_in_one_line() -> Iterator[None]:
 
 
 def connect_alone(engine: Engine) -> Any:
-    """Connect to PostgreSQL with the driver alone, which asks nothing on the way. Blocks."""
+    """Connect to PostgreSQL with only the driver, which sends no queries of its own. Blocks."""
     arguments, options = engine.dialect.create_connect_args(engine.url)
     return engine.dialect.loaded_dbapi.connect(*arguments, **{**_PATIENCE, **options})
 
 
 def cut(driver: Any) -> None:
-    """Cut a connection to PostgreSQL: whoever waits for its answer, in a thread, gets an error."""
+    """Shut a connection to PostgreSQL down: a thread that waits for its answer gets an error."""
     with (
         suppress(OSError, driver.Error),  # it is closed already
         socket.socket(fileno=os.dup(driver.fileno())) as connection,
@@ -166,10 +166,10 @@ def _open_sqlite(url: URL, *, read_only: bool) -> Engine:
 
 
 def require_writable(path: Path) -> None:
-    """Say by name what SQLite would call "unable to open database file"; raises `StoreError`."""
+    """Raise `StoreError`, with the path, where SQLite would only say "unable to open"."""
     try:
         files.require_ours(path)
-        # The directory too: the log lies in it (sqlite.org/wal.html, "Read-Only Databases").
+        # The directory, too: the log is in it (sqlite.org/wal.html, "Read-Only Databases").
         for place in (path, path.parent):
             if place.exists() and not os.access(place, os.W_OK, effective_ids=True):
                 raise StoreError(
@@ -181,10 +181,10 @@ def require_writable(path: Path) -> None:
 
 
 def make_sqlite(path: Path) -> None:
-    """Make the file before SQLite does: its log then has the mode of the file, too.
+    """Make the file with our mode before SQLite does; its log gets the same mode.
 
     Raises:
-        StoreError: it cannot be made, or is not to be made here.
+        StoreError: it cannot be made, or the path is a dangling link.
     """
     if path.is_symlink() and not path.exists():
         raise StoreError(f"{path} is a link to {path.readlink()}, which is not there; remove it")
@@ -198,8 +198,8 @@ def make_sqlite(path: Path) -> None:
 
 
 def is_damage(error: BaseException) -> bool:
-    """Whether SQLite says so of a file that it cannot make sense of."""
-    # It quotes a schema that is broken, and its driver cannot decode that when it makes the error.
+    """Whether the error says that the file is damaged, or is no database."""
+    # SQLite quotes a broken schema in its error, which the driver may fail to decode.
     if isinstance(error, UnicodeDecodeError):
         return True
     # The lowest byte is the kind of error (sqlite.org/rescode.html).

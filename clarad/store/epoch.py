@@ -1,8 +1,10 @@
-"""The life of a daemon on a PostgreSQL database that it may share: what is its own, and how long.
+"""The fence of a PostgreSQL database that daemons share: only the owner of an epoch writes.
 
-Rejected: an owner and an epoch on each row, compared by each statement. The fence is one look at
-the daemon's own row in each transaction, which locks it against a takeover until the commit:
-whatever the transaction writes is behind it, and none of it can be forgotten.
+An epoch is one life of a daemon, from when it joins the others until it loses its lease. Each
+transaction begins by reading the daemon's own row, with a lock that keeps others from taking over
+until the commit: no write can slip past the fence, and no statement can forget it.
+
+Rejected: an owner and an epoch on each row, compared by each statement.
 """
 
 import math
@@ -16,8 +18,8 @@ from sqlalchemy import ColumnElement, Connection, Text, bindparam, func, select,
 from clarad.store.engine import STANDSTILL, StoreError
 from clarad.store.models import DaemonRow
 
-# A daemon that stands still in the middle of a transaction, with its machine or its network, must
-# not hold up those who are to take its work over.
+# A daemon whose machine or network freezes in the middle of a transaction must not hold up those
+# that take its work over: PostgreSQL ends the transaction.
 _FENCE: Final = (
     select(
         func.set_config("idle_in_transaction_session_timeout", f"{STANDSTILL}s", True),
@@ -33,50 +35,50 @@ _FATE: Final = text("SELECT pg_xact_status(CAST(:number AS xid8))")
 
 
 class LeaseLost(StoreError):  # noqa: N818 - it is what has happened
-    """The daemon has lost its lease: its work is, or may be, another's by now."""
+    """The daemon has lost its lease: another one may already do its work."""
 
 
 class InDoubt(StoreError):  # noqa: N818 - it is what has happened
-    """The database may have what was to be committed, or not: it has not said."""
+    """The connection was lost during COMMIT: the transaction may be committed, or not."""
 
 
 class Heartbeat(NamedTuple):
-    """What a renewal has found."""
+    """What a renewal of the lease has found."""
 
     inherited: frozenset[int]
-    """The lives that this daemon is the heir of, and that have work left."""
+    """The epochs that this daemon is the successor of, and that have work left."""
     others: int
-    """How many other daemons live."""
+    """How many other daemons hold a lease."""
     alike: int
     """How many of them know the same tasks."""
     lasts: float
     """How long the lease lasts from the renewal on, in seconds."""
     is_held_up: bool
-    """Whether a life has ended that nobody could take over: one of its transactions is open."""
+    """Whether an expired epoch could not be taken over: one of its transactions is still open."""
 
 
 class Epoch:
-    """One life; it has a number from when it has joined the others."""
+    """One epoch of this daemon; `id` is its number once the daemon has joined the others."""
 
     def __init__(self) -> None:
         self.id: int | None = None
         self.owners: frozenset[int] = frozenset()
-        """Whose rows it sees to: its own, and those of the lives that it has taken over."""
+        """The epochs whose rows it sees to: this one, and those that it has taken over."""
         self.is_lost = False
-        self._epoch = math.nan  # what the database's clock said when `time.monotonic` was 0
+        self._offset = math.nan  # what the database's clock said when `time.monotonic` was 0
 
     def require(self) -> None:
-        """Raise `LeaseLost` if it is known that the work is not this life's any more."""
+        """Raise `LeaseLost` if the lease is known to be lost."""
         if self.is_lost:
             raise LeaseLost("this daemon has lost its lease on the database")
 
     def fence(self, connection: Connection) -> str | None:
-        """Have this transaction fail unless the work is this life's, and stays so until its end.
+        """Lock this daemon's row against a takeover until the transaction ends.
 
-        Returns its number, by which `fate` finds it; `None` before the life has begun.
+        Returns the number of the transaction, for `commit_status`; `None` before the epoch begins.
 
         Raises:
-            LeaseLost: it is not.
+            LeaseLost: another daemon has taken over.
         """
         self.require()
         if self.id is None:
@@ -88,35 +90,36 @@ class Epoch:
         return number
 
     def tell_time(self, now: datetime, asked_at: float, answered_at: float) -> None:
-        """Take the time from the database, which was asked and has answered by `time.monotonic`.
+        """Set the clock by the database's, which said `now` between two times of `time.monotonic`.
 
-        Between the two it was `now`. What that leaves open stays as it was: an answer that is slow
-        to come does not set the clock.
+        The clock moves only as far as that proves it wrong: a late answer proves little.
         """
         told = now.timestamp()
         earliest, latest = told - answered_at, told - asked_at
-        known = earliest if math.isnan(self._epoch) else self._epoch
-        self._epoch = min(max(known, earliest), latest)
+        known = earliest if math.isnan(self._offset) else self._offset
+        self._offset = min(max(known, earliest), latest)
 
     def now(self) -> datetime:
-        """Return the time as the database has it, so that all its daemons have the same."""
-        if math.isnan(self._epoch):
+        """Return the time by the database's clock, which all its daemons share."""
+        if math.isnan(self._offset):
             return datetime.now(UTC)
-        return datetime.fromtimestamp(self._epoch + time.monotonic(), UTC)
+        return datetime.fromtimestamp(self._offset + time.monotonic(), UTC)
 
 
-def fate(connection: Connection, transaction: str) -> bool | None:
-    """Whether a transaction was committed, `None` while it is still open."""
+def commit_status(connection: Connection, transaction: str) -> bool | None:
+    """Return whether a transaction was committed; `None` while it is still open."""
     status = connection.scalar(_FATE, {"number": transaction})
     return None if status == "in progress" else status == "committed"
 
 
-def owned(owner: Any, life: Epoch | None, by: Collection[int] | None = None) -> ColumnElement[bool]:
-    """Whether rows are this daemon's to see to; or only those that these lives had.
+def owned(
+    owner: Any, epoch: Epoch | None, by: Collection[int] | None = None
+) -> ColumnElement[bool]:
+    """Return the condition for rows that this daemon sees to, or only those of the epochs `by`.
 
-    Without a life all are: nobody else uses the database.
+    Without an epoch no other daemon uses the database, and all rows are meant.
     """
-    if life is None:
+    if epoch is None:
         return true()
-    condition: ColumnElement[bool] = owner.in_(life.owners if by is None else by)
+    condition: ColumnElement[bool] = owner.in_(epoch.owners if by is None else by)
     return condition

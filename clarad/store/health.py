@@ -1,4 +1,4 @@
-"""Whether the database does what it is asked, and since when it does not."""
+"""Health of the database: whether it works, and since when it does not."""
 
 import logging
 import secrets
@@ -36,50 +36,50 @@ class Failing(NamedTuple):
 
 
 class Health:
-    """What the writer's transactions say of the database; all in Trio's thread.
+    """What the writer's transactions have shown of the database. Lives in Trio's thread.
 
-    Any transaction can find out that it fails. That it works again only one says that writes: on a
-    full disk what only reads still succeeds, and so does a small write that finds room in the log
-    where a larger one did not: what says it has to be as large as the largest that has failed.
+    Any transaction can show that the database fails. Only a probe shows that it works again: on a
+    full disk reading still succeeds, and so does a write that is small enough for the room that the
+    log has left. So a probe writes as much as the largest job that has failed.
     """
 
     def __init__(self) -> None:
         self.failing: Failing | None = None
-        self.wanted = 0
+        self.probe_size = 0
         """Bytes that a probe has to write before the database counts as working again."""
         self.changed: Callable[[], None] = lambda: None
-        """Called when the database has begun to fail, or works again."""
+        """Called when the database begins to fail, and when it works again."""
         self._fails = trio.Event()
         self._is_damaged = False
 
-    def note(self, error: Exception, size: int = 0) -> None:
-        """Take note of what failed a job with so many bytes of text; some errors are its own."""
+    def record_failure(self, error: Exception, size: int = 0) -> None:
+        """Note what failed a job with so many bytes of text, unless the job itself is at fault."""
         if isinstance(error, Damaged) and not self._is_damaged:
             self._is_damaged = True
             log.critical("%s", error, extra=catalogue.STORE_UNFIT.about())
         own = isinstance(error, (IntegrityError, DataError))
         if not isinstance(error, (DBAPIError, Damaged)) or own:
             return
-        self.wanted = max(self.wanted, _BESIDE_TEXTS + size)
+        self.probe_size = max(self.probe_size, _BESIDE_TEXTS + size)
         if self.failing is None:
             self.failing = Failing(datetime.now(UTC), one_line(error))
             self._fails.set()
             self.changed()
 
-    def works(self, size: int) -> None:
-        """Note that so many bytes were written; damage lasts until the daemon starts anew."""
-        if self.failing is not None and not self._is_damaged and size >= self.wanted:
+    def record_success(self, size: int) -> None:
+        """Note that a probe wrote so many bytes; a damaged file stays damaged until a restart."""
+        if self.failing is not None and not self._is_damaged and size >= self.probe_size:
             self.failing = None
-            self.wanted = 0
+            self.probe_size = 0
             self._fails = trio.Event()
             self.changed()
 
-    async def fails(self) -> None:
+    async def wait_failing(self) -> None:
         """Wait until the database fails."""
         await self._fails.wait()
 
 
-def write_something(connection: Connection, owner: int | None, size: int) -> None:
+def write_probe(connection: Connection, owner: int | None, size: int) -> None:
     """Write messages with so many bytes of text, and delete them in the same transaction.
 
     SQLite writes the pages of deleted rows, too. `owner` is the number of the daemon's epoch: it

@@ -1,4 +1,4 @@
-"""What the store knows of the runs of hooks. None is started before it is written."""
+"""The table of hooks' runs. No run starts before its row is on the disk."""
 
 import secrets
 from collections.abc import Callable, Collection, Sequence
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, case, func, insert, select
 
-from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.engine import StoreError
 from clarad.store.epoch import owned
 from clarad.store.models import HookRunRow
 from clarad.store.runs import Ending, Runs, new_row
@@ -46,9 +46,9 @@ class HookRuns(Runs):
         replay_of: str | None = None,
         then: Callable[[StoreError | None], None],
     ) -> None:
-        """Have a new run written; `then` is called once it is on the disk, or is not to be.
+        """Insert a new run; `then` is called once it is on the disk, or with why it is not.
 
-        `begun` if its first attempt starts at once, `ending` if it is not to start at all.
+        `begun` if its first attempt starts at once, `ending` if it does not start at all.
         """
         owner = self._writer.owner
         common = new_row(run_id, caused_by, due_at, begun=begun, ending=ending, owner=owner)
@@ -60,10 +60,7 @@ class HookRuns(Runs):
             "replay_of": replay_of,
         }
 
-        def answer(error: Exception | None) -> None:
-            then(None if error is None else as_store_error(error))
-
-        self._writer.execute(self.insert, values, answer)
+        self._writer.execute(self.insert, values, then)
 
     async def event(self, run_id: str) -> str:
         """Return the event of a run, as JSON."""
@@ -72,8 +69,7 @@ class HookRuns(Runs):
         def read(connection: Connection) -> str:
             return connection.execute(statement).scalar_one()
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
     async def find(self, run_id: str) -> StoredHookRun | None:
         """Return what a replay needs of a run, `None` if there is no such run."""
@@ -83,31 +79,28 @@ class HookRuns(Runs):
             row = connection.execute(statement).one_or_none()
             return None if row is None else _stored(row)
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
     async def unfinished(
         self, largest_event: int, of: Collection[int] | None = None
     ) -> list[StoredHookRun]:
-        """Return the runs that have not ended, in the order in which they came.
+        """Return the unfinished runs, oldest first: this daemon's, or those of the epochs `of`.
 
-        They are all that this daemon has to see to, or those that only these lives had. Events of
-        more than `largest_event` characters are left out.
+        Events of more than `largest_event` characters are left out.
         """
         small = case((func.length(HookRunRow.event) <= largest_event, HookRunRow.event))
-        mine = owned(HookRunRow.owner, self._writer.life, of)
+        mine = owned(HookRunRow.owner, self._writer.epoch, of)
         statement = _hook_runs(small).where(HookRunRow.ended_at.is_(None), mine)
         statement = statement.order_by(HookRunRow.id)
 
         def read(connection: Connection) -> list[StoredHookRun]:
             return [_stored(row) for row in connection.execute(statement)]
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
 
 def write_replay(connection: Connection, run_id: str, hooks: Collection[str]) -> str | None:
-    """Write down that a run is to be run again, if its hook is one of `hooks`; return its new id.
+    """Insert a replay of a run, if its hook is one of `hooks`; return the new run's id.
 
     The next start of the daemon runs it.
     """

@@ -1,4 +1,4 @@
-"""What blocks in the database, in a thread, and can be cut short."""
+"""Runs a blocking function of the database in a thread, and interrupts it when cancelled."""
 
 import sqlite3
 from collections.abc import Callable
@@ -13,14 +13,14 @@ from clarad.store.engine import cut
 T = TypeVar("T")
 
 AGAIN: Final = 0.05
-"""Seconds until what goes on is interrupted once more: SQLite ends only the statement that it is
-at, if any, and not the next one."""
+"""Seconds between two interrupts: each ends only the statement that SQLite runs at the moment."""
 
 
 async def interruptible(engine: Engine, function: Callable[[], T]) -> T:
     """Run a function in a thread that connects with this engine, and return its result.
 
-    Cancelling has its statements fail until it has ended; what it had not committed is taken back.
+    Cancelling makes its statements fail until the function has ended; what it has not committed is
+    rolled back.
     """
     drivers: list[Any] = []
 
@@ -30,7 +30,7 @@ async def interruptible(engine: Engine, function: Callable[[], T]) -> T:
     def call() -> T | Exception:
         try:
             return function()
-        except Exception as error:  # of what was cancelled nobody is to hear it
+        except Exception as error:  # not raised if a cancellation has caused it
             return error
 
     ended = trio.Event()

@@ -9,12 +9,13 @@ from typing import Any
 import trio
 from sqlalchemy import Connection, Executable
 
+from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
 from clarad.systemd import catalogue
 
 log = logging.getLogger(__name__)
 
 
-Then = Callable[[Exception | None], None]
+Then = Callable[[StoreError | None], None]
 
 
 class SomeExist(Exception):  # noqa: N818 - it is what has happened
@@ -86,7 +87,7 @@ class Job:
             trio.lowlevel.reschedule(self.waiter)
         if self.then is not None:
             try:
-                self.then(self.error)
+                self.then(None if self.error is None else as_store_error(self.error))
             except Exception:  # it would take Trio's run loop down, and everything with it
                 about = catalogue.INTERNAL_ERROR.about()
                 log.exception("what was to follow a commit failed; this is a bug", extra=about)
@@ -97,15 +98,16 @@ class Job:
         Cancelling has no effect: when this ends, the job is on the disk or has failed.
 
         Raises:
-            SQLAlchemyError: the database failed.
-            StoreError: the writer is not running.
+            StoreError: the database failed, or the writer is not running.
+            Exception: whatever else the job's function has raised.
         """
         if not self.finished:
             self.waiter = trio.lowlevel.current_task()
             # A shielded wait for an Event would say the same, at three times the cost.
             await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
         if self.error is not None:
-            raise self.error
+            with errors_in_one_line():
+                raise self.error
 
 
 def run_grouped(connection: Connection, batch: Sequence[Job], *, one_by_one: bool) -> None:

@@ -1,7 +1,7 @@
-"""The database that an installation has used: an empty one in its place is not a new one.
+"""Remembers which database an installation uses, so that an empty one is not taken for a new one.
 
-A disk that is not mounted, a file that was deleted or a write-ahead log that is gone look like a
-first start. Only its place is remembered: another `DATABASE_URL` is another database.
+A disk that is not mounted, or a deleted file or write-ahead log, would look like a first start.
+Only the place is remembered: another `DATABASE_URL` is another database.
 """
 
 from pathlib import Path
@@ -18,10 +18,10 @@ FILE_NAME: Final = "database"
 
 
 def require_known(engine: Engine, state_dir: Path) -> None:
-    """Refuse an empty database where this installation has had one with its tables.
+    """Refuse an empty database where this installation has used one with its tables.
 
     Raises:
-        Unfit: it is one.
+        Unfit: the database is empty.
         StoreError: the database cannot be read.
     """
     place = _place(engine.url, state_dir)

@@ -1,9 +1,10 @@
-"""One SQLite file has one daemon, whatever path leads to it, and no command changes it meanwhile.
+"""Locks an SQLite file for one daemon, or one command that changes it, whatever path leads to it.
 
-The lock is flock(2)'s, on the database file: it belongs to the inode, so that links and bind mounts
-lead to the same one. SQLite's own are fcntl(2)'s, and on a local file system neither sees the
-other. But a process that closes any descriptor of a file gives up all its fcntl locks there: so
-`alone` is entered before SQLite opens the file, and left after SQLite has closed it.
+The lock is one of flock(2), on the database file. It belongs to the inode, so that links and bind
+mounts lead to the same lock. SQLite's own locks are those of fcntl(2); on a local file system the
+two do not see each other. But a process that closes any descriptor of a file loses all its fcntl
+locks on that file: enter `lock_database` before SQLite opens the file, and leave it after SQLite
+has closed it.
 """
 
 import fcntl
@@ -21,8 +22,8 @@ class Taken(StoreError):  # noqa: N818 - it is an answer, not a fault
 
 
 @contextmanager
-def alone(url: str) -> Iterator[files.Held | None]:
-    """Have an SQLite database for this process; one of PostgreSQL can be shared.
+def lock_database(url: str) -> Iterator[files.Held | None]:
+    """Lock an SQLite database for this process; one of PostgreSQL needs no lock.
 
     Raises:
         Taken: another process has it.

@@ -1,4 +1,4 @@
-"""What a rollback would delete, and who uses the database meanwhile."""
+"""What a rollback would delete, and whether a daemon uses the database."""
 
 from collections.abc import Iterator
 from typing import Final
@@ -23,7 +23,7 @@ _LIVING = text(
     "SELECT address FROM clarad_daemons WHERE heir IS NULL AND expires_at > clock_timestamp()"
 )
 
-# What goes with the table of attachments is put into the messages again, as long as there are any.
+# Rolling back the table of attachments puts them into the messages again, if that table stays.
 _PUT_BACK: Final = {"clarad_attachments": "clarad_messages"}
 
 Shape = dict[str, set[str]]
@@ -31,7 +31,7 @@ Shape = dict[str, set[str]]
 
 
 def require_nobody(engine: Engine) -> None:
-    """Make sure that no daemon uses a PostgreSQL database; `alone` does that for SQLite.
+    """Make sure that no daemon uses a PostgreSQL database; `lock_database` does that for SQLite.
 
     Raises:
         Taken: one does, or has been killed so lately that it may.

@@ -1,4 +1,4 @@
-"""What the store knows of messages. Nothing is answered before it is on the disk."""
+"""The table of messages. A message is not answered before it is on the disk."""
 
 import logging
 from collections import Counter
@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Connection, bindparam, case, exists, func,
 from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import keep, split
-from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.engine import StoreError
 from clarad.store.epoch import owned
 from clarad.store.message_rows import IS_OWED, THIS, MessageKey, owed_since, this_message
 from clarad.store.models import MessageRow
@@ -128,9 +128,9 @@ class Messages:
                 return full
             return ahead if insert(connection) else None
 
-        def answer(error: Exception | None) -> None:
+        def answer(error: StoreError | None) -> None:
             if error is not None:
-                then(as_store_error(error))
+                then(error)
             elif queued is None:
                 then(bool(job.result))
             else:
@@ -140,7 +140,7 @@ class Messages:
             instead = insert if has_attachments else None  # others are inserted many at a time
             job = self._writer.insert(self._insert, row, answer, instead=instead)
         else:
-            job = self._writer.hand_in(count_and_insert, answer, texts=row)
+            job = self._writer.submit(count_and_insert, answer, texts=row)
 
     def row(self, key: MessageKey, *, begun: bool, **about: str) -> dict[str, Any]:
         """Return the columns of a new message."""
@@ -149,10 +149,9 @@ class Messages:
         return {**key._asdict(), **about, **times, "owner": self._writer.owner}
 
     async def begin(self, key: MessageKey) -> bool:
-        """Note that work on the message begins now; that it is its turn the caller knows."""
+        """Note that the message begins now. The caller knows that it is first in its channel."""
         begun = {"begun_at": self._writer.now()}
-        with errors_in_one_line():
-            await self._writer.execute(_BEGIN, this_message(key) | begun).wait()
+        await self._writer.execute(_BEGIN, this_message(key) | begun).wait()
         return True
 
     def end(
@@ -169,11 +168,11 @@ class Messages:
         then: Callable[[StoreError | None], None],
         moved: Callable[[], None] | None = None,
     ) -> None:
-        """Have it written how the message ended, with its terminal frame; then call `then`.
+        """Store how the message ended, with its terminal frame; then call `then`.
 
-        `seq` is the number of that frame, if it has one; a frame that is `wanted` is kept for its
-        node until it is delivered. If that is not connected here, other daemons are told; if it was
-        thought to be, and is with another one by now, `moved` is called before `then`.
+        `seq` is the number of that frame, if it has one. A frame that is `wanted` is kept for its
+        node until it is delivered. Unless the node is connected here (`is_here`), other daemons get
+        a notice. If it has registered with another one by now, `moved` is called before `then`.
         """
         now = self._writer.now()
         values = {
@@ -186,11 +185,8 @@ class Messages:
             "delivered_at": None if wanted else now,
         }
 
-        def answer(error: Exception | None) -> None:
-            then(None if error is None else as_store_error(error))
-
         owed_to = node_id if wanted else None
-        self._write_end(key, values, owed_to, is_here, answer, moved)
+        self._write_end(key, values, owed_to, is_here, then, moved)
 
     def _write_end(
         self,
@@ -198,55 +194,52 @@ class Messages:
         values: dict[str, Any],
         _owed_to: str | None,
         _is_here: bool,
-        then: Callable[[Exception | None], None],
+        then: Callable[[StoreError | None], None],
         _moved: Callable[[], None] | None,
     ) -> None:
         self._writer.execute(END, this_message(key) | values, then)
 
     def delivered(self, key: MessageKey) -> None:
-        """Note that the terminal frame was written to a connection of its node.
+        """Note, within a second, that the terminal frame was written to a connection of its node.
 
-        It is noted within a second. A kill before that has the node get it once more.
+        After a kill before that, the node gets the frame a second time.
         """
         now = {"delivered_at": self._writer.now()}
         self._writer.execute_later(_DELIVERED, this_message(key) | now, log_failure)
 
     async def find(self, key: MessageKey) -> Stored | None:
-        """Return what is there of a message, `None` if nothing is."""
+        """Return a message and its terminal frame; `None` if the store does not have it."""
         given = this_message(key) | owed_since(self._writer.now())
 
         def find(connection: Connection) -> Stored | None:
             row = connection.execute(_FIND, given).one_or_none()
             return None if row is None else Stored(*row)
 
-        with errors_in_one_line():
-            return await self._writer.call(find)
+        return await self._writer.call(find)
 
     @property
     def owners(self) -> Collection[int] | None:
-        """Whose messages this daemon has to see to by now; `None` if there are no others."""
-        return None if self._writer.life is None else self._writer.life.owners
+        """The epochs whose messages this daemon sees to; `None` without other daemons."""
+        return None if self._writer.epoch is None else self._writer.epoch.owners
 
     async def backlog(self) -> tuple[int, Counter[tuple[str, str]]]:
         """Return the highest number of all messages, and how many of each node are unfinished.
 
         Nodes are by platform and id. Messages of other daemons are not counted.
         """
-        with errors_in_one_line():
-            return await self._writer.call(partial(count_by_node, which=self._owned()))
+        return await self._writer.call(partial(count_by_node, which=self._owned()))
 
     async def begin_if_first(self, key: MessageKey) -> bool:
-        """Note that work on the message begins, unless one before it in its channel is unfinished.
+        """Note that the message begins, unless one before it in its channel is unfinished.
 
-        Say whether it begins. It is for a time in which not all that is unfinished is known.
+        Returns whether it begins. Needed while recovery has not read all unfinished messages.
         """
 
         def begin(connection: Connection) -> bool:
             given = this_message(key) | {"begun_at": self._writer.now()}
             return connection.execute(_BEGIN_IF_FIRST, given).rowcount == 1
 
-        with errors_in_one_line():
-            return await self._writer.call(begin)
+        return await self._writer.call(begin)
 
     def cancel(
         self,
@@ -256,10 +249,10 @@ class Messages:
         reason: str,
         then: Callable[[bool | StoreError], None],
     ) -> None:
-        """Note that a node's unfinished messages of this id are to be cancelled.
+        """Note that a node's unfinished messages with this id are to be cancelled.
 
-        Whoever goes on with them finds it in the table. `then` is called with whether there are
-        any. It is written after all that was asked for before, and before what is asked for next.
+        The daemon that recovers them finds it in the table. `then` is called with whether there are
+        any. Runs in the order of the functions submitted to the writer.
         """
         theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
         theirs &= MessageRow.request_id == request_id
@@ -273,13 +266,13 @@ class Messages:
             self._tell_cancel(connection, platform, node_id)
             return True
 
-        def answer(error: Exception | None) -> None:
-            then(bool(job.result) if error is None else as_store_error(error))
+        def answer(error: StoreError | None) -> None:
+            then(bool(job.result) if error is None else error)
 
-        job = self._writer.hand_in(ask, answer)
+        job = self._writer.submit(ask, answer)
 
     def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
-        """Tell whoever may have the messages; there is nobody else."""
+        """Notify the daemons that may have the messages: on SQLite there is no other."""
 
     async def to_cancel(self, after: int = 0, last: int | None = None) -> Sequence[ToCancel]:
         """Return this daemon's messages that the table says to cancel.
@@ -287,8 +280,7 @@ class Messages:
         With `after` and `last`, only those with numbers from after the one to the other.
         """
         read = partial(read_cancelled, which=self._owned(), after=after, last=last)
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
     async def unfinished(
         self, after: int = 0, of: Collection[int] | None = None, last: int | None = None
@@ -299,11 +291,10 @@ class Messages:
         `last`.
         """
         read = partial(read_page, which=self._owned(of), after=after, last=last)
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
     def _owned(self, by: Collection[int] | None = None) -> ColumnElement[bool]:
-        return owned(MessageRow.owner, self._writer.life, by)
+        return owned(MessageRow.owner, self._writer.epoch, by)
 
 
 def channel_full(
@@ -331,9 +322,10 @@ def report_place(
 
 
 def abandon(connection: Connection, platform: str, node_id: str, now: datetime) -> bool:
-    """Have a node's unfinished messages cancelled, and their ends kept for nobody.
+    """Cancel a node's unfinished messages in the table, and keep none of their terminal frames.
 
-    It is gone for good, and its name may be another's from here on. Returns whether there are any.
+    The node has unregistered, and its ID may soon belong to another client. Returns whether there
+    were any.
     """
     theirs = (MessageRow.platform == platform) & (MessageRow.node_id == node_id)
     every = update(MessageRow).where(theirs, MessageRow.ended_at.is_(None))
@@ -341,9 +333,9 @@ def abandon(connection: Connection, platform: str, node_id: str, now: datetime) 
     return connection.execute(every).rowcount > 0
 
 
-def log_failure(error: Exception | None) -> None:
-    """Say that what was to be noted is not; a node will get some frame again."""
+def log_failure(error: StoreError | None) -> None:
+    """Log that a note was not stored: the node will get a frame a second time."""
     if error is not None:
         about = catalogue.STORE_FAILED.about()
         text = "what has arrived cannot be noted, the store failed: %s"
-        log.warning(text, as_store_error(error), extra=about)
+        log.warning(text, error, extra=about)

@@ -1,7 +1,7 @@
-"""Brings the database to the tables that this version needs, and back. Alembic does the work.
+"""Migrates the database to the tables of this version, and back, with Alembic.
 
-Alembic is imported only when it has something to do: a start on a database that is up to date
-reads one row and knows.
+Alembic is imported only if there is a migration to run: a start on an up-to-date database reads one
+row.
 """
 
 from collections.abc import Iterator
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 VERSION_TABLE: Final = "clarad_alembic_version"
 HEAD: Final = "0008"
-"""The revision that this version of clarad works with; a test holds it to the scripts."""
+"""The revision that this version of clarad needs; a test compares it with the scripts."""
 
 MIGRATION_BUDGET: Final = 3600.0
-"""Seconds that systemd is asked for at most while a migration goes on."""
+"""Seconds that a migration may ask systemd for at most."""
 
 _MIGRATING: Final = int.from_bytes(b"clarad")
-"""The advisory lock of whoever migrates; the same for all programs in a database."""
+"""The advisory lock of a migration; all programs in a database use the same number."""
 
 
 class Revision(NamedTuple):
@@ -114,9 +114,10 @@ def require_head(engine: Engine, *, migrate: bool) -> str | None:
 
 
 def require_sound(engine: Engine) -> None:
-    """Read all that is not finished, of an SQLite database that is at `HEAD`.
+    """Read all unfinished rows of an SQLite database at `HEAD`, so that damage fails the start.
 
-    What a start goes on with later is read before it counts as one.
+    Recovery reads them again, page by page, when the daemon already accepts connections: too late
+    for an exit status that says so.
 
     Raises:
         Damaged: a page or a row cannot be read.
@@ -135,22 +136,22 @@ def require_sound(engine: Engine) -> None:
                 statement = select(func.length(text), *times).where(row.ended_at.is_(None))
                 for _ in connection.execution_options(yield_per=1000).execute(statement):
                     pass
-        except ValueError as error:  # a time that is none
+        except ValueError as error:  # a column does not hold a time
             found = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar()
             path = Path(engine.url.database or "")
             raise Damaged(path, f"{error}; quick_check: {found}") from None
 
 
 def upgrade(engine: Engine, to: str = "head") -> list[Revision]:
-    """Apply what is pending, each migration in a transaction of its own; return what it was.
+    """Apply all pending migrations, each in a transaction of its own; return them.
 
-    Who else migrates the same PostgreSQL database is waited for: of several daemons that start at
-    once one migrates, and the others find that nothing is pending.
+    On PostgreSQL this waits for another process that migrates: of several daemons that start at
+    once, one migrates, and the others find nothing pending.
     """
     from alembic import command
 
     with _alone(engine):
-        vacuum.turn_on(engine)  # first: if there is no room for it nothing has changed
+        vacuum.turn_on(engine)  # first: if there is no room for it, nothing has changed yet
         before = {revision.id for revision in history(engine) if revision.state == "applied"}
         with _alembic(engine) as config:
             command.upgrade(config, to)
@@ -158,7 +159,7 @@ def upgrade(engine: Engine, to: str = "head") -> list[Revision]:
 
 
 def rollback(engine: Engine, steps: int = 1) -> list[Revision]:
-    """Take back the last `steps` migrations, with the data in their tables; return them."""
+    """Roll the last `steps` migrations back, with the data in their tables; return them."""
     from alembic import command
 
     with _alone(engine):
@@ -229,13 +230,13 @@ def _is_checkout() -> bool:
 
 @contextmanager
 def _alone(engine: Engine) -> Iterator[None]:
-    """Migrate nothing within the block while somebody else does."""
+    """Hold the lock of migrations within the block."""
     if engine.dialect.name != "postgresql":
         yield  # a state directory, and the database in it, has one daemon
         return
     with errors_in_one_line(), engine.connect() as connection:
-        # A lock of the session, outside of transactions: Alembic has several. It is gone when the
-        # block is left, however that happens.
+        # A lock of the session, as Alembic has several transactions. It is released when the block
+        # ends, however that happens.
         connection = connection.execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(select(func.pg_advisory_lock(_MIGRATING)))
         try:

@@ -1,11 +1,11 @@
-"""The terminal frames that nodes have not been given, or have not acked."""
+"""The terminal frames that nodes have missed: not written to a connection, or not acked."""
 
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, or_, select, update
 
-from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.engine import StoreError
 from clarad.store.message_rows import (
     IS_OWED,
     IS_UNDELIVERED,
@@ -72,7 +72,7 @@ class Missed:
     async def page(
         self, platform: str, node_id: str, *, after: int, before: int
     ) -> Sequence[MissedFrame]:
-        """Return the next of a node's: first all without a number, then those between these two.
+        """Return the next page for a node: frames without a number, then those between the two.
 
         Raises:
             StoreError: the database fails.
@@ -93,11 +93,10 @@ class Missed:
                     found.append(MissedFrame(key, terminal, seq))
             return found
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
     def arrived(self, platform: str, node_id: str, seq: int) -> None:
-        """Keep nothing up to this number any more; it is noted within a second."""
+        """Note, within a second, that the node has all frames up to this number."""
         values = {"up_to": seq, "now": self._writer.now()}
         self._writer.execute_later(_ARRIVED, this_node(platform, node_id) | values, log_failure)
 
@@ -107,13 +106,10 @@ class Missed:
         def number(connection: Connection) -> None:
             connection.execute(_NUMBER, this_message(key) | {"new_seq": seq})
 
-        def answer(error: Exception | None) -> None:
-            then(None if error is None else as_store_error(error))
-
-        self._writer.hand_in(number, answer)
+        self._writer.submit(number, then)
 
     def forget(self, platform: str, node_id: str) -> None:
-        """Keep nothing for this node any more."""
+        """Note that the node wants none of its frames any more."""
         every = (
             update(MessageRow).where(_NODE & IS_UNDELIVERED).values(delivered_at=self._writer.now())
         )
@@ -121,4 +117,4 @@ class Missed:
         def forget(connection: Connection) -> None:
             connection.execute(every, this_node(platform, node_id))
 
-        self._writer.hand_in(forget, log_failure)
+        self._writer.submit(forget, log_failure)

@@ -121,15 +121,15 @@ class MessageRow(Base):
     seq: Mapped[int | None] = mapped_column(BigInteger)
     """The number of the terminal frame among all frames of its node, if that has them numbered."""
     delivered_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
-    """When the terminal frame was written to a connection or acked, or nobody wanted it more."""
+    """When the terminal frame was delivered, or its node stopped wanting it."""
     owner: Mapped[int | None] = mapped_column(BigInteger)
-    """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
+    """The epoch of the daemon that works on it; none on SQLite, which only one daemon uses."""
     cancel_reason: Mapped[str | None] = mapped_column(Text)
-    """Set if it is to be cancelled: whoever goes on with it finds out here."""
+    """Set if the message must be cancelled: a daemon that recovers it looks here."""
 
 
 class AttachmentsRow(Base):
-    """The attachments of a message that has some. They go with it, or before."""
+    """The attachments of one message; deleted with it, or before."""
 
     __tablename__ = "clarad_attachments"
     __table_args__ = (Index(None, "received_at", "message_id"),)
@@ -156,7 +156,7 @@ class NodeRow(Base):
     left_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     """When the node was lost, if it is not connected."""
     owner: Mapped[int | None] = mapped_column(BigInteger)
-    """The life of a daemon that the node registered with last, on PostgreSQL."""
+    """The epoch of the daemon that the node registered with last, on PostgreSQL."""
 
 
 class RunColumns:
@@ -186,7 +186,7 @@ class RunColumns:
     """Bytes of standard output before those kept."""
     stderr_cut: Mapped[int | None] = mapped_column(BigInteger)
     owner: Mapped[int | None] = mapped_column(BigInteger)
-    """The life of a daemon that sees to it; on SQLite, which one daemon has to itself, none."""
+    """The epoch of the daemon that works on it; none on SQLite, which only one daemon uses."""
 
 
 class HookRunRow(RunColumns, Base):
@@ -239,7 +239,7 @@ class TaskRow(Base):
     """All occurrences up to here have their rows."""
     paused_at: Mapped[datetime | None] = mapped_column(UtcDateTime)
     owner: Mapped[int | None] = mapped_column(BigInteger)
-    """The life of a daemon that runs it; of all that share a database, one at a time."""
+    """The epoch of the daemon that runs the task; one at a time, of those that share a database."""
 
 
 class TokenRow(Base):
@@ -259,7 +259,7 @@ class TokenRow(Base):
 
 
 class NodeOwnerRow(Base):
-    """Whose a node is: a token's, or with none everybody's who has the secret."""
+    """The owner of a node: a token, or without one the clients that use the secret."""
 
     __tablename__ = "clarad_node_owners"
     __table_args__ = (Index("ix_clarad_node_owners_token_id", "token_id", "registered_at"),)
@@ -273,10 +273,10 @@ class NodeOwnerRow(Base):
 
 
 class DaemonRow(Base):
-    """A life of a daemon on a PostgreSQL database that several may share.
+    """One epoch of a daemon on a PostgreSQL database that several may share.
 
-    It begins when the daemon joins the others and ends when it loses its lease, so its number is an
-    epoch: no daemon has the same one twice. Without its row, or with an heir, it writes nothing.
+    It begins when the daemon joins the others, and ends when it loses its lease. Its number is
+    never used twice. A daemon without its row, or with an heir in it, can write nothing.
     """
 
     __tablename__ = "clarad_daemons"
@@ -285,12 +285,12 @@ class DaemonRow(Base):
     instance: Mapped[str] = mapped_column(String(64))
     """The installation."""
     holder: Mapped[str] = mapped_column(String(64))
-    """Who holds its state directory: of lives with the same one only the newest can be alive."""
+    """The claimant of the state directory: of its epochs only the newest can be alive."""
     address: Mapped[str] = mapped_column(String(255))
     """Where its adapters connect, for people."""
     tasks: Mapped[str] = mapped_column(String(64))
     """Which tasks it knows: the same for two daemons that can run the same ones."""
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
-    """Until when it lives without a renewal, by the clock of the database."""
+    """When the lease expires unless it is renewed, by the database's clock."""
     heir: Mapped[int | None] = mapped_column(BigInteger)
-    """Who has taken its unfinished work over; the rows of that keep their owner."""
+    """The successor, which has taken the unfinished work over; its rows keep their owner."""

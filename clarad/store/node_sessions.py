@@ -1,4 +1,4 @@
-"""The sessions that nodes can resume, also after the daemon was started anew."""
+"""The sessions that nodes can resume, even after a restart of the daemon."""
 
 from datetime import datetime
 from functools import partial
@@ -17,7 +17,6 @@ from sqlalchemy import (
     update,
 )
 
-from clarad.store.engine import errors_in_one_line
 from clarad.store.message_rows import owed_since
 from clarad.store.messages import abandon, log_failure
 from clarad.store.models import MessageRow, NodeRow
@@ -63,21 +62,20 @@ class NodeSessions:
         self._after_seq = 0
 
     async def restore(self) -> tuple[list[NodeSession], int]:
-        """Return what an earlier run has left, and the number above which this one is to number.
+        """Return the sessions of an earlier run, and the number after which frames are numbered.
 
-        That is above whatever was given out. Sessions, and frames, that were kept long enough are
-        forgotten.
+        No frame had a number above that one before. Sessions and frames that are older than
+        `KEPT_FOR` are forgotten.
 
         Raises:
             StoreError: the database fails.
         """
-        with errors_in_one_line():
-            restore = partial(_restore, now=self._writer.now())
-            sessions, self._after_seq = await self._writer.call(restore)
+        restore = partial(_restore, now=self._writer.now())
+        sessions, self._after_seq = await self._writer.call(restore)
         return sessions, self._after_seq
 
     def save(self, platform: str, node_id: str, session_id: str) -> None:
-        """Note that the node is connected, and with which session."""
+        """Note that the node is connected, with this session."""
         row = {
             "platform": platform,
             "node_id": node_id,
@@ -89,21 +87,21 @@ class NodeSessions:
             _delete(connection, platform, node_id)
             connection.execute(insert(NodeRow), row)
 
-        self._writer.hand_in(save, log_failure)
+        self._writer.submit(save, log_failure)
 
-    def leave(self, platform: str, node_id: str) -> None:
+    def mark_lost(self, platform: str, node_id: str) -> None:
         """Note that the node has lost its connection."""
         values = this_node(platform, node_id) | {"now": self._writer.now()}
         self._writer.execute_later(_LEFT, values, log_failure)
 
     def forget(self, platform: str, node_id: str) -> None:
-        """Keep no session of this node, and have what it has unfinished end for nobody."""
+        """Forget the node's session, and cancel its unfinished messages in the table."""
 
         def forget(connection: Connection) -> None:
             _delete(connection, platform, node_id)
             abandon(connection, platform, node_id, self._writer.now())
 
-        self._writer.hand_in(forget, log_failure)
+        self._writer.submit(forget, log_failure)
 
 
 def _restore(connection: Connection, now: datetime) -> tuple[list[NodeSession], int]:
@@ -129,7 +127,7 @@ def _restore(connection: Connection, now: datetime) -> tuple[list[NodeSession], 
 
 
 def forget_old(connection: Connection, now: datetime) -> None:
-    """Forget sessions, and terminal frames, that were kept long enough."""
+    """Forget sessions and terminal frames that are older than `KEPT_FOR`."""
     given = owed_since(now)
     connection.execute(delete(NodeRow).where(NodeRow.left_at < given["owed_since"]))
     forget = text(

@@ -1,7 +1,7 @@
-"""What the daemons that share a PostgreSQL database say to each other: the payloads of NOTIFY.
+"""The notices that daemons on a PostgreSQL database send each other: the payloads of NOTIFY.
 
-They only save waiting. Whatever they announce is in the tables as well, and is found there by
-whoever was not connected when it was said.
+Notices only save waiting. What they announce is in the tables, too, where a daemon that was not
+connected finds it.
 """
 
 import logging
@@ -18,15 +18,15 @@ CHANNEL: Final = "clarad"
 
 
 class MembersChanged(Struct, frozen=True, tag="members"):
-    """A daemon has come or gone."""
+    """A daemon has joined or left."""
 
 
 class TasksChanged(Struct, frozen=True, tag="tasks"):
-    """Tasks are free to be taken, or have been paused or resumed."""
+    """Tasks have no owner any more, or were paused or resumed."""
 
 
 class ChannelMoved(Struct, frozen=True, tag="channel"):
-    """A message has ended, and the next of its channel is this life's of a daemon."""
+    """A message has ended, and the next one of its channel belongs to the epoch `owner`."""
 
     platform: str
     channel_id: str
@@ -34,7 +34,7 @@ class ChannelMoved(Struct, frozen=True, tag="channel"):
 
 
 class CancelAsked(Struct, frozen=True, tag="cancel"):
-    """A node wants messages cancelled, whichever daemon has them."""
+    """A node has asked to cancel messages that may be with any daemon."""
 
     platform: str
     node_id: str
@@ -50,7 +50,7 @@ class NodeOwed(Struct, frozen=True, tag="owed"):
 class NodeCame(Struct, frozen=True, tag="node"):
     """A node has registered with a daemon, which numbers its frames after `after_seq`.
 
-    Whoever has it with a lower number has it no more.
+    A daemon that has the node with a lower number has lost it.
     """
 
     platform: str
@@ -59,7 +59,7 @@ class NodeCame(Struct, frozen=True, tag="node"):
 
 
 class TokenRevoked(Struct, frozen=True, tag="revoked"):
-    """A token is good for nothing any more."""
+    """A token was revoked."""
 
 
 Notice = (
@@ -70,17 +70,17 @@ _DECODER: Final[msgspec.json.Decoder[Notice]] = msgspec.json.Decoder(Notice)
 
 
 def encode(notice: Notice) -> str:
-    """Return the payload, of fewer than the 8,000 bytes that PostgreSQL refuses."""
+    """Return the payload; all are shorter than the 8,000 bytes that PostgreSQL refuses."""
     return msgspec.json.encode(notice).decode()
 
 
 def notify(connection: Connection, notice: Notice) -> None:
-    """Say it to all daemons, this one too, once the transaction is committed."""
+    """Send the notice to all daemons, this one too, when the transaction commits."""
     connection.execute(select(func.pg_notify(CHANNEL, encode(notice))))
 
 
 def decode(payload: bytes) -> Notice | None:
-    """Return what was said, `None` for what only a newer clarad understands."""
+    """Return the notice; `None` for one that only a newer clarad knows."""
     try:
         return _DECODER.decode(payload)
     except (msgspec.DecodeError, UnicodeError) as error:

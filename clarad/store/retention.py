@@ -1,7 +1,7 @@
-"""Deletes what was kept long enough, a little at a time.
+"""Deletes old rows, a few in each transaction.
 
-Rows are looked at in the order of a time, that of their end as a rule, each once in a sweep,
-whether it may go or not: so what stays does not make the next look longer.
+A sweep visits rows in the order of a time, as a rule that of their end. It visits each row once,
+whether it may be deleted or not: rows that stay do not make the next page slower.
 """
 
 import os
@@ -23,17 +23,17 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import aliased
 
-from clarad.store.engine import errors_in_one_line
 from clarad.store.message_rows import IS_OWED, owed_since
 from clarad.store.models import AttachmentsRow, HookRunRow, MessageRow, TaskRow, TaskRunRow
-from clarad.store.vacuum import give_back
+from clarad.store.vacuum import shrink
 from clarad.store.writer import Writer
 
 PAGE: Final = 200
-"""Rows that are looked at in one transaction at most."""
+"""Rows that one transaction visits at most."""
 
 BATCH_TIME: Final = 0.02
-"""Seconds after which a transaction deletes no more: others wait for it. One row is always done."""
+"""Seconds after which a transaction deletes no more rows, as other jobs wait for it. It always
+deletes one."""
 
 _SIZE: Final = text(
     "SELECT sum(pg_total_relation_size(oid)) FROM pg_class"
@@ -47,17 +47,17 @@ _DELETING: Final = int.from_bytes(b"clarad-k")
 
 
 class Place(NamedTuple):
-    """A place in the order in which rows are looked at: that of a time, and of their numbers."""
+    """A place in the order of a sweep: by a time, then by the rows' numbers."""
 
     at: datetime
     number: int
 
 
 class Kind:
-    """One table, the time by which its rows are looked at, and which of them may go."""
+    """One table, the time by which a sweep visits its rows, and which of them it may delete."""
 
     def __init__(self, at: Any, number: Any, *may_go: ColumnElement[bool]) -> None:
-        """The time of a row that may go is before the one before which it must have ended."""
+        """A row may be deleted if all of `may_go` holds, and its `at` is old enough."""
         is_old, place = at < _BEFORE, tuple_(at, number)
         after = tuple_(bindparam("at", type_=at.type), bindparam("number"))
         self.first = select(at, number).where(is_old).order_by(*place).limit(PAGE)
@@ -66,7 +66,7 @@ class Kind:
         self.delete = delete(at.table).where(number == bindparam("number"), is_old, *may_go)
 
     def page(self, connection: Connection, before: datetime, after: Place | None) -> list[Place]:
-        """Return the next rows that are old enough, whether they may go or not."""
+        """Return the next rows that are old enough, whether they may be deleted or not."""
         statement = self.first if after is None else self.following
         given = {"before": before} | ({} if after is None else after._asdict())
         return [Place._make(row) for row in connection.execute(statement, given)]
@@ -144,13 +144,11 @@ class Retention:
                     break
             return place
 
-        with errors_in_one_line():
-            return await self._writer.call(delete)
+        return await self._writer.call(delete)
 
-    async def give_back(self) -> bool:
+    async def shrink(self) -> bool:
         """Give some of what is free back to the disk; whether there is more."""
-        with errors_in_one_line():
-            return await self._writer.call(give_back)
+        return await self._writer.call(shrink)
 
     async def extent(self) -> Extent:
         """Return how large the database is, and how far back it reaches."""
@@ -163,8 +161,7 @@ class Retention:
                 min((run for run in runs if run is not None), default=None),
             )
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
 
 def _has_lock(connection: Connection) -> bool:

@@ -7,13 +7,12 @@ from typing import Any, Final, NamedTuple
 
 from sqlalchemy import bindparam, insert, update
 
-from clarad.store.engine import errors_in_one_line
 from clarad.store.models import HookRunRow, TaskRunRow
 from clarad.store.writer import Writer
 
 
 class Outcome(StrEnum):
-    """How a run ended. The closed list; also what an attempt that is tried again ended in."""
+    """How a run, or one attempt of it, ended: the closed list."""
 
     RAN = "ran"
     FAILED = "failed"
@@ -44,7 +43,7 @@ class Ending(NamedTuple):
 
 
 class Runs:
-    """What is done alike with the runs of hooks and of tasks.
+    """What the tables of hooks' and tasks' runs have in common.
 
     If the database fails, what is awaited raises `StoreError`.
     """
@@ -66,20 +65,17 @@ class Runs:
     async def begin(self, run_id: str, attempt: int) -> None:
         """Note that an attempt, counted from 1, begins now."""
         values = {"this_run": run_id, "begun_at": datetime.now(UTC), "attempts": attempt}
-        with errors_in_one_line():
-            await self._writer.execute(self._begin, values).wait()
+        await self._writer.execute(self._begin, values).wait()
 
     async def put_off(self, run_id: str, ending: Ending) -> None:
         """Note how an attempt ended, and that the run waits for another one."""
         values = {"this_run": run_id, **_columns(ending), "outcome": None}
-        with errors_in_one_line():
-            await self._writer.execute(self._put_off, values).wait()
+        await self._writer.execute(self._put_off, values).wait()
 
     async def end(self, run_id: str, ending: Ending) -> None:
         """Note how the run ended."""
         values = {"this_run": run_id, "ended_at": datetime.now(UTC), **_columns(ending)}
-        with errors_in_one_line():
-            await self._writer.execute(self._end, values).wait()
+        await self._writer.execute(self._end, values).wait()
 
 
 def new_row(

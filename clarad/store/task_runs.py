@@ -1,4 +1,4 @@
-"""What the store knows of the runs of tasks: a row for each task and nominal time, and not two."""
+"""The table of tasks' runs: exactly one row for each task and nominal time."""
 
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, select
 
-from clarad.store.engine import errors_in_one_line
 from clarad.store.epoch import owned
 from clarad.store.models import TaskRunRow
 from clarad.store.runs import MISSED, Ending, Outcome, Runs, new_row
@@ -25,7 +24,7 @@ class StoredTaskRun(NamedTuple):
 
 
 class TaskRuns(Runs):
-    """The table `clarad_task_runs`: a row for each task and nominal time, and not two."""
+    """The table `clarad_task_runs`."""
 
     def __init__(self, writer: Writer) -> None:
         super().__init__(writer, TaskRunRow)
@@ -51,11 +50,10 @@ class TaskRuns(Runs):
         begun: bool = False,
         ending: Ending | None = None,
     ) -> bool:
-        """Write a new run; `False` if the occurrence has its row already.
+        """Insert a new run; return `False` if the occurrence has its row already.
 
-        `begun` if its first attempt starts at once, `ending` if it is not to start at all. An
-        occurrence that is down as missed, because the clock had run ahead, may still be run: then
-        its row becomes this run's.
+        `begun` if its first attempt starts at once, `ending` if it does not start at all. A run may
+        replace a row that says `missed`, as it does when the clock had run ahead.
         """
         owner = self._writer.owner
         common = new_row(run_id, caused_by, due_at, begun=begun, ending=ending, owner=owner)
@@ -65,16 +63,12 @@ class TaskRuns(Runs):
             "origin": origin,
         }
         statement = self._insert_or_run if ending is None else self._insert
-        with errors_in_one_line():
-            job = self._writer.insert(statement, values)
-            await job.wait()
+        job = self._writer.insert(statement, values)
+        await job.wait()
         return bool(job.result)
 
     async def unfinished(self, of: Collection[int] | None = None) -> list[StoredTaskRun]:
-        """Return the runs that have not ended, in the order in which they came.
-
-        They are all that this daemon has to see to, or those that only these lives had.
-        """
+        """Return the unfinished runs, oldest first: this daemon's, or those of the epochs `of`."""
         statement = (
             select(
                 TaskRunRow.run_id,
@@ -85,7 +79,7 @@ class TaskRuns(Runs):
                 TaskRunRow.begun_at,
             )
             .where(TaskRunRow.ended_at.is_(None))
-            .where(owned(TaskRunRow.owner, self._writer.life, of))
+            .where(owned(TaskRunRow.owner, self._writer.epoch, of))
             .order_by(TaskRunRow.id)
         )
 
@@ -95,5 +89,4 @@ class TaskRuns(Runs):
                 for row in connection.execute(statement)
             ]
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)

@@ -17,7 +17,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 
-from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.engine import StoreError
 from clarad.store.epoch import owned
 from clarad.store.models import DaemonRow, TaskRow
 from clarad.store.notify import TasksChanged, notify
@@ -53,20 +53,19 @@ class Tasks:
     @property
     def are_shared(self) -> bool:
         """Whether other daemons may have some of them."""
-        return self._writer.life is not None
+        return self._writer.epoch is not None
 
     async def load(self) -> dict[str, TaskState]:
-        """Return what is remembered of every task that this daemon has."""
+        """Return the states of the tasks that belong to this daemon."""
         is_mine = TaskRow.owner == self._writer.owner if self.are_shared else true()
 
         def load(connection: Connection) -> dict[str, TaskState]:
             return read_task_states(connection, is_mine)
 
-        with errors_in_one_line():
-            return await self._writer.call(load)
+        return await self._writer.call(load)
 
     async def claim(self, names: Sequence[str], most: int, fresh: Mapping[str, TaskState]) -> bool:
-        """Take tasks of these names that no daemon has, at most so many; whether there were any.
+        """Claim at most `most` of these tasks that no daemon owns; return whether there were any.
 
         What is not known yet of those in `fresh` is written down first.
         """
@@ -82,26 +81,24 @@ class Tasks:
             mine = update(TaskRow).where(TaskRow.name.in_(free)).values(owner=self._writer.owner)
             return connection.execute(mine).rowcount > 0
 
-        with errors_in_one_line():
-            return await self._writer.call(claim)
+        return await self._writer.call(claim)
 
     async def inherit(self, lives: Collection[int] | None = None) -> None:
-        """Take the tasks of these lives, or of all whose work this daemon has taken over."""
-        life = self._writer.life
-        if life is None:
+        """Own the tasks of these epochs, or of all that this daemon has taken over."""
+        epoch = self._writer.epoch
+        if epoch is None:
             return
-        theirs = owned(TaskRow.owner, life, lives)
+        theirs = owned(TaskRow.owner, epoch, lives)
         mine = update(TaskRow).where(theirs).values(owner=self._writer.owner)
 
         def inherit(connection: Connection) -> None:
             connection.execute(mine)
 
-        with errors_in_one_line():
-            await self._writer.call(inherit)
+        await self._writer.call(inherit)
 
     async def leave(self, known: Sequence[str]) -> None:
-        """Let others have what dead ones of another installation had, and this does not know."""
-        if self._writer.life is None:
+        """Release the tasks of dead daemons of other installations that are not in `known`."""
+        if self._writer.epoch is None:
             return
         mine, theirs = aliased(DaemonRow), aliased(DaemonRow)
         strange = select(theirs.id).where(
@@ -116,19 +113,17 @@ class Tasks:
             connection.execute(left, execution_options={"synchronize_session": False})
             notify(connection, TasksChanged())
 
-        with errors_in_one_line():
-            await self._writer.call(leave)
+        await self._writer.call(leave)
 
     async def release(self, names: Sequence[str]) -> None:
-        """Let other daemons have these tasks."""
+        """Release these tasks to other daemons."""
 
         def release(connection: Connection) -> None:
             is_mine = (TaskRow.owner == self._writer.owner) & TaskRow.name.in_(names)
             connection.execute(update(TaskRow).where(is_mine).values(owner=None))
             notify(connection, TasksChanged())
 
-        with errors_in_one_line():
-            await self._writer.call(release)
+        await self._writer.call(release)
 
     async def save(self, states: dict[str, TaskState], *, forget: Sequence[str] = ()) -> None:
         """Write the states of these tasks, and forget others, in one transaction."""
@@ -141,18 +136,14 @@ class Tasks:
             if rows:
                 connection.execute(_PUT, rows)
 
-        with errors_in_one_line():
-            await self._writer.call(write)
+        await self._writer.call(write)
 
     def account(
         self, task: str, until: datetime, then: Callable[[StoreError | None], None]
     ) -> None:
-        """Have it noted that all occurrences of the task up to `until` have their rows."""
+        """Move the task's watermark: all occurrences up to `until` have their rows."""
 
-        def answer(error: Exception | None) -> None:
-            then(None if error is None else as_store_error(error))
-
-        self._writer.execute(_ACCOUNT, {"this_task": task, "accounted_until": until}, answer)
+        self._writer.execute(_ACCOUNT, {"this_task": task, "accounted_until": until}, then)
 
     async def pause(self, task: str, at: datetime | None) -> None:
         """Note that a task is paused since `at`, or that it goes on."""
@@ -162,8 +153,7 @@ class Tasks:
             if self.are_shared:
                 notify(connection, TasksChanged())
 
-        with errors_in_one_line():
-            await self._writer.call(write)
+        await self._writer.call(write)
 
 
 def read_task_states(

@@ -1,8 +1,8 @@
-"""The tokens that adapters show instead of the secret, and whose each node is.
+"""The tokens that adapters use instead of the secret, and who owns each node.
 
-A node is whose who registers it first, a token's or the secret's, until it unregisters, is freed or
-its token is revoked. (Rejected: to let the secret's nodes go unrecorded. A token that got about
-could take their names, and with them the answers that they have still to be given.)
+A node ID belongs to the token, or the secret, that registers it first, until the node unregisters
+or is freed, or its token is revoked. (Rejected: not to record the secret's nodes. A stolen token
+could take their IDs over, and with them the answers that they are owed.)
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from sqlalchemy import (
     update,
 )
 
-from clarad.store.engine import StoreError, errors_in_one_line
+from clarad.store.engine import StoreError
 from clarad.store.messages import log_failure
 from clarad.store.models import NodeOwnerRow, TokenRow
 from clarad.store.notify import TokenRevoked, notify
@@ -35,7 +35,7 @@ PREFIX: Final = "clarad_"
 """How every token begins, so that scanners for leaked secrets can find it."""
 
 MAX_NODES: Final = 1000
-"""Nodes that one token has, or the secret; of more, the one that registered longest ago is free."""
+"""Nodes that one token, or the secret, owns; another one frees the least recently registered."""
 
 
 class Token(NamedTuple):
@@ -50,16 +50,16 @@ class Token(NamedTuple):
 
 
 class Claim(Enum):
-    """What came of a registration."""
+    """The result of a registration."""
 
     GRANTED = "granted"
     UNKNOWN = "unknown"
     """There is no such token, or it was revoked."""
     OTHER_PLATFORM = "other platform"
     TAKEN = "taken"
-    """The node is somebody else's."""
+    """The node belongs to another token, or to the secret."""
     NEEDED = "needed"
-    """No token was shown, and there are some."""
+    """No token was shown, but one is needed as some exist."""
 
 
 class Tokens:
@@ -69,7 +69,7 @@ class Tokens:
         self._writer = writer
 
     async def digests(self) -> frozenset[str]:
-        """Return what all tokens hash to; `digest` hashes one.
+        """Return the digests of all tokens.
 
         Raises:
             StoreError: the database fails.
@@ -78,19 +78,17 @@ class Tokens:
         def find(connection: Connection) -> frozenset[str]:
             return frozenset(connection.scalars(select(TokenRow.digest)))
 
-        with errors_in_one_line():
-            return await self._writer.call(find)
+        return await self._writer.call(find)
 
     async def claim(
         self, token: str | None, platform: str, node_id: str, *, needed: bool = False
     ) -> tuple[Claim, str | None]:
-        """Have a node registered: from here on it is this token's, and no other's.
+        """Claim a node for a token; without one, for the clients that use the secret.
 
-        Without a token it is everybody's who has none; `needed` says that there has to be one, if
-        any are in use.
+        With `needed`, a claim without a token is refused if there are any tokens.
 
         Returns:
-            What came of it, and what the token is called.
+            The result, and the name of the token.
 
         Raises:
             StoreError: the database fails.
@@ -104,19 +102,18 @@ class Tokens:
                 return Claim.NEEDED, None
             return _claim(connection, None, platform, node_id), None
 
-        with errors_in_one_line():
-            return await self._writer.call(claim)
+        return await self._writer.call(claim)
 
     def free(self, platform: str, node_id: str) -> None:
-        """Let anybody have a node that is gone for good."""
+        """Free a node that has unregistered."""
 
         def free(connection: Connection) -> None:
             free_node(connection, platform, node_id)
 
-        self._writer.hand_in(free, log_failure)
+        self._writer.submit(free, log_failure)
 
     async def revoked(self, tokens: Collection[str]) -> set[str]:
-        """Return those of these tokens that there are no more.
+        """Return the ones of these tokens that were revoked.
 
         Raises:
             StoreError: the database fails.
@@ -128,8 +125,7 @@ class Tokens:
             known = set(connection.scalars(query))
             return {token for hashed, token in by_digest.items() if hashed not in known}
 
-        with errors_in_one_line():
-            return await self._writer.call(find)
+        return await self._writer.call(find)
 
     async def caught_up(self) -> None:
         """Wait until all claims so far are answered.
@@ -137,14 +133,13 @@ class Tokens:
         Raises:
             StoreError: the database fails.
         """
-        with errors_in_one_line():
-            await self._writer.call(lambda _connection: None)
+        await self._writer.call(lambda _connection: None)
 
 
 def create_token(connection: Connection, name: str, platforms: Sequence[str]) -> str:
-    """Make a token and return it: it is nowhere else, the store has what it hashes to.
+    """Make a token and return it. The store keeps only its digest.
 
-    A hash that is quick to compute will do: nobody can try 256 random bits.
+    A fast hash will do: nobody can guess 256 random bits.
 
     Raises:
         StoreError: there is one of this name.
@@ -163,14 +158,14 @@ def create_token(connection: Connection, name: str, platforms: Sequence[str]) ->
 
 
 def revoke_token(connection: Connection, name: str) -> bool:
-    """Forget a token, and let anybody have its nodes; say whether there was one."""
+    """Delete a token and free its nodes; return whether there was one."""
     if connection.dialect.name == "postgresql":
         notify(connection, TokenRevoked())
     return connection.execute(delete(TokenRow).where(TokenRow.name == name)).rowcount > 0
 
 
 def free_node(connection: Connection, platform: str, node_id: str) -> bool:
-    """Let anybody have a node; say whether it was somebody's."""
+    """Free a node; return whether it had an owner."""
     return connection.execute(delete(NodeOwnerRow).where(_this(platform, node_id))).rowcount > 0
 
 
@@ -192,7 +187,7 @@ def read_tokens(connection: Connection) -> list[Token]:
 
 
 def digest(token: str) -> str:
-    """Return what the store has of a token."""
+    """Return the digest that the store keeps of a token."""
     return hashlib.sha256(token.encode(errors="replace")).hexdigest()
 
 
@@ -234,7 +229,7 @@ def _claim(connection: Connection, token_id: int | None, platform: str, node_id:
 
 
 def _free_oldest(connection: Connection, token_id: int | None) -> None:
-    """Keep one party, that makes up names, from filling the store with them."""
+    """Free the owner's oldest nodes: a client that makes up IDs must not fill the store."""
     this = tuple_(NodeOwnerRow.platform, NodeOwnerRow.node_id)
     oldest = (
         select(NodeOwnerRow.platform, NodeOwnerRow.node_id)

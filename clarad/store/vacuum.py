@@ -1,4 +1,4 @@
-"""Gives pages of an SQLite file that are free back to the disk; PostgreSQL does so by itself."""
+"""Gives the free pages of an SQLite file back to the disk; PostgreSQL does that by itself."""
 
 import logging
 import shutil
@@ -13,7 +13,7 @@ from clarad.store.engine import StoreError, errors_in_one_line
 log = logging.getLogger(__name__)
 
 PAGES: Final = 256
-"""Pages that are given back in one transaction; each may have to be written to another place."""
+"""Pages that one transaction gives back; each may have to be moved."""
 
 STAYS_FREE: Final = 10
 """One in so many pages may be free: the rows that come next need them."""
@@ -22,9 +22,9 @@ _MIB: Final = 2**20
 
 
 def turn_on(engine: Engine) -> None:
-    """Have the file of an older clarad written anew, once, so that its end can be cut off later.
+    """Rewrite the file of an older clarad once, so that `shrink` can cut its end off. Blocks.
 
-    It takes half a minute for each GiB, and twice the room meanwhile. Blocks.
+    It takes half a minute for each GiB, and twice the room meanwhile.
 
     Raises:
         StoreError: there is no room for that, or it fails; nothing has changed.
@@ -54,8 +54,8 @@ def turn_on(engine: Engine) -> None:
             raise StoreError(f"{needs}: {error}") from error
 
 
-def give_back(connection: Connection) -> bool:
-    """Shorten the file by some of its free pages, if many are; whether there are more of them."""
+def shrink(connection: Connection) -> bool:
+    """Cut some free pages off the file, if it has many; return whether there are more."""
     if connection.dialect.name != "sqlite":
         return False
     driver = connection.connection.driver_connection

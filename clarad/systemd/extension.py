@@ -1,4 +1,4 @@
-"""Keeps systemd's timeout from running out while the main thread is busy, as with a migration."""
+"""Extends systemd's timeout while the main thread is busy, for example with a migration."""
 
 import threading
 from collections.abc import Iterator
@@ -9,9 +9,9 @@ from typing import Final
 from clarad.systemd.notify import Notifier, extend_timeout, status
 
 EXTENSION: Final = 5.0
-"""Seconds that are asked for at a time: so long after its last word a process that hangs is ended.
+"""Seconds that one request asks for: systemd kills a hanging process that long after the last one.
 
-They put off the watchdog as well, so they are few.
+They delay the watchdog as well, so they are few.
 """
 
 PAUSE: Final = 1.0
@@ -20,11 +20,11 @@ PAUSE: Final = 1.0
 
 @contextmanager
 def extending(notifier: Notifier, budget: float, what: str) -> Iterator[None]:
-    """Ask for more time for the length of the block, though not beyond `budget` seconds.
+    """Ask for more time until the block ends, for up to `budget` seconds.
 
-    From the second second on the status says `what` takes so long.
+    After `PAUSE` seconds the status says `what` takes so long.
     """
-    if not notifier.is_heard:
+    if not notifier.is_enabled:
         yield
         return
     ended = threading.Event()

@@ -1,7 +1,7 @@
-"""What systemd hands to a process that it starts: read once, and taken out of the environment.
+"""What systemd passes to a process that it starts: read once, and removed from the environment.
 
-Whoever is started by this process must not answer for it. The rules are those of sd_notify(3),
-sd_watchdog_enabled(3) and sd_listen_fds(3).
+Children of this process must not report to systemd in its name. The rules are those of
+sd_notify(3), sd_watchdog_enabled(3) and sd_listen_fds(3).
 """
 
 import logging
@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 log = logging.getLogger(__name__)
 
 FIRST_DESCRIPTOR: Final = 3
-"""Where the descriptors that are handed over begin (`SD_LISTEN_FDS_START`)."""
+"""The first descriptor that systemd passes (`SD_LISTEN_FDS_START`)."""
 
 _NAMES: Final = (
     "NOTIFY_SOCKET",
@@ -27,7 +27,7 @@ _NAMES: Final = (
 
 
 class Handed(NamedTuple):
-    """A socket, by the name that its unit has given it, or we when we had it kept."""
+    """A socket, with the name that its unit gave it, or that we gave it when we stored it."""
 
     name: str
     socket: socket.socket
@@ -35,7 +35,7 @@ class Handed(NamedTuple):
 
 @dataclass(frozen=True)
 class Handover:
-    """Where to report to, the seconds within which a sign of life is due, and sockets."""
+    """Where to report to, the watchdog's timeout in seconds, and sockets."""
 
     notify_socket: str | None = None
     watchdog: float | None = None
@@ -43,14 +43,14 @@ class Handover:
 
 
 NOTHING: Final = Handover()
-"""What there is without systemd."""
+"""The handover of a process that systemd did not start."""
 
 
-def take(environ: MutableMapping[str, str] = os.environ) -> Handover:
-    """Take what is meant for this process; what is meant for another one is only forgotten.
+def receive(environ: MutableMapping[str, str] = os.environ) -> Handover:
+    """Return what is meant for this process; remove what is meant for another one, too.
 
-    To be called once, before descriptors are closed or programs started. The sockets do not block,
-    and are closed when another program is executed.
+    Call it once, before descriptors are closed or programs started. The sockets do not block, and
+    are closed when another program is executed.
     """
     found = {name: environ.pop(name, "") for name in _NAMES}
     ours = ("", str(os.getpid()))

@@ -1,7 +1,7 @@
 """The journal's native protocol (https://systemd.io/JOURNAL_NATIVE_PROTOCOL).
 
-Our own hundred lines: `logging-journald` sends from a blocking handler, which stalls the loop while
-journald stands still, and makes ids of a hash of the text; `cysystemd` needs a compiler.
+Rejected: `logging-journald`, which sends from a blocking handler and stalls the loop while journald
+is frozen, and makes IDs from a hash of the text; and `cysystemd`, which needs a compiler.
 """
 
 import array
@@ -19,13 +19,13 @@ from typing import Final
 SOCKET: Final = "/run/systemd/journal/socket"
 
 NAME: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}")
-"""What a field can be called; journald drops others, and those with an underscore in front."""
+"""The names that a field can have; journald drops others, and those with a leading underscore."""
 
 _BUFFER: Final = 8 * 1024 * 1024
-"""Bytes of records that wait in the kernel, as far as it lets us; as sd-journal asks for."""
+"""Bytes of records that may wait in the kernel, as far as it allows; as sd-journal asks for."""
 
 _LOOK: Final = 0.001
-"""Seconds between two looks at whether it has taken everything."""
+"""Seconds between two checks whether journald has read everything."""
 
 _SEALS: Final = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
@@ -55,7 +55,7 @@ def _field(name: str, value: str) -> bytes:
 
 
 class Journal:
-    """The way to journald; not connected, so that a journald that is started again is found."""
+    """The client of journald. Its socket is not connected, so it survives a restart of journald."""
 
     def __init__(self, path: str) -> None:
         """Open it.
@@ -74,10 +74,10 @@ class Journal:
             raise
 
     def send(self, record: bytes) -> None:
-        """Hand over a record; blocks as long as journald does not read.
+        """Send a record; blocks as long as journald does not read.
 
         Raises:
-            OSError: it cannot be handed over; nobody listens, for one.
+            OSError: the record cannot be sent, for example as no journald listens.
         """
         try:
             self._socket.sendto(record, self._path)
@@ -86,11 +86,11 @@ class Journal:
                 raise
             self._send_in_memory(record)
 
-    def await_taken(self, timeout: float) -> None:
-        """Wait until journald has taken what was sent, for at most `timeout` seconds.
+    def drain(self, timeout: float) -> None:
+        """Wait until journald has read what was sent, for at most `timeout` seconds.
 
-        It looks up the sender's unit when it takes a record, and a process that has ended by then
-        has none: `journalctl -u` would not show why a start was refused.
+        journald looks up the sender's unit when it reads a record, and finds none for a process
+        that has ended: `journalctl -u` would not show why a start was refused.
         """
         waiting = array.array("i", [0])
         deadline = time.monotonic() + timeout
@@ -101,11 +101,11 @@ class Journal:
             time.sleep(_LOOK)
 
     def close(self) -> None:
-        """Let go of the socket."""
+        """Close the socket."""
         self._socket.close()
 
     def _send_in_memory(self, record: bytes) -> None:
-        """Send what is too large for a datagram: sealed, so that journald can trust it to stay."""
+        """Send a record that is too large for a datagram in sealed memory, as journald wants."""
         memory = os.memfd_create("clarad-record", os.MFD_ALLOW_SEALING | os.MFD_CLOEXEC)
         try:
             with open(memory, "wb", closefd=False) as file:

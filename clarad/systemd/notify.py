@@ -1,8 +1,8 @@
-"""Tells systemd how things are, as sd_notify(3) says: a datagram of assignments, a line each.
+"""Notifies systemd by sd_notify(3): each datagram has assignments, one a line.
 
-Nothing here waits: a datagram for which systemd has no room is not sent, and whoever wanted it sent
-is told so. Rejected: a library. None that is kept up speaks all of it (descriptors, the monotonic
-time of a reload).
+Nothing here blocks: if systemd has no room for a datagram, `send` returns `False`. Rejected: a
+library. No maintained one supports all of the protocol (descriptors, the monotonic time of a
+reload).
 """
 
 import array
@@ -28,7 +28,7 @@ def reloading() -> str:
 
 
 def status(text: str) -> str:
-    """Say in a line how things are; what cannot be printed becomes a space."""
+    """Return the status line; characters that cannot be printed become spaces."""
     line = "".join(c if c.isprintable() else " " for c in text)
     return f"STATUS={line if len(line) <= MAX_STATUS else line[: MAX_STATUS - 1] + '…'}"
 
@@ -39,7 +39,7 @@ def extend_timeout(seconds: float) -> str:
 
 
 class Notifier:
-    """The way to systemd's socket; without an address nothing is sent, and all is well.
+    """The client of systemd's socket; without an address, `send` does nothing and succeeds.
 
     `address` is a path, or a name in the abstract namespace that begins with `@`.
     """
@@ -52,8 +52,8 @@ class Notifier:
             self._socket.setblocking(False)
 
     @property
-    def is_heard(self) -> bool:
-        """Whether there is somebody to tell."""
+    def is_enabled(self) -> bool:
+        """Whether systemd wants to be notified."""
         return self._socket is not None
 
     def send(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
@@ -74,19 +74,19 @@ class Notifier:
         return True
 
     def keep(self, name: str, sockets: Iterable[socket.socket]) -> bool:
-        """Have systemd keep sockets for the next start; what it keeps already it keeps once.
+        """Store sockets with systemd for the next start; a socket is stored only once.
 
-        How many it keeps is the unit's FileDescriptorStoreMax=.
+        The unit's FileDescriptorStoreMax= limits how many.
         """
         descriptors = [one.fileno() for one in sockets]
         return self.send("FDSTORE=1", f"FDNAME={name}", descriptors=descriptors)
 
     def forget(self, name: str) -> bool:
-        """Have systemd close what it keeps by this name."""
+        """Have systemd close the sockets that it has stored by this name."""
         return self.send("FDSTOREREMOVE=1", f"FDNAME={name}")
 
     def close(self) -> None:
-        """Tell nobody from here on."""
+        """Close the socket; `send` does nothing from then on."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

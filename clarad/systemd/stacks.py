@@ -1,4 +1,4 @@
-"""What every task and every thread is doing, for the log of a daemon that got stuck."""
+"""The stacks of all tasks and threads, for the log of a daemon that is stuck."""
 
 import sys
 import threading
@@ -12,7 +12,7 @@ import trio
 def every_stack() -> str:
     """Return the stacks of all Trio tasks and of all threads; equal ones once, with their number.
 
-    Call it in the thread that runs Trio; in another one it knows of no tasks.
+    Call it in Trio's thread: in another one it sees no tasks.
     """
     counted = Counter([*_tasks(), *_threads()])
     return "\n".join(

@@ -1,7 +1,7 @@
-"""What `systemctl status` shows of the daemon, and where it is in its life.
+"""Reports the daemon's state, and the line that `systemctl status` shows, to systemd.
 
-It is told when something has changed, and then at most each `PAUSE`; nothing is done in between.
-What systemd could not be told is told again.
+It reports only changes, and at most one each `PAUSE`. A report that systemd had no room for is sent
+again.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,11 +19,11 @@ from clarad.systemd.extension import EXTENSION
 from clarad.systemd.notify import Notifier
 
 PAUSE: Final = 1.0
-"""Seconds between two looks."""
+"""Seconds between two reports."""
 
 
 class Counts(NamedTuple):
-    """What there is: messages run or wait, `runs` are those of tasks; and what is due next."""
+    """The numbers in the status line; `running` and `queued` are messages, `runs` are of tasks."""
 
     adapters: int
     sessions: int
@@ -38,7 +38,7 @@ class Counts(NamedTuple):
 
 
 class Status:
-    """Tells how things are. A subscriber of the bus, for what changes the counts."""
+    """Reports to systemd. A subscriber of the bus, for the events that change the counts."""
 
     types: Final = frozenset(EventType) - {
         EventType.TOOL_START,
@@ -57,19 +57,19 @@ class Status:
         self._stops_until: float | None = None
 
     def offer(self, event: Event) -> None:
-        """Something has changed."""
+        """Note that an event may have changed the counts."""
         self.changed()
 
     def changed(self) -> None:
-        """Have it looked at before long."""
+        """Report soon, if the status line has changed."""
         self._changed.set()
 
     def ready(self) -> None:
-        """The daemon does its work."""
+        """Report that the daemon is ready."""
         self._enter(notify.READY)
 
     def stopping(self, budget: float) -> None:
-        """The daemon stops, and needs `budget` seconds at most: it asks for them bit by bit."""
+        """Report that the daemon stops, and ask for up to `budget` seconds, a few at a time."""
         if self._stops_until is None:
             self._stops_until = trio.current_time() + budget
             self._enter(notify.STOPPING)
@@ -92,14 +92,14 @@ class Status:
                 self.ready()
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Tell what changes, until cancelled."""
+        """Report changes until cancelled."""
         task_status.started()
         while True:
             self._changed = trio.Event()
             if self._tell():
                 with trio.move_on_after(self._until_next_look()):
                     await self._changed.wait()
-            # After the change and not before it: what came with it is seen together.
+            # After the change, not before: changes that come together are one report.
             await trio.sleep(PAUSE)
 
     def _enter(self, state: str) -> None:
@@ -108,7 +108,7 @@ class Status:
         self.changed()
 
     def _tell(self) -> bool:
-        """Send what has changed; `False` if it is to be sent again."""
+        """Send what has changed; return `False` if it must be sent again."""
         if not self._state:
             return True
         assignments = [self._state] if self._state != self._said_state else []
@@ -131,7 +131,7 @@ class Status:
         return until - trio.current_time()
 
     def text(self) -> str:
-        """Return how things are, in a line."""
+        """Return the status line."""
         counts = self._count()
         if self._stops_until is not None:
             return _stopping(counts)

@@ -1,13 +1,13 @@
-"""Gives systemd its signs of life, while every part of the daemon gets on with its work.
+"""Sends systemd's watchdog keep-alives as long as every part of the daemon makes progress.
 
-A loop that turns is not enough: a part can be stuck while the loop turns. So each is asked to prove
-that it gets on, and the sign is withheld while one has not done so for longer than its patience.
-Then systemd ends the daemon (SIGABRT) and starts it anew. Before that, the log gets the stacks of
-all tasks and threads. If the loop itself is stuck there is nobody to write them: faulthandler does,
-those of the threads, when SIGABRT comes.
+A running event loop proves too little: a part can be stuck while the loop runs. So each part is
+asked for progress, and no keep-alive is sent while one has made none for longer than its patience.
+Then systemd kills the daemon (SIGABRT) and starts it again. Before that, the log gets the stacks of
+all tasks and threads. If the loop itself is stuck, faulthandler writes the threads' stacks when
+SIGABRT arrives.
 
-What is silent is stuck; what fails is not. A database that is down is answered for by errors, and a
-restart would not mend it.
+A silent part is stuck; a failing one is not. A database that is down still answers with errors, and
+a restart would not fix it.
 """
 
 import logging
@@ -24,15 +24,14 @@ log = logging.getLogger(__name__)
 
 _SHARE_OF_PROBES: Final = 1 / 4
 _SHARE_OF_PATIENCE: Final = 1 / 2
-_SHARE_OF_SIGNS: Final = 1 / 2
+_SHARE_OF_KEEP_ALIVES: Final = 1 / 2
 _SHARE_OF_DOUBT: Final = 1 / 20
 
 
 class Part:
-    """A part of the daemon. `progress` returns as soon as the part has got on by something.
+    """A part of the daemon. `progress` returns as soon as the part has made progress.
 
-    `patience` is how many seconds it may take for that at most; half the watchdog's timeout, if
-    that is more.
+    `patience` is how many seconds that may take; at least half the watchdog's timeout.
     """
 
     def __init__(
@@ -41,7 +40,7 @@ class Part:
         self.name = name
         self.progress = progress
         self.patience = patience
-        self.got_on_at = 0.0
+        self.progress_at = 0.0
 
 
 class Watchdog:
@@ -56,18 +55,18 @@ class Watchdog:
         """Watch until cancelled."""
         async with trio.open_nursery() as nursery:
             for part in self._parts:
-                part.got_on_at = trio.current_time()
+                part.progress_at = trio.current_time()
                 nursery.start_soon(self._probe, part)
             task_status.started()
-            await self._give_signs()
+            await self._send_keep_alives()
 
     async def _probe(self, part: Part) -> None:
         while True:
             await part.progress()
-            part.got_on_at = trio.current_time()
+            part.progress_at = trio.current_time()
             await trio.sleep(self._timeout * _SHARE_OF_PROBES)
 
-    async def _give_signs(self) -> None:
+    async def _send_keep_alives(self) -> None:
         told: set[str] = set()
         while True:
             stuck = {part.name: silence for part in self._parts if (silence := self._stuck(part))}
@@ -78,13 +77,13 @@ class Watchdog:
             told = set(stuck)
             if not stuck:
                 self._notifier.send(WATCHDOG)
-            # One that gets on again in time saves the daemon.
-            share = _SHARE_OF_DOUBT if stuck else _SHARE_OF_SIGNS
+            # If the part makes progress in time, the next keep-alive saves the daemon.
+            share = _SHARE_OF_DOUBT if stuck else _SHARE_OF_KEEP_ALIVES
             await trio.sleep(self._timeout * share)
 
     def _stuck(self, part: Part) -> float:
-        """Return for how long a part has been silent, 0 if that is no longer than it may."""
-        silence = trio.current_time() - part.got_on_at
+        """Return for how long a part has been silent; 0 if that is within its patience."""
+        silence = trio.current_time() - part.progress_at
         return silence if silence > max(part.patience, self._timeout * _SHARE_OF_PATIENCE) else 0
 
     def _tell(self, stuck: dict[str, float]) -> None:

@@ -90,7 +90,7 @@ async def test_a_signal_that_comes_as_the_start_ends_is_heeded() -> None:
         await done.wait()
 
     with trio.open_signal_receiver(signal.SIGUSR1) as signals:
-        assert not await service._unless_a_signal_comes(signals, work)
+        assert not await service._run_unless_signalled(signals, work)
 
 
 def test_where_systemd_starts_it_anew_a_daemon_ends_with_its_life(url: str, tmp_path: Path) -> None:

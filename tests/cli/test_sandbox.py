@@ -14,7 +14,7 @@ import pytest
 import trio
 
 from clarad.config import instance
-from clarad.config.instance import only_one
+from clarad.config.instance import lock_state_dir
 from sandbox import choose_engine
 from tests.daemon_process import PATIENCE, Marker
 from tests.installation import Console, Installation, Said
@@ -320,7 +320,7 @@ def test_the_next_start_prunes_too(mode: str, alone: Console) -> None:
 def test_prune_keeps_away_from_a_daemon_that_starts(alone: Console) -> None:
     """It may have made sandboxes already, and cannot be asked yet."""
     state_dir = alone.installation.state_dir
-    with only_one(state_dir):
+    with lock_state_dir(state_dir):
         instance.identify(state_dir)
         assert alone("sandbox", "prune", SANDBOX_MODE="docker") == refused(
             f"another clarad (process {os.getpid()}) uses {state_dir}; stop it, or set "

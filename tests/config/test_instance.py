@@ -50,18 +50,18 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path: Path) -> None:
 
 
 def test_a_state_directory_has_one_holder_as_long_as_the_machine_runs(tmp_path: Path) -> None:
-    with instance.only_one(tmp_path):
-        before = instance.holder(tmp_path)
-    with instance.only_one(tmp_path):
-        assert instance.holder(tmp_path) == before
+    with instance.lock_state_dir(tmp_path):
+        before = instance.claimant(tmp_path)
+    with instance.lock_state_dir(tmp_path):
+        assert instance.claimant(tmp_path) == before
 
 
 def test_who_holds_a_copy_of_a_state_directory_is_somebody_else(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    holder = instance.holder(tmp_path / "one")
+    holder = instance.claimant(tmp_path / "one")
     shutil.copytree(tmp_path / "one", tmp_path / "copy")
     assert instance.identify(tmp_path / "copy") == instance.identify(tmp_path / "one")
-    assert instance.holder(tmp_path / "copy") != holder
+    assert instance.claimant(tmp_path / "copy") != holder
 
 
 def test_all_that_a_daemon_makes_is_for_its_user_alone_whatever_the_umask(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ class Kept:
 
 def test_at_info_the_common_events_are_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, LOGGER)
-    assert set(EventType) - EventLog(Kept()).types == {
+    assert set(EventType) - EventLog(Kept().put).types == {
         EventType.GATEWAY_STARTUP,
         EventType.MESSAGE_RECEIVED,
     }
@@ -178,7 +178,7 @@ def test_at_info_the_common_events_are_not_logged(caplog: pytest.LogCaptureFixtu
 def test_at_warning_only_trouble_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, LOGGER)
     kept, bus = Kept(), Bus()
-    with bus.attach(EventLog(kept)):
+    with bus.attach(EventLog(kept.put)):
         for kind in EventType:
             bus.publish(kind, data={"outcome": "completed"})
         bus.publish(EventType.MESSAGE_SENT, data={"outcome": "failed"})
@@ -198,7 +198,7 @@ def test_a_level_that_changes_counts_from_the_next_event_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     kept, bus = Kept(), Bus()
-    with bus.attach(EventLog(kept)):
+    with bus.attach(EventLog(kept.put)):
         for level in (logging.INFO, logging.DEBUG, logging.ERROR):
             caplog.set_level(level, LOGGER)
             bus.publish(EventType.MESSAGE_RECEIVED, data={"level": level})
@@ -208,7 +208,7 @@ def test_a_level_that_changes_counts_from_the_next_event_on(
 def test_an_answer_does_not_wait_in_the_queue_of_the_log(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, LOGGER)
     kept, bus = Kept(), Bus()
-    with bus.attach(EventLog(kept)):
+    with bus.attach(EventLog(kept.put)):
         bus.publish(EventType.MESSAGE_SENT, data={"outcome": "completed", "text": "x" * 1000})
     assert kept.events[0].data == {"outcome": "completed"}
 

@@ -170,7 +170,7 @@ async def test_what_is_said_while_the_store_looks_is_not_missed(
         nursery.start_soon(wait)
         await wait_all_tasks_blocked()
         # In the same transaction: the look has found nothing by then, and is not answered yet.
-        there.messages.writer.hand_in(lambda _connection: trio.from_thread.run(end))
+        there.messages.writer.submit(lambda _connection: trio.from_thread.run(end))
     with trio.fail_after(PATIENCE):
         await has_begun.wait()
 
@@ -208,7 +208,7 @@ async def test_all_that_wait_in_a_channel_look_when_it_moves_on(
 
 async def test_a_store_that_fails_is_an_error_to_who_waits(two: list[Side]) -> None:
     here, _ = two
-    here.messages.daemon.life.is_lost = True
+    here.messages.daemon.epoch.is_lost = True
     with pytest.raises(StoreError):
         await here.elsewhere.begin(key(1), lambda: None)
 

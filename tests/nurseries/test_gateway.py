@@ -293,7 +293,7 @@ async def accepted_at_a_stop(
     running: Running, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> AsyncIterator[trio.SocketStream]:
     """Connect, and stop the gateway when it has begun the handshake, or has only accepted."""
-    accept, port = trio.SocketListener.accept, running.daemon._gateways.port
+    accept, port = trio.SocketListener.accept, running.daemon._servers.port
 
     def stop() -> None:
         port.stop_listening()
@@ -355,7 +355,7 @@ async def test_a_stop_does_not_wait_for_a_handshake_that_never_ends(
 
 async def gets_on(running: Running) -> None:
     with trio.fail_after(10):
-        await running.daemon._gateways.port.progress()
+        await running.daemon._servers.port.progress()
 
 
 async def test_a_gateway_that_takes_connections_gets_on(

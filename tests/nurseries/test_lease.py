@@ -45,14 +45,14 @@ class Holder:
         self.scope = trio.CancelScope()
         self.ended = trio.Event()
         self._grown = trio.Event()
-        members = Membership(engine, self.life, instance="holder", holder="holder", lease=seconds)
+        members = Membership(engine, self.life, instance="holder", claimant="holder", lease=seconds)
         self.lease = Lease(
             members,
             inherit=(self._inherit_first, self._inherit_second),
-            looked=self._looked,
-            heard=self._heard,
+            on_heartbeat=self._looked,
+            on_notice=self._heard,
             tasks=lambda: "some",
-            lose=self._lose,
+            on_loss=self._lose,
         )
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
@@ -173,7 +173,7 @@ async def test_a_table_that_somebody_has_locked_costs_no_lease(
     holder = await hold(PATIENCE / 10)
     other.leave()
     await holder.until(lambda: holder.looks[-1].inherited)  # it looks whether work of it is left
-    holder.lease.go_on("here:1")
+    holder.lease.set_ready("here:1")
     await holder.until(lambda: other.number in holder.life.owners)
     with connect(url).begin() as somebody:
         somebody.execute(text("LOCK TABLE clarad_messages, clarad_hook_runs, clarad_task_runs"))
@@ -225,7 +225,7 @@ async def test_what_the_dead_have_left_is_gone_on_with_in_order_once_the_daemon_
     await holder.until(lambda: holder.looks[-1].inherited == dead)
     assert holder.inherited == []
     assert other.number not in holder.life.owners
-    holder.lease.go_on("here:1")
+    holder.lease.set_ready("here:1")
     await holder.until(lambda: len(holder.inherited) == 2)
     assert holder.inherited == [("first", dead), ("second", dead)]
     assert other.number in holder.life.owners
@@ -236,7 +236,7 @@ async def test_a_takeover_that_fails_is_tried_again_before_anything_builds_on_it
 ) -> None:
     monkeypatch.setattr(lease, "RETRY", 0.01)
     holder = await hold()
-    holder.lease.go_on("here:1")
+    holder.lease.set_ready("here:1")
     holder.failures = 3
     other.leave()
     await holder.until(lambda: len(holder.inherited) == 2)
@@ -249,7 +249,7 @@ async def test_a_takeover_that_ends_the_lease_s_task_is_gone_on_with_when_that_i
 ) -> None:
     holder = Holder(connect(url), LONG)
     holder.bugs = 1
-    holder.lease.go_on("here:1")
+    holder.lease.set_ready("here:1")
 
     async def run_until_it_raises() -> None:
         async with trio.open_nursery() as first:
@@ -267,7 +267,7 @@ async def test_a_takeover_that_ends_the_lease_s_task_is_gone_on_with_when_that_i
 async def test_each_life_is_taken_over_once(share: Share, hold: Hold, outside: Outside) -> None:
     first, second = await share(2)
     holder = await hold()
-    holder.lease.go_on("here:1")
+    holder.lease.set_ready("here:1")
     for daemon in (first, second):
         daemon.leave()
         dead = frozenset({daemon.number})
@@ -283,7 +283,7 @@ async def test_who_dies_in_the_middle_of_a_transaction_is_taken_over_from_once_t
     other: Daemon, hold: Hold, outside: Outside
 ) -> None:
     holder = await hold()
-    holder.lease.go_on("here:1")
+    holder.lease.set_ready("here:1")
     with in_transaction(outside, other):
         expire = "UPDATE clarad_daemons SET expires_at = clock_timestamp()"
         outside.do(f"{expire} WHERE id = {other.number}", LOOK)
@@ -326,7 +326,7 @@ async def test_who_cannot_renew_its_lease_ends_its_work(
 async def test_who_stops_leaves_his_work_to_others_at_once(other: Daemon, hold: Hold) -> None:
     holder = await hold()
     await holder.stop()
-    assert other.look(address="", tasks="", seen_to=()).inherited == {holder.life.id}
+    assert other.renew(address="", tasks="", adopted=()).inherited == {holder.life.id}
 
 
 async def test_who_stops_in_the_middle_of_a_renewal_does_so_too(
@@ -341,7 +341,7 @@ async def test_who_stops_in_the_middle_of_a_renewal_does_so_too(
         holder.scope.cancel("stopping")
         await wait_all_tasks_blocked()
     await holder.ended.wait()
-    assert other.look(address="", tasks="", seen_to=()).inherited == {holder.life.id}
+    assert other.renew(address="", tasks="", adopted=()).inherited == {holder.life.id}
 
 
 async def test_who_has_lost_its_lease_has_nothing_to_leave(

@@ -111,7 +111,7 @@ async def test_the_status_says_how_far_back_it_reaches(start: Start, outside: Ou
     node = await running.node()
     await node.ask("m-1")
     await node.outcome_of("m-1")
-    await running.daemon._sweeper._look()
+    await running.daemon._sweeper._measure()
     report = await running.daemon.operations.status()
     said = report.text.splitlines()[-1]
     assert said.startswith("database: ")
@@ -163,7 +163,7 @@ class Scripted:
         self.work[kind] -= 1
         return Place(before, 1) if self.work[kind] > 0 else None
 
-    async def give_back(self) -> bool:
+    async def shrink(self) -> bool:
         await trio.lowlevel.checkpoint()
         self.given_back += 1
         return self.given_back % 3 != 0

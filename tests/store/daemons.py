@@ -19,29 +19,29 @@ class Daemon(Membership):
     """A life on the database, with a writer, and with an ear for what the others say."""
 
     def __init__(self, engine: Engine, instance: str) -> None:
-        super().__init__(engine, Epoch(), instance=instance, holder=instance, lease=60)
-        self.writer = Writer(engine, self.life)
+        super().__init__(engine, Epoch(), instance=instance, claimant=instance, lease=60)
+        self.writer = Writer(engine, self.epoch)
 
     async def begin(self, nursery: trio.Nursery) -> None:
         """Join the others, and serve."""
         self.connect()
         self.join()
-        assert self.life.id is not None
-        self.life.owners = frozenset({self.life.id})
+        assert self.epoch.id is not None
+        self.epoch.owners = frozenset({self.epoch.id})
         await nursery.start(self.writer.run)
 
     @property
     def number(self) -> int:
-        assert self.life.id is not None
-        return self.life.id
+        assert self.epoch.id is not None
+        return self.epoch.id
 
     def said(self) -> list[Notice]:
         """Return what was said since, by whomever."""
-        self.renew()  # what has been committed has been heard when this is answered
-        return self.heard()
+        self.heartbeat()  # what has been committed has been heard when this is answered
+        return self.receive()
 
-    def renew(self) -> None:
-        self.look(address="", tasks="", seen_to=())
+    def heartbeat(self) -> None:
+        self.renew(address="", tasks="", adopted=())
 
 
 ABOUT: dict[str, Any] = {
@@ -86,7 +86,7 @@ class SharedDesk(Desk):
     async def have_node(self) -> None:
         """Have the node register here."""
         sessions = ClusterNodeSessions(self.writer)
-        await sessions.take("test", "node-1", resumes=True, is_known=False)
+        await sessions.acquire("test", "node-1", resumes=True, is_known=False)
 
     async def end_for_node(self, number: int, *, seq: int | None = None, **about: bool) -> None:
         await answer(partial(self.messages.end, key(number), **ENDING | about, seq=seq))

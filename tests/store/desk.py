@@ -95,7 +95,7 @@ async def queueing_up(writer: Writer) -> AsyncIterator[None]:
         still.set()
         go_on.wait(FAIL_SAFE)
 
-    writer.hand_in(stand_still)
+    writer.submit(stand_still)
     await trio.to_thread.run_sync(still.wait, FAIL_SAFE)
     try:
         yield

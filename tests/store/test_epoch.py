@@ -118,6 +118,6 @@ async def test_a_fence_stops_a_life_that_knows_of_its_end_whatever_the_database_
     share: Share,
 ) -> None:
     (here,) = await share(1)
-    here.life.is_lost = True
+    here.epoch.is_lost = True
     with pytest.raises(LeaseLost):
         await here.writer.call(lambda _connection: None)

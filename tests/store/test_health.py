@@ -28,13 +28,13 @@ async def test_a_daemon_that_looks_does_not_wait_for_the_transaction_of_another_
 
     try:
         # What comes while the writer is busy is one transaction: the look, and a job behind it.
-        first.writer.hand_in(lambda _connection: begin.wait(PATIENCE))
-        nursery.start_soon(first.writer.complaint)
+        first.writer.submit(lambda _connection: begin.wait(PATIENCE))
+        nursery.start_soon(first.writer.check_health)
         await wait_all_tasks_blocked()
-        first.writer.hand_in(hold)
+        first.writer.submit(hold)
         begin.set()
         assert await trio.to_thread.run_sync(has_looked.wait, PATIENCE)
-        assert await second.writer.complaint() is None
+        assert await second.writer.check_health() is None
     finally:
         begin.set()
         end.set()
@@ -56,8 +56,8 @@ async def test_a_shared_database_without_room_for_what_failed_is_not_taken_for_o
     with pytest.raises(StoreError, match="could not extend the file"):
         await desk.accepted(key(1), begun=True, **ABOUT | {"frame": "x" * 200_000})
     for _ in range(2):
-        assert "could not extend the file" in str(await daemon.writer.complaint())
+        assert "could not extend the file" in str(await daemon.writer.check_health())
     await daemon.writer.call(
         lambda connection: connection.execute(text("DROP TRIGGER no_room ON clarad_messages"))
     )
-    assert await daemon.writer.complaint() is None
+    assert await daemon.writer.check_health() is None

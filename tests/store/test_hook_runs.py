@@ -49,7 +49,7 @@ class Desk:
     runs: HookRuns
     engine: Engine
 
-    def hand_in(
+    def submit(
         self, run_id: str, *, then: Callable[[StoreError | None], None], **changed: Any
     ) -> None:
         about: dict[str, Any] = {
@@ -65,7 +65,7 @@ class Desk:
 
     async def add(self, run_id: str = "hook-1", **changed: Any) -> None:
         """Have a run written, and wait for the answer."""
-        await answer(partial(self.hand_in, run_id, **changed))
+        await answer(partial(self.submit, run_id, **changed))
 
     def row(self, run_id: str = "hook-1") -> Any:
         """Return what another connection sees of a run: what has been committed."""
@@ -136,7 +136,7 @@ async def test_who_is_called_back_can_see_the_run(desk: Desk) -> None:
         seen.append(desk.row().event_id)
         called_back.set()
 
-    desk.hand_in("hook-1", then=then)
+    desk.submit("hook-1", then=then)
     await called_back.wait()
     assert seen == ["event-1"]
 
@@ -183,7 +183,7 @@ async def test_runs_come_back_in_the_order_in_which_they_were_handed_in(desk: De
             all_answered.set()
 
     for name in names:
-        desk.hand_in(name, then=then)
+        desk.submit(name, then=then)
     await all_answered.wait()
     assert set(answers) == {None}
     assert await desk.unfinished() == names

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from clarad.store import Taken, alone
+from clarad.store import Taken, lock_database
 from tests.daemon_process import clarad, daemon, environment
 
 
@@ -73,10 +73,10 @@ def test_with_nothing_to_do_migrate_does_not_mind_a_daemon(tmp_path: Path) -> No
 
 def test_the_locks_of_sqlite_stay_as_they_are_beside_it(tmp_path: Path) -> None:
     path = tmp_path / "one.db"
-    with alone(f"sqlite:///{path}"):
+    with lock_database(f"sqlite:///{path}"):
         first, second = (sqlite3.connect(path, timeout=0) for _ in range(2))
         first.execute("BEGIN IMMEDIATE")
-        with pytest.raises(Taken), alone(f"sqlite:///{path}"):
+        with pytest.raises(Taken), lock_database(f"sqlite:///{path}"):
             pass
         with pytest.raises(sqlite3.OperationalError, match="locked"):
             second.execute("BEGIN IMMEDIATE")
@@ -100,7 +100,7 @@ def test_a_file_that_was_replaced_is_locked_anew(
         return descriptor
 
     monkeypatch.setattr("clarad.store.lock.os.open", replace_once)
-    with alone(f"sqlite:///{path}"):
+    with lock_database(f"sqlite:///{path}"):
         monkeypatch.undo()
-        with pytest.raises(Taken), alone(f"sqlite:///{path}"):
+        with pytest.raises(Taken), lock_database(f"sqlite:///{path}"):
             pass

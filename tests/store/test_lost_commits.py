@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import trio
 from sqlalchemy import Connection, Engine, event, text
-from sqlalchemy.exc import SQLAlchemyError
 
 from clarad.store import Epoch, InDoubt, Writer
 from clarad.store.cluster.membership import Membership
@@ -41,10 +40,10 @@ class Account:
         def add(connection: Connection) -> None:
             connection.execute(text("UPDATE account SET total = total + 1"))
 
-        job = self.writer.hand_in(add)
+        job = self.writer.submit(add)
         try:
             await job.wait()
-        except (StoreError, SQLAlchemyError) as error:
+        except StoreError as error:
             self.errors.append(error)
         else:
             self.errors.append(None)
@@ -72,7 +71,7 @@ async def account(
     migrate(engine)
     outside.do("CREATE TABLE account (total INTEGER NOT NULL)", "INSERT INTO account VALUES (0)")
     life = Epoch()
-    members = Membership(engine, life, instance="here", holder="here", lease=60)
+    members = Membership(engine, life, instance="here", claimant="here", lease=60)
     members.connect()
     members.join()
     members.close()
@@ -150,7 +149,7 @@ async def test_a_writer_that_ends_meanwhile_says_that_it_does_not_know(
     account: Account, network: Network, connect: Callable[[str], Engine]
 ) -> None:
     async with trio.open_nursery() as waiting:
-        writer = Writer(connect(network.url), account.writer.life)
+        writer = Writer(connect(network.url), account.writer.epoch)
         account.writer = writer
         await waiting.start(writer.run)
         async with trio.open_nursery() as asking:
@@ -167,8 +166,8 @@ async def test_a_writer_whose_lease_is_lost_meanwhile_says_that_it_does_not_know
 ) -> None:
     async with trio.open_nursery() as waiting:
         await cut_off_over_a_commit(account, network, waiting, arrives=False)
-        assert account.writer.life is not None
-        account.writer.life.is_lost = True
+        assert account.writer.epoch is not None
+        account.writer.epoch.is_lost = True
     assert isinstance(account.errors[-1], InDoubt)
     assert account.total == 1
 

@@ -72,7 +72,7 @@ async def test_a_session_is_kept_for_a_day_without_its_node(
     desk: Desk, sessions: NodeSessions, late: int, found: dict[str, str]
 ) -> None:
     sessions.save("test", "a", "session")
-    sessions.leave("test", "a")
+    sessions.mark_lost("test", "a")
     left = update(NodeRow).values(left_at=datetime.now(UTC) - KEPT_FOR - timedelta(minutes=late))
     await desk.in_thread(lambda connection: connection.execute(left))
     assert (await restore(desk))[0] == found

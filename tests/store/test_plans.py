@@ -132,8 +132,8 @@ def asked(full: Engine) -> Iterator[Asked]:
 
 def shared(writer: Writer) -> ClusterMessages:
     messages = ClusterMessages(writer)
-    assert writer.life is not None
-    writer.life.owners = frozenset({1})
+    assert writer.epoch is not None
+    writer.epoch.owners = frozenset({1})
     return messages
 
 

@@ -326,7 +326,7 @@ async def test_a_start_takes_up_the_tasks_of_all_lives_that_were_taken_over(
 ) -> None:
     here, there = two
     await here.take(4)
-    there.daemon.life.owners |= {here.daemon.number}
+    there.daemon.epoch.owners |= {here.daemon.number}
     await there.inherit()
     assert await there.names() == "abcd"
     assert await here.names() == ""

@@ -51,15 +51,15 @@ def fill(path: Path) -> None:
     )
 
 
-def give_back(engine: Engine) -> bool:
+def shrink(engine: Engine) -> bool:
     with engine.begin() as connection:
-        return vacuum.give_back(connection)
+        return vacuum.shrink(connection)
 
 
 def give_all_back(engine: Engine) -> int:
     """Return in how many transactions."""
     count = 1
-    while give_back(engine):
+    while shrink(engine):
         count += 1
     return count
 
@@ -132,18 +132,18 @@ def test_what_little_is_free_stays(engine: Engine, path: Path) -> None:
     migrate.upgrade(engine)
     ask(path, "DELETE FROM other WHERE n <= 500")
     before = ask(path, "PRAGMA freelist_count")
-    assert not give_back(engine)
+    assert not shrink(engine)
     assert ask(path, "PRAGMA freelist_count") == before != [(0,)]
 
 
 def test_a_file_that_cannot_be_shortened_is_left(engine: Engine, path: Path) -> None:
     fill(path)
     ask(path, "DELETE FROM other")
-    assert not give_back(engine)
+    assert not shrink(engine)
 
 
 @pytest.mark.parametrize("url", SHARED, indirect=True)
 def test_postgresql_sees_to_it_itself(url: str, connect: Callable[[str], Engine]) -> None:
     engine = connect(url)
     vacuum.turn_on(engine)
-    assert not give_back(engine)
+    assert not shrink(engine)

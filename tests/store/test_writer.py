@@ -21,10 +21,10 @@ from sqlalchemy import (
     insert,
     text,
 )
-from sqlalchemy.exc import IntegrityError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 from trio.testing import wait_all_tasks_blocked
 
-from clarad.store import Writer
+from clarad.store import StoreError, Writer
 from clarad.store.writer import MAX_BATCH, MAX_CHARACTERS
 from tests.store.conftest import Outside
 from tests.store.desk import FAIL_SAFE, queueing_up
@@ -233,7 +233,7 @@ async def test_who_comes_for_the_answer_late_gets_it(writer: Writer) -> None:
     good, bad = writer.execute(INSERT, {"n": 1}), writer.execute(INSERT, {"n": 1})
     await writer.call(lambda _connection: None)
     await good.wait()
-    with pytest.raises(IntegrityError):
+    with pytest.raises(StoreError, match=r"(?i)unique"):
         await bad.wait()
 
 
@@ -243,7 +243,7 @@ async def test_a_bad_job_fails_alone(callers: Callers, outside: Outside) -> None
         await callers.insert(*range(6))
     await callers.all_answered()
     assert callers.failed == {3}
-    assert isinstance(callers.answers[3], IntegrityError)
+    assert isinstance(callers.answers[3], StoreError)
     assert things(outside) == list(range(6))
 
 
@@ -256,7 +256,7 @@ async def test_a_bad_job_among_other_statements_fails_alone(
         await callers.insert(3)
     await callers.all_answered()
     assert callers.failed == {2}
-    assert isinstance(callers.answers[2], SQLAlchemyError)
+    assert isinstance(callers.answers[2], StoreError)
     assert things(outside) == [0, 1, 3]
 
 
@@ -268,7 +268,7 @@ async def test_of_two_equal_keys_that_queue_up_the_first_is_in(
     async def insert_as(name: str) -> None:
         try:
             await write(callers.writer, 1)
-        except IntegrityError:
+        except StoreError:
             answers[name] = "is not in"
         else:
             answers[name] = "is in"
@@ -289,7 +289,7 @@ async def test_that_rows_are_there_is_answered_and_costs_no_commit(
     insert = callers.writer.insert_into(THINGS).on_conflict_do_nothing()
     async with callers.queueing_up():
         jobs = [callers.writer.insert(insert, {"n": n}) for n in (1, 2, 3, 2, 4)]
-        calls = [callers.writer.hand_in(lambda _connection, n=n: n) for n in range(2)]  # type: ignore[misc]
+        calls = [callers.writer.submit(lambda _connection, n=n: n) for n in range(2)]  # type: ignore[misc]
     await callers.stop_writer()
     assert [(job.result, job.error) for job in jobs] == [
         (True, None),
@@ -310,7 +310,7 @@ async def test_rows_are_answered_for_also_if_another_job_fails(
     async with callers.queueing_up():
         jobs = [callers.writer.insert(insert, {"n": n}) for n in (1, 1)]
         failing = callers.writer.execute(NOWHERE, {"n": 1})
-    with pytest.raises(SQLAlchemyError):
+    with pytest.raises(StoreError):
         await failing.wait()
     assert [(job.result, job.error) for job in jobs] == [(True, None), (False, None)]
     assert things(outside) == [1]
@@ -332,9 +332,9 @@ async def test_a_locked_database_is_waited_for_once_by_all_that_wait(
     event.listen(engine, "begin", tries.append, insert=True)
     with connect(url).begin():  # somebody's open shell
         jobs = [writer.execute(INSERT, {"n": n}) for n in range(50)]
-        jobs += [writer.hand_in(lambda _connection: None) for _ in range(50)]
+        jobs += [writer.submit(lambda _connection: None) for _ in range(50)]
         for job in jobs:
-            with pytest.raises(OperationalError, match="locked"):
+            with pytest.raises(StoreError, match="locked"):
                 await job.wait()
     assert len(tries) <= 2, "the thread may have taken the first before the others were there"
     await write(writer, 1)
@@ -359,7 +359,7 @@ async def test_a_function_that_raises_fails_alone_and_leaves_nothing(
 
 
 async def test_after_a_failure_the_writer_goes_on(writer: Writer, outside: Outside) -> None:
-    with pytest.raises(SQLAlchemyError):
+    with pytest.raises(StoreError):
         await write(writer, 1, NOWHERE)
     await write(writer, 2)
     assert things(outside) == [2]
@@ -469,7 +469,7 @@ async def test_who_has_something_done_later_is_told_that_it_failed(callers: Call
     errors: list[Exception | None] = []
     callers.writer.execute_later(NOWHERE, {"n": 1}, errors.append)
     await write(callers.writer, 2)
-    assert isinstance(errors[0], SQLAlchemyError)
+    assert isinstance(errors[0], StoreError)
 
 
 # --- whether it gets on --------------------------------------------------------------------------
@@ -508,7 +508,7 @@ async def test_a_writer_whose_thread_stands_still_does_not(
 async def test_a_writer_gets_on_that_works_off_a_long_queue(
     callers: Callers, nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clarad.store.writer.LOOK", 0.01)
+    monkeypatch.setattr("clarad.store.writer.PROGRESS_INTERVAL", 0.01)
     go_on = threading.Event()
     async with callers.queueing_up():
         nursery.start_soon(callers.writer.call, lambda _connection: go_on.wait(FAIL_SAFE))

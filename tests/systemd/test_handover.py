@@ -25,29 +25,29 @@ WHOLE = {
 
 def test_nothing_is_left_for_those_whom_the_daemon_starts() -> None:
     environ = WHOLE | {"HOME": "/root"}
-    assert handover.take(environ) == Handover("/run/systemd/notify", 30.0, ())
+    assert handover.receive(environ) == Handover("/run/systemd/notify", 30.0, ())
     assert environ == {"HOME": "/root"}
-    assert handover.take(environ) == NOTHING
+    assert handover.receive(environ) == NOTHING
 
 
 def test_a_watchdog_without_a_process_is_ours() -> None:
-    assert handover.take({"WATCHDOG_USEC": "1500000"}).watchdog == 1.5
+    assert handover.receive({"WATCHDOG_USEC": "1500000"}).watchdog == 1.5
 
 
 def test_what_is_meant_for_another_process_is_forgotten() -> None:
     environ = WHOLE | {"WATCHDOG_PID": NOT_US, "LISTEN_PID": NOT_US, "LISTEN_FDS": "3"}
-    assert handover.take(environ) == Handover("/run/systemd/notify")
+    assert handover.receive(environ) == Handover("/run/systemd/notify")
     assert environ == {}
 
 
 @given(st.text().filter(lambda text: not (text.isascii() and text.isdigit())))
 def test_what_is_no_number_has_no_effect(text: str) -> None:
     broken = {"WATCHDOG_USEC": text, "LISTEN_FDS": text, "LISTEN_PID": str(os.getpid())}
-    assert handover.take(broken) == NOTHING
+    assert handover.receive(broken) == NOTHING
 
 
 def test_what_is_no_number_is_named(caplog: pytest.LogCaptureFixture) -> None:
-    handover.take({"WATCHDOG_USEC": "soon"})
+    handover.receive({"WATCHDOG_USEC": "soon"})
     assert "WATCHDOG_USEC='soon'" in caplog.text
 
 

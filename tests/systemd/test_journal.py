@@ -110,7 +110,7 @@ def test_who_waits_for_a_record_to_be_taken_waits_until_it_is_read(tmp_path: Pat
     with journald(tmp_path) as daemon:
         journal = Journal(daemon.path)
         journal.send(encode([("MESSAGE", "hello")]))
-        waiter = threading.Thread(target=journal.await_taken, args=(PATIENCE,))
+        waiter = threading.Thread(target=journal.drain, args=(PATIENCE,))
         waiter.start()
         assert waiter.is_alive()
         daemon.read(PATIENCE)
@@ -125,6 +125,6 @@ def test_a_journal_that_stands_still_is_waited_for_no_longer_than_it_may_take(
     with journald(tmp_path) as daemon:
         journal = Journal(daemon.path)
         journal.send(encode([("MESSAGE", "hello")]))
-        journal.await_taken(0.01)
+        journal.drain(0.01)
         assert daemon.read(PATIENCE) == {"MESSAGE": "hello"}
         journal.close()

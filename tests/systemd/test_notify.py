@@ -16,7 +16,7 @@ from tests.systemd.manager import Manager
 
 def test_without_systemd_nothing_is_told_and_all_is_well() -> None:
     nobody = Notifier(None)
-    assert not nobody.is_heard
+    assert not nobody.is_enabled
     assert nobody.send(READY)
 
 

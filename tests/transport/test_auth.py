@@ -293,7 +293,7 @@ async def test_a_node_that_is_let_in_while_its_token_is_revoked_is_closed(
     await register(running, token, "known")
     gate = threading.Event()
     peer = await running.connect()
-    running.daemon.writer.hand_in(lambda _: gate.wait(10))
+    running.daemon.writer.submit(lambda _: gate.wait(10))
     async with trio.open_nursery() as nursery:
         await peer.send("register", node_id="n", platform="p", secret=token)
         await trio.testing.wait_all_tasks_blocked(0.01)

@@ -1,13 +1,13 @@
-"""The daemons that share a PostgreSQL database: who lives, and who takes over from whom.
+"""The daemons that share a PostgreSQL database: their leases, and takeovers.
 
-A daemon's row says until when it lives, by the database's clock, and it renews that well before.
-Whoever finds a row that has expired makes itself its heir, in one transaction; from then on the
-dead one can write nothing (`clarad.store.epoch`), and the heir sees to its work. The rows of that
-keep their owner: an heir that fails half way reads them again, and who inherits from the heir
-inherits them too.
+A daemon's row holds when its lease expires, by the database's clock; the daemon renews it well
+before. A daemon that finds an expired row makes itself its successor (column `heir`), in one
+transaction. From then on the dead daemon can write nothing (`clarad.store.epoch`), and the
+successor adopts its work. The rows of that work keep their owner: a successor that fails half way
+reads them again, and its own successor inherits them, too.
 
-A connection of its own, which nothing of the store's writer can hold up, and which listens for what
-the other daemons have to say.
+All this has a connection of its own, which the store's writer cannot hold up, and which receives
+the notices of the other daemons.
 """
 
 import time
@@ -24,11 +24,12 @@ from clarad.store.epoch import Epoch, Heartbeat, LeaseLost
 from clarad.store.notify import CHANNEL, MembersChanged, Notice, decode, encode
 
 ALONE: Final = 10
-"""How many times as long the lease of a daemon lasts that finds itself alone: a database that is
-away for some minutes costs it nothing. It is shortened as soon as another one comes."""
+"""How many times longer the lease of a daemon without others lasts, so that it survives a database
+that is away for some minutes. The first renewal after another daemon joins shortens it."""
 
 LOCKED_FOR: Final = 100
-"""Milliseconds that a table may be locked by somebody else until it is looked at another time."""
+"""Milliseconds to wait for a table that another program has locked, before the next renewal tries
+again."""
 
 _JOIN: Final = """
 INSERT INTO clarad_daemons (instance, holder, address, tasks, expires_at)
@@ -52,10 +53,10 @@ SET expires_at = clock_timestamp() + CASE WHEN EXISTS (
 WHERE id = %(me)s AND heir IS NULL
 RETURNING clock_timestamp(), extract(epoch FROM expires_at - clock_timestamp())::float
 """
-# Earlier lives with the same state directory are over, however long their leases last: one daemon
-# at a time can hold it.
+# Earlier epochs of the same claimant have ended, however long their leases last: one process at a
+# time can lock the state directory.
 _IS_DEAD: Final = "(expires_at <= clock_timestamp() OR holder = %(holder)s AND id < %(me)s)"
-# One that is in the middle of a transaction is left for the next look.
+# SKIP LOCKED leaves an epoch that has a transaction open to the next renewal.
 _TAKE_OVER: Final = f"""
 WITH dead AS (
     SELECT id FROM clarad_daemons WHERE heir IS NULL AND id <> %(me)s AND {_IS_DEAD}
@@ -64,8 +65,8 @@ WITH dead AS (
 UPDATE clarad_daemons AS daemon SET heir = %(me)s FROM dead
 WHERE daemon.id = dead.id OR daemon.heir = dead.id
 """  # noqa: S608
-_SEEN_TO: Final = """
-DELETE FROM clarad_daemons WHERE heir = %(me)s AND id = ANY(%(seen_to)s) AND id NOT IN (
+_FORGET: Final = """
+DELETE FROM clarad_daemons WHERE heir = %(me)s AND id = ANY(%(adopted)s) AND id NOT IN (
     SELECT owner FROM clarad_messages WHERE ended_at IS NULL AND owner IS NOT NULL
     UNION SELECT owner FROM clarad_hook_runs WHERE ended_at IS NULL AND owner IS NOT NULL
     UNION SELECT owner FROM clarad_task_runs WHERE ended_at IS NULL AND owner IS NOT NULL
@@ -84,45 +85,45 @@ _LEAVE: Final = "UPDATE clarad_daemons SET expires_at = clock_timestamp() WHERE 
 
 
 class Locked(StoreError):  # noqa: N818 - it is what has happened
-    """Somebody else has a table locked."""
+    """Another program has a table locked."""
 
 
 class Membership:
-    """The table `clarad_daemons`. Each method blocks, and is called in a thread, one at a time.
+    """The table `clarad_daemons`. Methods block: call them in a thread, one at a time.
 
-    All of them raise `StoreError` if the database fails; then `connect` is to be called again.
+    They raise `StoreError` if the database fails; call `connect` again then.
     """
 
     def __init__(
-        self, engine: Engine, life: Epoch, *, instance: str, holder: str, lease: float
+        self, engine: Engine, epoch: Epoch, *, instance: str, claimant: str, lease: float
     ) -> None:
-        """`instance` and `holder` are as in `clarad.config.instance`; `lease` in seconds."""
-        self.life = life
+        """`instance` and `claimant` are as in `clarad.config.instance`; `lease` in seconds."""
+        self.epoch = epoch
         self.lease = lease
         self._engine = engine
         self._given: dict[str, Any] = {
             "instance": instance,
-            "holder": holder,
+            "holder": claimant,
             "lease": timedelta(seconds=lease),
             "alone": timedelta(seconds=lease * ALONE),
         }
         self._connection: psycopg.Connection | None = None
-        self._said: list[bytes] = []
+        self._received: list[bytes] = []
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is a connection, as far as anybody knows."""
+        """Whether there is a connection that has not failed yet."""
         return self._connection is not None and not self._connection.closed
 
     def connect(self) -> None:
-        """Connect, and listen from now on; what was said before is lost."""
+        """Connect, and receive notices from now on; those sent before are lost."""
         self.close()
         try:
             self._connection = connection = connect_alone(self._engine)
         except psycopg.Error as error:
             raise StoreError(one_line(error)) from error
         connection.autocommit = True
-        connection.add_notify_handler(lambda notify: self._said.append(notify.payload.encode()))
+        connection.add_notify_handler(lambda notify: self._received.append(notify.payload.encode()))
         self._execute(f"SET idle_in_transaction_session_timeout = '{STANDSTILL}s'")
         self._execute(f"LISTEN {CHANNEL}")
 
@@ -133,33 +134,37 @@ class Membership:
             self._connection = None
 
     def cut(self) -> None:
-        """Have whatever waits for the database fail; the one method that never blocks."""
+        """Shut the connection down, so that a method that waits for the database fails.
+
+        This never blocks, and may be called from another thread.
+        """
         if self._connection is not None:
             cut(self._connection)
 
     def join(self) -> None:
-        """Begin a life: from here on its rows are its own, and those that had no owner."""
+        """Begin an epoch, and own the unfinished rows that have no owner."""
         with self._transaction():
             asked_at = time.monotonic()
             ((me, now),) = self._execute(_JOIN)
             answered_at = time.monotonic()
             self._execute(_CLAIM, me=me)
             self._execute("SELECT pg_notify(%(channel)s, %(said)s)", said=encode(MembersChanged()))
-        self.life.id = me
-        self.life.tell_time(now, asked_at, answered_at)
+        self.epoch.id = me
+        self.epoch.tell_time(now, asked_at, answered_at)
 
-    def look(self, *, address: str, tasks: str, seen_to: Collection[int]) -> Heartbeat:
-        """Renew the lease, and take over from whoever has not renewed his.
+    def renew(self, *, address: str, tasks: str, adopted: Collection[int]) -> Heartbeat:
+        """Renew the lease, and take over from daemons whose leases have expired.
 
-        `tasks` says which tasks this daemon knows; `seen_to` are lives whose unfinished work is in
-        hand, so that they can be forgotten once it has ended.
+        `tasks` is a digest of the tasks that this daemon knows. `adopted` are epochs whose work it
+        has adopted: their rows are deleted once that work has ended.
 
         Raises:
             LeaseLost: another daemon has taken over from this one.
         """
         given = {"address": address[:255], "tasks": tasks}
         with self._transaction():
-            # First, and with a lock until the commit: nobody takes over from who is taking over.
+            # First, as it locks our row until the commit: no daemon can take over from this one
+            # while this one takes over from others.
             asked_at = time.monotonic()
             renewed = self._execute(_RENEW, **given)
             answered_at = time.monotonic()
@@ -169,25 +174,26 @@ class Membership:
             inherited = frozenset(row[0] for row in self._execute(_INHERITED))
             ((others, alike, is_held_up),) = self._execute(_OTHERS, **given)
         ((now, lasts),) = renewed
-        self.life.tell_time(now, asked_at, answered_at)
-        return Heartbeat(inherited - self._forget(seen_to), others, alike, lasts, is_held_up)
+        self.epoch.tell_time(now, asked_at, answered_at)
+        return Heartbeat(inherited - self._forget(adopted), others, alike, lasts, is_held_up)
 
-    def _forget(self, seen_to: Collection[int]) -> frozenset[int]:
-        """Forget those of these lives that have no work left, and return which they were.
+    def _forget(self, adopted: Collection[int]) -> frozenset[int]:
+        """Delete the epochs among these that have no work left, and return them.
 
-        Only this looks at tables that somebody may have locked, so it is no part of the renewal.
+        This has a transaction of its own, as it reads tables that another program may have locked:
+        the renewal must not wait for that.
         """
-        if not seen_to:
+        if not adopted:
             return frozenset()
         try:
             with self._transaction():
                 self._execute(f"SET LOCAL lock_timeout = '{LOCKED_FOR}ms'")
-                return frozenset(row[0] for row in self._execute(_SEEN_TO, seen_to=list(seen_to)))
+                return frozenset(row[0] for row in self._execute(_FORGET, adopted=list(adopted)))
         except Locked:
-            return frozenset()  # the next renewal looks again
+            return frozenset()  # the next renewal tries again
 
     def leave(self) -> None:
-        """End this life: what it has not finished is another's at once, if there is another."""
+        """End the epoch: other daemons can take its unfinished work over at once."""
         with self._transaction():
             self._execute(_LEAVE)
             self._execute("SELECT pg_notify(%(channel)s, %(said)s)", said=encode(MembersChanged()))
@@ -195,26 +201,26 @@ class Membership:
     # --- what others say -------------------------------------------------------------------------
 
     def fileno(self) -> int:
-        """Return the socket: when it is readable, somebody may have said something."""
+        """Return the descriptor of the socket: when it is readable, there may be notices."""
         assert self._connection is not None
         return self._connection.fileno()
 
-    def heard(self) -> list[Notice]:
-        """Return what was said since; the one method that is called outside of the thread."""
+    def receive(self) -> list[Notice]:
+        """Return the notices since the last call. Does not block; for Trio's thread."""
         assert self._connection is not None
         try:
             self._connection.pgconn.consume_input()
             while (notify := self._connection.pgconn.notifies()) is not None:
-                self._said.append(notify.extra)
+                self._received.append(notify.extra)
         except psycopg.Error as error:
             self.close()
             raise StoreError(one_line(error)) from error
-        said, self._said = self._said, []
-        return [notice for one in said if (notice := decode(one)) is not None]
+        received, self._received = self._received, []
+        return [notice for one in received if (notice := decode(one)) is not None]
 
     def _execute(self, statement: str, **parameters: Any) -> list[Any]:
         assert self._connection is not None
-        given = self._given | {"me": self.life.id, "channel": CHANNEL} | parameters
+        given = self._given | {"me": self.epoch.id, "channel": CHANNEL} | parameters
         try:
             cursor = self._connection.execute(statement, given)
             return [] if cursor.description is None else cursor.fetchall()
@@ -232,7 +238,7 @@ class Membership:
             raise self._failed(error) from error
 
     def _failed(self, error: psycopg.Error) -> StoreError:
-        """Say what has failed; unless it is a lock, the connection is of no use any more."""
+        """Return the error to raise, and close the connection unless only a lock has failed."""
         if isinstance(error, psycopg.errors.LockNotAvailable):
             return Locked(one_line(error))
         self.close()

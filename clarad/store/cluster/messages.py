@@ -1,10 +1,10 @@
-"""Messages in tables that several daemons share: those of a channel one at a time, in order.
+"""Messages in tables that several daemons share: one at a time for each channel, in order.
 
-Which message is first in a channel is looked up without a lock. Only the first takes an advisory
-lock of the channel, and looks again under it, in the transaction that has it begin: one with a
-lower number may have been committed meanwhile. Nobody waits for that lock, so no two transactions
-wait for each other: who does not get it tries again some milliseconds later, when its holder has
-committed.
+A daemon looks without a lock whether its message is the first of the channel. Only then it takes an
+advisory lock of the channel and looks again, in the transaction in which the message begins: a
+message with a lower number may have been committed meanwhile. No transaction waits for that lock,
+so there are no deadlocks: a daemon that does not get it tries again some milliseconds later, when
+the other transaction has ended.
 """
 
 from collections.abc import Callable
@@ -25,14 +25,14 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.orm import aliased
 
 from clarad.store.attachments import keep, split
-from clarad.store.engine import StoreError, as_store_error, errors_in_one_line
+from clarad.store.engine import StoreError
 from clarad.store.message_rows import MessageKey, this_message
 from clarad.store.messages import END, ChannelFull, Messages, channel_full, report_place
 from clarad.store.models import MessageRow
 from clarad.store.notify import CancelAsked, ChannelMoved, NodeOwed, notify
 
 LOCK_RETRY: Final = 0.005
-"""Seconds until a lock of a channel that another daemon has is tried again."""
+"""Seconds until the next try, if another daemon has the lock of the channel."""
 
 
 # How many are before a new message. If it may begin and none is, the channel is locked.
@@ -46,7 +46,7 @@ _IS_FREE: Final = ~exists().where(
     MessageRow.channel_id == bindparam("key_channel_id"),
     MessageRow.ended_at.is_(None),
 )
-# When one message ends and the next begins is by one clock, and read in this order.
+# The end of one message and the beginning of the next are times of one clock, in this order.
 _INSERT: Final = (
     postgresql.insert(MessageRow.__table__)  # type: ignore[arg-type]
     .values(begun_at=case((bindparam("has_lock") & _IS_FREE, func.clock_timestamp())))
@@ -71,7 +71,7 @@ _IS_FIRST: Final = (
 _MINE: Final = (
     "platform = :key_platform AND channel_id = :key_channel_id AND request_id = :key_request_id"
 )
-# Null if it is not first, false if somebody else has the channel locked.
+# Null if it is not the first, false if another transaction has locked the channel.
 _LOCK_IF_FIRST: Final = text(
     f"SELECT CASE WHEN {_IS_FIRST} THEN pg_try_advisory_xact_lock(:lock) END"  # noqa: S608
     f" FROM clarad_messages AS mine WHERE {_MINE}"
@@ -81,8 +81,8 @@ _BEGIN: Final = text(
     f" WHERE {_MINE} AND {_IS_FIRST}"
 )
 
-# A node that registers elsewhere meanwhile has its frames numbered there. The lock has this end
-# come before that, where it is found, or after it.
+# A node that registers with another daemon meanwhile has its frames numbered there. The lock makes
+# the message end before that, where the other daemon finds it, or after it.
 _HAVE_NODE: Final = text(
     "SELECT 1 FROM clarad_nodes WHERE platform = :key_platform AND node_id = :node_id"
     " AND owner = :me FOR KEY SHARE"
@@ -128,16 +128,16 @@ class ClusterMessages(Messages):
                 keep(connection, row, attachments)
             return 0 if new.begun_at is not None else max(ahead, 1)
 
-        def answer(error: Exception | None) -> None:
+        def answer(error: StoreError | None) -> None:
             if error is not None:
-                then(as_store_error(error))
+                then(error)
             else:
                 report_place(job.result, queued, then)
 
-        job = self._writer.hand_in(accept, answer, texts=row)
+        job = self._writer.submit(accept, answer, texts=row)
 
     async def begin_if_first(self, key: MessageKey) -> bool:
-        """Note that work on the message begins now, if it is its turn; say whether it is."""
+        """Note that the message begins, if it is first in its channel; return whether it is."""
         given = this_message(key) | {"lock": channel_lock(key)}
 
         def begin(connection: Connection) -> bool | None:
@@ -146,14 +146,13 @@ class ClusterMessages(Messages):
                 return False
             return connection.execute(_BEGIN, given).rowcount == 1 if has_lock else None
 
-        with errors_in_one_line():
-            while (has_begun := await self._writer.call(begin)) is None:
-                await trio.sleep(LOCK_RETRY)
+        while (has_begun := await self._writer.call(begin)) is None:
+            await trio.sleep(LOCK_RETRY)
         return has_begun
 
     def has(self, owner: int | None) -> bool:
-        """Whether messages of this life of a daemon are seen to by this daemon."""
-        return self._writer.life is not None and owner in self._writer.life.owners
+        """Whether this daemon sees to the messages of this epoch."""
+        return self._writer.epoch is not None and owner in self._writer.epoch.owners
 
     def _write_end(
         self,
@@ -161,7 +160,7 @@ class ClusterMessages(Messages):
         values: dict[str, Any],
         owed_to: str | None,
         is_here: bool,
-        then: Callable[[Exception | None], None],
+        then: Callable[[StoreError | None], None],
         moved: Callable[[], None] | None,
     ) -> None:
         given = this_message(key) | {"me": self._writer.owner}
@@ -181,15 +180,15 @@ class ClusterMessages(Messages):
                 notify(connection, NodeOwed(key.platform, owed_to))
             return has_node
 
-        def answer(error: Exception | None) -> None:
+        def answer(error: StoreError | None) -> None:
             if error is None and is_here and not job.result and moved is not None:
                 moved()
             then(error)
 
-        job = self._writer.hand_in(end, answer, texts=values)
+        job = self._writer.submit(end, answer, texts=values)
 
     def _tell_cancel(self, connection: Connection, platform: str, node_id: str) -> None:
-        """Tell all daemons; whoever does not hear of it finds it in the table."""
+        """Notify all daemons; one that misses the notice finds it in the table."""
         notify(connection, CancelAsked(platform, node_id))
 
 

@@ -1,7 +1,7 @@
 """The sessions of nodes that may register with any of several daemons.
 
-One daemon at a time has a node: the one that it registered with last. Its frames have numbers above
-all that another daemon has given out for it.
+A node belongs to the daemon that it registered with last. That daemon numbers its frames above all
+numbers that another daemon has used for the node.
 """
 
 from collections.abc import Collection
@@ -11,7 +11,6 @@ from typing import Any, Final
 from sqlalchemy import Connection, bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql
 
-from clarad.store.engine import errors_in_one_line
 from clarad.store.epoch import owned
 from clarad.store.messages import abandon, log_failure
 from clarad.store.models import MessageRow, NodeRow
@@ -41,35 +40,34 @@ class ClusterNodeSessions(NodeSessions):
     is_shared = True
 
     async def restore(self) -> tuple[list[NodeSession], int]:
-        """Forget what was kept long enough; what is left is asked for when a node comes."""
-        with errors_in_one_line():
-            await self._writer.call(partial(forget_old, now=self._writer.now()))
+        """Forget old sessions; the others are read when their nodes register."""
+        await self._writer.call(partial(forget_old, now=self._writer.now()))
         await self.inherit()
         return [], 0
 
     async def inherit(self, lives: Collection[int] | None = None) -> None:
-        """Note that the nodes that these lives of daemons had are lost."""
-        lost = update(NodeRow).where(owned(NodeRow.owner, self._writer.life, lives))
+        """Note that the nodes of these epochs have lost their connections."""
+        lost = update(NodeRow).where(owned(NodeRow.owner, self._writer.epoch, lives))
         lost = lost.where(NodeRow.left_at.is_(None)).values(left_at=self._writer.now())
 
         def inherit(connection: Connection) -> None:
             connection.execute(lost)
 
-        with errors_in_one_line():
-            await self._writer.call(inherit)
+        await self._writer.call(inherit)
 
-    async def take(
+    async def acquire(
         self, platform: str, node_id: str, *, resumes: bool, is_known: bool
     ) -> tuple[NodeSession, int] | None:
-        """Have a node that registers; return its last session, and the number to go on after.
+        """Acquire a node that registers; return its last session, and the number to go on after.
 
-        `None` if this daemon has it already, and with `is_known` knows more than the store does.
+        `None` if the node belongs to this daemon already, and `is_known` to it: then the daemon's
+        memory is newer than the store.
         """
         this = this_node(platform, node_id)
         me = self._writer.owner
         assert me is not None
 
-        def take(connection: Connection) -> tuple[NodeSession, int] | None:
+        def acquire(connection: Connection) -> tuple[NodeSession, int] | None:
             now = self._writer.now()
             new = {"platform": platform, "node_id": node_id, "session_id": "", "after_seq": 0}
             connection.execute(_NEW, new)
@@ -88,31 +86,29 @@ class ClusterNodeSessions(NodeSessions):
             away = (now - (left_at or now)).total_seconds()
             return NodeSession(platform, node_id, session_id, away), after_seq
 
-        with errors_in_one_line():
-            return await self._writer.call(take)
+        return await self._writer.call(acquire)
 
     async def mine(self) -> set[tuple[str, str]]:
-        """Return the platforms and ids of the nodes that registered with this daemon last."""
+        """Return the nodes that belong to this daemon, by platform and id."""
         query = select(NodeRow.platform, NodeRow.node_id)
         query = query.where(NodeRow.owner == self._writer.owner)
 
         def read(connection: Connection) -> set[tuple[str, str]]:
             return {(platform, node_id) for platform, node_id in connection.execute(query)}
 
-        with errors_in_one_line():
-            return await self._writer.call(read)
+        return await self._writer.call(read)
 
     def save(self, platform: str, node_id: str, session_id: str) -> None:
-        """Note with which session the node is connected here."""
+        """Note that the node is connected here, with this session."""
         values: dict[str, Any] = {"session_id": session_id, "left_at": None}
         self._update(platform, node_id, values)
 
-    def leave(self, platform: str, node_id: str) -> None:
+    def mark_lost(self, platform: str, node_id: str) -> None:
         """Note that the node has lost its connection here."""
         self._update(platform, node_id, {"left_at": self._writer.now()})
 
     def forget(self, platform: str, node_id: str) -> None:
-        """Keep no session of this node, and have all daemons end what they do for it."""
+        """Forget the node's session, and have all daemons cancel its messages."""
         this = this_node(platform, node_id)
 
         def forget(connection: Connection) -> None:
@@ -120,7 +116,7 @@ class ClusterNodeSessions(NodeSessions):
             if abandon(connection, platform, node_id, self._writer.now()):
                 notify(connection, CancelAsked(platform, node_id))
 
-        self._writer.hand_in(forget, log_failure)
+        self._writer.submit(forget, log_failure)
 
     def _update(self, platform: str, node_id: str, values: dict[str, Any]) -> None:
         this = this_node(platform, node_id) | {"me": self._writer.owner}
@@ -129,4 +125,4 @@ class ClusterNodeSessions(NodeSessions):
         def write(connection: Connection) -> None:
             connection.execute(statement, this)
 
-        self._writer.hand_in(write, log_failure)
+        self._writer.submit(write, log_failure)

@@ -26,13 +26,13 @@ EXPIRE = "UPDATE clarad_daemons SET expires_at = now() - interval '1 second' WHE
 class Member(Membership):
     """A daemon as far as the others can see."""
 
-    def renew(self, tasks: str = "same", seen_to: tuple[int, ...] = ()) -> Heartbeat:
-        return self.look(address="here:1", tasks=tasks, seen_to=seen_to)
+    def heartbeat(self, tasks: str = "same", adopted: tuple[int, ...] = ()) -> Heartbeat:
+        return self.renew(address="here:1", tasks=tasks, adopted=adopted)
 
     @property
     def number(self) -> int:
-        assert self.life.id is not None
-        return self.life.id
+        assert self.epoch.id is not None
+        return self.epoch.id
 
 
 Join = Callable[..., Member]
@@ -45,9 +45,11 @@ def join(engine: Engine, connect: Callable[[str], Engine], url: str) -> Iterator
     names = (f"instance-{n}" for n in count(1))
     with ExitStack() as stack:
 
-        def join_one(holder: str | None = None) -> Member:
+        def join_one(claimant: str | None = None) -> Member:
             name = next(names)
-            member = Member(connect(url), Epoch(), instance=name, holder=holder or name, lease=60)
+            member = Member(
+                connect(url), Epoch(), instance=name, claimant=claimant or name, lease=60
+            )
             stack.callback(member.close)
             member.connect()
             member.join()
@@ -71,9 +73,9 @@ def test_each_life_has_a_number_of_its_own_and_a_later_one_a_higher(join: Join) 
 
 def test_a_daemon_sees_how_many_others_live_and_how_many_know_the_same_tasks(join: Join) -> None:
     first, second, third = join(), join(), join()
-    second.renew(tasks="same")
-    third.renew(tasks="others")
-    look = first.renew(tasks="same")
+    second.heartbeat(tasks="same")
+    third.heartbeat(tasks="others")
+    look = first.heartbeat(tasks="same")
     assert (look.others, look.alike) == (2, 1)
 
 
@@ -81,26 +83,26 @@ def test_the_lease_of_who_is_alone_lasts_longer_until_another_one_comes(
     join: Join, outside: Outside
 ) -> None:
     alone = join()
-    assert alone.lease < alone.renew().lasts <= alone.lease * ALONE
+    assert alone.lease < alone.heartbeat().lasts <= alone.lease * ALONE
     other = join()
-    assert alone.renew().lasts <= alone.lease
+    assert alone.heartbeat().lasts <= alone.lease
     die(outside, other)
-    assert alone.renew().lasts > alone.lease
+    assert alone.heartbeat().lasts > alone.lease
 
 
 def test_a_renewal_keeps_a_daemon_alive(join: Join, outside: Outside) -> None:
     first, second = join(), join()
     die(outside, first)
-    first.renew()
-    assert second.renew().inherited == frozenset()
+    first.heartbeat()
+    assert second.heartbeat().inherited == frozenset()
 
 
 def test_a_lease_is_by_the_clock_of_the_database(join: Join) -> None:
     member = join()
-    member.renew()
+    member.heartbeat()
     with member._engine.connect() as connection:
         now = connection.scalar(text("SELECT clock_timestamp()"))
-    assert abs((member.life.now() - now).total_seconds()) < 10
+    assert abs((member.epoch.now() - now).total_seconds()) < 10
 
 
 # --- taking over ---------------------------------------------------------------------------------
@@ -111,24 +113,24 @@ def test_who_looks_first_inherits_from_the_dead_and_nobody_else(
 ) -> None:
     dead, first, second = join(), join(), join()
     die(outside, dead)
-    assert first.renew().inherited == {dead.number}
-    assert second.renew().inherited == frozenset()
+    assert first.heartbeat().inherited == {dead.number}
+    assert second.heartbeat().inherited == frozenset()
 
 
 def test_the_dead_one_finds_that_it_has_lost_its_lease(join: Join, outside: Outside) -> None:
     dead, heir = join(), join()
     die(outside, dead)
-    heir.renew()
+    heir.heartbeat()
     with pytest.raises(LeaseLost):
-        dead.renew()
+        dead.heartbeat()
 
 
 def test_who_inherits_from_an_heir_inherits_all_that_it_had(join: Join, outside: Outside) -> None:
     first, second, third = join(), join(), join()
     die(outside, first)
-    second.renew()
+    second.heartbeat()
     die(outside, second)
-    assert third.renew().inherited == {first.number, second.number}
+    assert third.heartbeat().inherited == {first.number, second.number}
 
 
 def test_an_earlier_life_with_the_same_state_directory_is_over_whatever_its_lease_says(
@@ -136,14 +138,14 @@ def test_an_earlier_life_with_the_same_state_directory_is_over_whatever_its_leas
 ) -> None:
     before, other = join("mine"), join("another")
     now = join("mine")
-    assert other.renew().inherited == frozenset()
-    assert now.renew().inherited == {before.number}
+    assert other.heartbeat().inherited == frozenset()
+    assert now.heartbeat().inherited == {before.number}
 
 
 def test_who_leaves_has_his_work_taken_over_at_once(join: Join) -> None:
     leaving, other = join(), join()
     leaving.leave()
-    assert other.renew().inherited == {leaving.number}
+    assert other.heartbeat().inherited == {leaving.number}
 
 
 def test_what_the_dead_have_left_is_inherited_until_it_has_ended(
@@ -152,12 +154,12 @@ def test_what_the_dead_have_left_is_inherited_until_it_has_ended(
     dead, heir = join(), join()
     outside.do(RUN.format("a", dead.number))
     die(outside, dead)
-    assert heir.renew().inherited == {dead.number}
-    assert heir.renew(seen_to=(dead.number,)).inherited == {dead.number}
+    assert heir.heartbeat().inherited == {dead.number}
+    assert heir.heartbeat(adopted=(dead.number,)).inherited == {dead.number}
     outside.do(END.format("a"))
-    assert heir.renew().inherited == {dead.number}
-    heir.renew(seen_to=(dead.number,))
-    assert heir.renew().inherited == frozenset()
+    assert heir.heartbeat().inherited == {dead.number}
+    heir.heartbeat(adopted=(dead.number,))
+    assert heir.heartbeat().inherited == frozenset()
     assert outside.rows("SELECT id FROM clarad_daemons") == [(heir.number,)]
 
 
@@ -170,10 +172,10 @@ def test_a_life_is_remembered_as_long_as_tasks_are_down_as_its_own(
         f" VALUES ('t', 'every 1 s', now(), now(), {dead.number})"
     )
     die(outside, dead)
-    heir.renew()
-    assert heir.renew(seen_to=(dead.number,)).inherited == {dead.number}
+    heir.heartbeat()
+    assert heir.heartbeat(adopted=(dead.number,)).inherited == {dead.number}
     outside.do("UPDATE clarad_tasks SET owner = NULL")
-    assert heir.renew(seen_to=(dead.number,)).inherited == frozenset()
+    assert heir.heartbeat(adopted=(dead.number,)).inherited == frozenset()
 
 
 def test_what_nobody_owned_is_the_next_one_s_that_joins(join: Join, outside: Outside) -> None:
@@ -189,7 +191,7 @@ def test_what_nobody_owned_is_the_next_one_s_that_joins(join: Join, outside: Out
 @contextmanager
 def in_transaction(member: Member) -> Iterator[Connection]:
     with member._engine.connect() as connection, connection.begin():
-        member.life.fence(connection)
+        member.epoch.fence(connection)
         yield connection
 
 
@@ -200,7 +202,7 @@ def test_who_has_been_taken_over_from_cannot_write(join: Join, outside: Outside)
     die(outside, dead)
     with in_transaction(dead):  # nobody has taken over yet: nobody else has written
         pass
-    heir.renew()
+    heir.heartbeat()
     with pytest.raises(LeaseLost), in_transaction(dead):
         pass
 
@@ -211,25 +213,25 @@ def test_a_takeover_does_not_come_into_the_middle_of_a_transaction(
     slow, heir = join(), join()
     die(outside, slow)
     with in_transaction(slow):
-        assert heir.renew().inherited == frozenset()
-    assert heir.renew().inherited == {slow.number}
+        assert heir.heartbeat().inherited == frozenset()
+    assert heir.heartbeat().inherited == {slow.number}
 
 
 def test_a_renewal_does_not_wait_for_the_transactions_of_its_daemon(join: Join) -> None:
     member = join()
     with in_transaction(member):
-        member.renew()
+        member.heartbeat()
 
 
 async def test_the_writer_writes_nothing_for_who_has_been_taken_over_from(
     join: Join, outside: Outside, connect: Callable[[str], Engine], url: str, nursery: trio.Nursery
 ) -> None:
     dead, heir = join(), join()
-    writer = Writer(connect(url), dead.life)
+    writer = Writer(connect(url), dead.epoch)
     await nursery.start(writer.run)
     insert = text(RUN.format("a", dead.number))
     die(outside, dead)
-    heir.renew()
+    heir.heartbeat()
     with pytest.raises(LeaseLost):
         await writer.execute(insert, {}).wait()
     assert outside.rows("SELECT run_id FROM clarad_task_runs") == []
@@ -239,7 +241,7 @@ async def test_the_writer_writes_nothing_for_who_has_been_taken_over_from(
 async def test_the_writer_does_not_wait_for_a_database_once_it_is_cut(
     join: Join, connect: Callable[[str], Engine], url: str, nursery: trio.Nursery
 ) -> None:
-    writer = Writer(connect(url), join().life)
+    writer = Writer(connect(url), join().epoch)
     await nursery.start(writer.run)
     job = writer.execute(text("SELECT pg_sleep(1000)"), {})
     with trio.fail_after(30):
@@ -262,13 +264,13 @@ def _sleeps(engine: Engine) -> bool:
 
 def test_who_comes_and_who_goes_is_heard(join: Join) -> None:
     first = join()
-    first.heard()
+    first.receive()
     second = join()
-    first.renew()
-    assert first.heard() == [MembersChanged()]
+    first.heartbeat()
+    assert first.receive() == [MembersChanged()]
     second.leave()
-    first.renew()
-    assert first.heard() == [MembersChanged()]
+    first.heartbeat()
+    assert first.receive() == [MembersChanged()]
 
 
 def test_a_connection_that_is_cut_is_an_error_and_can_be_made_again(
@@ -277,10 +279,10 @@ def test_a_connection_that_is_cut_is_an_error_and_can_be_made_again(
     member = join()
     member.cut()
     with pytest.raises(StoreError):
-        member.renew()
+        member.heartbeat()
     assert not member.is_connected
     member.connect()
-    member.renew()
+    member.heartbeat()
 
 
 def test_a_database_that_is_away_is_an_error_in_one_line(
@@ -288,5 +290,5 @@ def test_a_database_that_is_away_is_an_error_in_one_line(
 ) -> None:
     nowhere = connect(url.replace("?host=", "?host=/nowhere"))
     with pytest.raises(StoreError) as caught:
-        Membership(nowhere, Epoch(), instance="i", holder="h", lease=60).connect()
+        Membership(nowhere, Epoch(), instance="i", claimant="h", lease=60).connect()
     assert len(str(caught.value).splitlines()) == 1

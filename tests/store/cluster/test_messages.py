@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import trio
 from sqlalchemy import Connection, Engine, func, select, text
-from sqlalchemy.exc import DBAPIError
 from trio.testing import wait_all_tasks_blocked
 
 from clarad.store import (
@@ -149,7 +148,7 @@ async def test_what_finds_its_channel_full_leaves_the_others_in_one_transaction(
         here.messages.accept(MessageKey("test", "channel-3", "another"), **about)
         here.messages.accept(key(3), **about)
         here.messages.accept(OTHER_CHANNEL, **about)
-        last = here.writer.hand_in(lambda _connection: None)
+        last = here.writer.submit(lambda _connection: None)
     await last.wait()
     assert [answers[0], type(answers[1]), answers[2]] == [True, ChannelFull, True]
     transactions = "SELECT xmin FROM clarad_messages WHERE channel_id <> 'channel-1'"
@@ -179,10 +178,10 @@ async def test_a_message_that_is_written_down_a_second_time_looks_again_whether_
 
     here, ahead = two[0], list[int]()
     async with queueing_up(here.writer):
-        here.writer.hand_in(let_another_begin)
+        here.writer.submit(let_another_begin)
         here.messages.accept(key(2), begun=True, queued=ahead.append, then=lambda _: None, **ABOUT)
         failing = here.writer.execute(text("SELECT 1 / 0"), {})
-    with pytest.raises(DBAPIError):
+    with pytest.raises(StoreError, match="division by zero"):
         await failing.wait()
     assert (ahead, tries) == ([1], 2)
     assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
@@ -255,7 +254,7 @@ async def test_who_is_first_does_not_wait_for_what_is_written_down_behind_it(
 
     async with queueing_up(here.writer):
         here.messages.accept(key(2), begun=True, then=lambda _: None, **ABOUT)
-        deciding = here.writer.hand_in(lambda _connection: trio.from_thread.run(begin))
+        deciding = here.writer.submit(lambda _connection: trio.from_thread.run(begin))
     await deciding.wait()
     assert seen == [True]
     assert outside.rows(STATES) == [("1", "begun"), ("2", "waits")]
@@ -304,7 +303,7 @@ async def test_two_that_both_find_themselves_first_do_not_both_begin(
 
     async with queueing_up(here.writer):
         here.messages.accept(key(1), begun=True, then=lambda _: None, **ABOUT)
-        deciding = here.writer.hand_in(lambda _connection: trio.from_thread.run(look))
+        deciding = here.writer.submit(lambda _connection: trio.from_thread.run(look))
     await deciding.wait()
     with trio.fail_after(FAIL_SAFE):
         await answered.wait()
@@ -341,7 +340,7 @@ async def test_who_has_taken_over_is_told_in_the_place_of_the_dead(
     here, there = two
     await here.admit(1)
     await there.admit(2)
-    here.daemon.life.owners |= {there.daemon.number}
+    here.daemon.epoch.owners |= {there.daemon.number}
     await here.end(1)
     assert there.daemon.said() == [], "the heir has the next message, and need not tell itself"
 
@@ -420,7 +419,7 @@ async def test_that_is_so_too_if_the_end_is_written_down_a_second_time(
     async with queueing_up(here.writer):
         here.messages.end(key(1), **ENDING | {"seq": 7}, then=lambda _: None)
         failing = here.writer.execute(text("SELECT 1 / 0"), {})
-    with pytest.raises(DBAPIError):
+    with pytest.raises(StoreError, match="division by zero"):
         await failing.wait()
     assert outside.rows(SEQS) == [(None,)]
     assert there.daemon.said() == [NodeOwed("test", "node-1")]
@@ -487,7 +486,7 @@ async def test_who_has_lost_its_lease_accepts_begins_and_ends_nothing(
 ) -> None:
     here = two[0]
     await here.accept(1)
-    here.daemon.life.is_lost = True
+    here.daemon.epoch.is_lost = True
     for ask in (
         partial(here.admit, 2),
         partial(here.messages.begin, key(1)),

@@ -30,13 +30,13 @@ class Registry(ClusterNodeSessions):
         super().__init__(daemon.writer)
         self.daemon = daemon
 
-    async def come(
+    async def register(
         self, *, resumes: bool = True, is_known: bool = False
     ) -> tuple[NodeSession, int]:
         """Have the node register here, and be new here."""
-        taken = await self.take("test", "node-1", resumes=resumes, is_known=is_known)
-        assert taken is not None
-        return taken
+        acquired = await self.acquire("test", "node-1", resumes=resumes, is_known=is_known)
+        assert acquired is not None
+        return acquired
 
     async def written(self) -> None:
         """Wait until all that was noted is in the store."""
@@ -44,12 +44,12 @@ class Registry(ClusterNodeSessions):
 
     async def begin_session(self, session_id: str = "session") -> None:
         """Have the node register here, and begin a session."""
-        await self.come()
+        await self.register()
         self.save("test", "node-1", session_id)
         await self.written()
 
     async def lose(self) -> None:
-        self.leave("test", "node-1")
+        self.mark_lost("test", "node-1")
         await self.written()
 
     async def age(self, age: timedelta) -> None:
@@ -64,29 +64,29 @@ async def two(share: Share) -> Sequence[Registry]:
     return [Registry(daemon) for daemon in await share(2)]
 
 
-# --- taken ---------------------------------------------------------------------------------------
+# --- acquired -----------------------------------------------------------------------------------
 
 
 async def test_a_node_that_nobody_knows_has_no_session(two: Sequence[Registry]) -> None:
-    session, _ = await two[0].come()
+    session, _ = await two[0].register()
     assert session == NodeSession("test", "node-1", "", away=0)
 
 
 async def test_a_session_is_found_by_whichever_daemon(two: Sequence[Registry]) -> None:
     here, there = two
     await here.begin_session("first")
-    session, _ = await there.come()
+    session, _ = await there.register()
     assert session.session_id == "first"
     there.save("test", "node-1", "second")
     await there.written()
-    session, _ = await here.come()
+    session, _ = await here.register()
     assert session.session_id == "second"
 
 
 async def test_every_daemon_that_has_a_node_numbers_above_all_before_it(
     two: Sequence[Registry],
 ) -> None:
-    numbers = [(await two[turn % 2].come())[1] for turn in range(6)]
+    numbers = [(await two[turn % 2].register())[1] for turn in range(6)]
     assert all(number % 2**SEQ_BITS == 0 for number in numbers)
     assert numbers == sorted(set(numbers))
 
@@ -97,15 +97,15 @@ async def test_it_numbers_above_the_frames_that_wait_for_the_node(
     messages = SharedDesk(two[0].daemon)
     await messages.admit(1)
     await messages.end(1, seq=(10 << SEQ_BITS) + 5)
-    assert (await two[1].come())[1] == 11 << SEQ_BITS
-    other = await two[1].take("test", "node-2", resumes=True, is_known=False)
+    assert (await two[1].register())[1] == 11 << SEQ_BITS
+    other = await two[1].acquire("test", "node-2", resumes=True, is_known=False)
     assert other is not None
     assert other[1] < 10 << SEQ_BITS
 
 
 async def test_all_are_told_who_has_a_node_from_now_on(two: Sequence[Registry]) -> None:
     here, there = two
-    _, after_seq = await here.come()
+    _, after_seq = await here.register()
     assert there.daemon.said() == [NodeCame("test", "node-1", after_seq)]
 
 
@@ -115,7 +115,7 @@ async def test_who_has_a_node_already_and_knows_more_goes_on_with_it(
     here, there = two
     await here.begin_session()
     there.daemon.said()
-    assert await here.take("test", "node-1", resumes=True, is_known=True) is None
+    assert await here.acquire("test", "node-1", resumes=True, is_known=True) is None
     assert there.daemon.said() == []
 
 
@@ -125,7 +125,7 @@ async def test_who_knows_a_node_that_was_elsewhere_meanwhile_takes_it_anew(
     here, there = two
     await here.begin_session("here")
     await there.begin_session("there")
-    session, _ = await here.come(is_known=True)
+    session, _ = await here.register(is_known=True)
     assert session.session_id == "there"
 
 
@@ -136,7 +136,7 @@ async def test_of_daemons_that_take_a_node_at_once_the_last_one_has_it(
 
     async def take(registry: Registry) -> None:
         for _ in range(10):
-            _, after_seq = await registry.come()
+            _, after_seq = await registry.register()
             assert after_seq not in after
             after[after_seq] = registry.daemon.number
 
@@ -157,7 +157,7 @@ async def test_how_long_a_node_was_away_is_known_to_whichever_daemon(
     await here.begin_session()
     await here.lose()
     await here.age(timedelta(hours=2))
-    session, _ = await there.come()
+    session, _ = await there.register()
     assert 7200 <= session.away < 7200 + 600
 
 
@@ -165,8 +165,8 @@ async def test_a_node_that_does_not_resume_counts_as_away_at_once(
     two: Sequence[Registry], outside: Outside
 ) -> None:
     for is_known in (False, True):
-        await two[0].come()
-        await two[0].take("test", "node-1", resumes=False, is_known=is_known)
+        await two[0].register()
+        await two[0].acquire("test", "node-1", resumes=False, is_known=is_known)
         assert outside.rows(HAS_LEFT) == [(True,)]
 
 
@@ -214,7 +214,7 @@ async def test_a_daemon_that_starts_knows_no_node_until_it_comes(
     here, there = two
     await here.begin_session()
     assert await there.restore() == ([], 0)
-    session, _ = await there.come()
+    session, _ = await there.register()
     assert session.session_id == "session"
 
 
@@ -268,7 +268,7 @@ async def test_a_node_is_its_own_on_each_platform(
 ) -> None:
     here = two[0]
     await here.begin_session()
-    await here.take("other", "node-1", resumes=True, is_known=False)
+    await here.acquire("other", "node-1", resumes=True, is_known=False)
     here.save("other", "node-1", "another")
     here.forget("other", "node-1")
     await here.written()
@@ -282,7 +282,7 @@ async def test_whatever_fails_says_so_in_one_line(
     two: Sequence[Registry], outside: Outside
 ) -> None:
     outside.do("DROP TABLE clarad_nodes")
-    for ask in (two[0].come, two[0].restore, partial(two[0].inherit, [1])):
+    for ask in (two[0].register, two[0].restore, partial(two[0].inherit, [1])):
         with pytest.raises(StoreError, match=r"\A.*clarad_nodes.*\Z"):
             await ask()
 
@@ -290,7 +290,7 @@ async def test_whatever_fails_says_so_in_one_line(
 async def test_who_has_lost_its_lease_takes_no_node(
     two: Sequence[Registry], outside: Outside
 ) -> None:
-    two[0].daemon.life.is_lost = True
+    two[0].daemon.epoch.is_lost = True
     with pytest.raises(LeaseLost):
-        await two[0].come()
+        await two[0].register()
     assert outside.rows(SESSIONS) == []
