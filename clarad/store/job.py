@@ -69,7 +69,7 @@ class Job:
     def size(self) -> int:
         """Bytes of text in its parameters."""
         texts = (value for value in (self.parameters or {}).values() if type(value) is str)
-        return sum(len(text.encode()) for text in texts)
+        return sum(len(text.encode(errors="replace")) for text in texts)
 
     def run(self, connection: Connection) -> None:
         """Run the job in the open transaction."""
