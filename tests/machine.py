@@ -126,7 +126,7 @@ class Disk:
     While `held` it commits nothing but what `commit` tells it to; it fails what it `refuses`.
     """
 
-    life = None
+    epoch = None
     owner = None
 
     def __init__(self) -> None:

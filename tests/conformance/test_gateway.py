@@ -42,7 +42,7 @@ async def test_acks_that_are_ignored_are_found(
 async def test_a_gateway_that_hangs_is_found(
     running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Node, "repeat", lambda *_: None)
+    monkeypatch.setattr(Node, "resend", lambda *_: None)
     monkeypatch.setattr(Node, "send_error", lambda *_, **__: None)
     verdicts = await gateway.check(Kit(running.url, None, patience=0.2))
     found = {verdict.promise: verdict.broken for verdict in verdicts}

@@ -112,7 +112,7 @@ async def test_what_waits_for_a_store_that_fails_is_bounded_and_tried_one_at_a_t
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(runner, "MAX_LIVING", 10)
+    monkeypatch.setattr(runner, "MAX_ACTIVE", 10)
     store, bus = Full(), Bus()
     events = frozenset({EventType.ADAPTER_CONNECTED})
     hook = Hook(name="h", events=events, command="true", working_dir=tmp_path)
