@@ -66,7 +66,7 @@ async def test_messages_that_wait_for_one_that_is_taken_over_later_do_not_keep_i
     url: str, engine: Engine, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(unfinished, "PAGE_CHARACTERS", 1)
-    monkeypatch.setattr(recovery, "MAX_LIVING", 0)
+    monkeypatch.setattr(recovery, "MAX_LIVE", 0)
     with engine.begin() as connection:
         dead, dying = life(connection, "dead", -5), life(connection, "dying", 1000)
         leave(connection, dying, "m1", "c")
