@@ -223,7 +223,7 @@ class Incus:
         )
 
     def _check_devices(self, devices: dict[str, Any]) -> None:
-        """Take the storage pool, and the network if there is to be one, from the profile."""
+        """Take the storage pool, and the network if it has one, from the profile."""
         roots = [device for device in devices.values() if device.get("path") == "/"]
         if not roots:
             raise EngineError(

@@ -1,7 +1,7 @@
 """What a model may be given to use a sandbox: functions with JSON schemas, and bounded answers.
 
-An answer is text for the model, also when something failed: it can mend its call. Only what an
-operator has to mend (no engine, all sandboxes taken) is raised.
+An answer is text for the model, also when something failed: it can correct its call. Only what an
+operator has to repair (no engine, all sandboxes taken) is raised.
 """
 
 import json

@@ -40,7 +40,7 @@ _AFTER_REMOVAL: Final = (_RELOAD, "journalctl --update-catalog")
 
 @dataclass(frozen=True)
 class File:
-    """A file that the setup writes, and what is to be in it."""
+    """A file that the setup writes, and its text."""
 
     target: Path
     text: str
@@ -87,7 +87,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Show what is to be done, ask, and do it; 1 if it cannot be done, or is not wanted."""
+    """Show the changes, ask, and make them; 1 if they fail, or are not wanted."""
     executable = Path(sys.prefix) / "bin" / "clarad"
     if problem := _obstacle(executable):
         print_error(problem)

@@ -58,7 +58,7 @@ class Nodes:
         """Register a node on a connection; one that it had before is closed with 4000.
 
         Returns:
-            The node, which is to be caught up, and the number of the last frame that has arrived,
+            The node, which has to be caught up, and the number of the last frame that has arrived,
             `None` if this is a new session.
         """
         node = self.find(node_id, platform)

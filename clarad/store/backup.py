@@ -187,7 +187,7 @@ def _new(target: Path) -> Path:
 
 @contextmanager
 def _beside(target: Path) -> Iterator[Path]:
-    """Hand out a new file beside another, which is to be given its name; else it is removed."""
+    """Yield a new file beside the target; it is removed unless the block renames it."""
     new = _new(target)
     try:
         new.unlink(missing_ok=True)

@@ -249,7 +249,7 @@ class Messages:
         reason: str,
         then: Callable[[bool | StoreError], None],
     ) -> None:
-        """Note that a node's unfinished messages with this id are to be cancelled.
+        """Note that a node's unfinished messages with this id have to be cancelled.
 
         The daemon that recovers them finds it in the table. `then` is called with whether there are
         any. Runs in the order of the functions submitted to the writer.

@@ -35,7 +35,7 @@ class Unfinished(NamedTuple):
 
 
 class ToCancel(NamedTuple):
-    """An unfinished message that is to be cancelled; `wanted` is as of `Unfinished`."""
+    """An unfinished message that has to be cancelled; `wanted` is as of `Unfinished`."""
 
     key: MessageKey
     reason: str

@@ -57,7 +57,7 @@ class Notifier:
         return self._socket is not None
 
     def send(self, *assignments: str, descriptors: Sequence[int] = ()) -> bool:
-        """Send assignments in one datagram; `False` if they are to be sent again later."""
+        """Send assignments in one datagram; `False` if they have to be sent again later."""
         if self._socket is None or not assignments:
             return True
         data = "\n".join(assignments).encode(errors="replace")

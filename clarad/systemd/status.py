@@ -164,7 +164,7 @@ def _stopping(counts: Counts) -> str:
         "adapter": counts.adapters,
     }
     if not any(left.values()):
-        return "stopping: the last hooks, and what is to be written down"
+        return "stopping: the last hooks and the last writes"
     return "stopping: " + ", ".join(_number(n, what) for what, n in left.items() if n) + " left"
 
 

@@ -34,7 +34,7 @@ class Run:
         engine does not see to that), calls (whether fds 3 and 4 are for calls).
 
         Raises:
-            OSError: no process, or no pipe, is to be had.
+            OSError: a process or a pipe cannot be made.
         """
         self.number = number
         self.cap: int = request["cap"]
@@ -187,7 +187,7 @@ def _be_command(request: dict[str, Any], theirs: list[int]) -> NoReturn:
         fds = [read_input, to_stdout, to_stderr]
         if request["calls"]:
             fds = [os.open(os.devnull, os.O_RDONLY), to_stdout, to_stderr, read_input, to_reply]
-        # Out of the way first: a pipe's number may be one of those that it is to be given.
+        # Out of the way first: a pipe's number may be one that the process has to have.
         for target, fd in enumerate([fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 32) for fd in fds]):
             os.dup2(fd, target)
         become_user(request["uid"], request["gid"], request["file"], request["processes"])

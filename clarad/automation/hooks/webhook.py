@@ -223,7 +223,7 @@ def _closed_with(stack: ExitStack) -> Callable[[str, Mapping[str, Any]], Awaitab
 
     async def trace(event: str, info: Mapping[str, Any]) -> None:
         # httpcore 1.0 forgets the socket of a TLS handshake that is cancelled. And it keeps a
-        # connection in its list for ever if it is cancelled in the moment after that was made; so
+        # connection in its list for good if it is cancelled in the moment after that was made; so
         # a cancellation is looked for here, at the end of that moment, where httpcore expects it.
         if event == "connection.connect_tcp.complete":
             stack.callback(info["return_value"].get_extra_info("socket").close)
