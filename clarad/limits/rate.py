@@ -48,6 +48,15 @@ class Rates:
         self._nodes = None if node is None else Buckets(node)
         self._users = None if user is None else Buckets(user)
 
+    def replaced(self, node: Rate | None, user: Rate | None) -> "Rates":
+        """Return other limits, with the buckets of a rate that stays the same."""
+        rates = Rates(node, user)
+        if node == self.node:
+            rates._nodes = self._nodes
+        if user == self.user:
+            rates._users = self._users
+        return rates
+
     def acquire(self, node: Hashable, user: Hashable, now: float) -> float:
         """Take a token of each and return 0; else take none and return the seconds to wait."""
         kinds = ((self._nodes, node), (self._users, user))

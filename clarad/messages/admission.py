@@ -70,8 +70,7 @@ class AdmissionControl:
 
     def set_rates(self, node: Rate | None, user: Rate | None) -> None:
         """Replace the rates. Rates that stay the same keep their buckets."""
-        if (self._rates.node, self._rates.user) != (node, user):
-            self._rates = Rates(node, user)
+        self._rates = self._rates.replaced(node, user)
 
     def admit(self, node: Node, message: protocol.Message, text: str, now: float) -> Error | None:
         """Return why the message is refused; `None` if it is admitted, which takes its tokens."""

@@ -162,8 +162,9 @@ async def test_rates_that_stay_the_same_go_on_counting() -> None:
     (node,) = nodes(1)
     door = Door(Rates(user=Rate(60, at_once=1)))
     assert door.ask(node, "c") is None
-    door.admission.set_rates(None, Rate(60, at_once=1))
-    assert door.ask(node, "c") is ErrorCode.RATE_LIMITED
+    for of_nodes in (None, Rate(60, at_once=100)):
+        door.admission.set_rates(of_nodes, Rate(60, at_once=1))
+        assert door.ask(node, "c") is ErrorCode.RATE_LIMITED
     door.admission.set_rates(None, None)
     assert door.ask(node, "c") is None
 
