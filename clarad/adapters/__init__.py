@@ -1,7 +1,7 @@
 """The client side of the protocol: a class for adapters, the terminal adapter, the operator."""
 
 from clarad.adapters.adapter import Adapter, open_adapter
-from clarad.adapters.errors import AuthError, GatewayError
+from clarad.adapters.errors import AuthError, GatewayError, UnansweredError
 from clarad.adapters.session import Answer, AnswerFrame, Outcome
 
 __all__ = [
@@ -11,5 +11,6 @@ __all__ = [
     "AuthError",
     "GatewayError",
     "Outcome",
+    "UnansweredError",
     "open_adapter",
 ]

@@ -18,7 +18,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from clarad import protocol
-from clarad.adapters.errors import AuthError, GatewayError
+from clarad.adapters.errors import AuthError, GatewayError, UnansweredError
 from clarad.adapters.session import Answer, Outcome, Session
 from clarad.adapters.websocket import Lost, WebSocket, connect
 from clarad.protocol import CAUSED_BY, Capability, CloseCode, ErrorCode
@@ -153,12 +153,19 @@ class Adapter:
                     ) from None
                 tried_for = anyio.current_time() - since
                 if math.isfinite(patience) and (tried_for >= patience or not self.ready.is_set()):
-                    raise GatewayError(str(first)) from None
+                    raise self._give_up(first) from None
                 if not failed:
                     log.warning("%s; trying again", lost)
                 longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**failed)
                 failed = min(failed + 1, 10)
                 await anyio.sleep(longest * random.uniform(0.5, 1))  # noqa: S311 - no secret
+
+    def _give_up(self, lost: Lost) -> GatewayError:
+        if not self._session.has_accepted:
+            return GatewayError(str(lost))
+        return UnansweredError(
+            f"{lost}; it has accepted the message, and answers it after its next start"
+        )
 
     async def _register_node(self, websocket: WebSocket) -> None:
         """Register, and queue every frame that the gateway may not have received."""

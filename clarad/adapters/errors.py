@@ -7,3 +7,7 @@ class GatewayError(Exception):
 
 class AuthError(GatewayError):
     """The gateway refuses the secret or token, or asks for one."""
+
+
+class UnansweredError(GatewayError):
+    """The gateway has gone after it had accepted a message; it runs it, so do not send it anew."""

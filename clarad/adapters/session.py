@@ -173,6 +173,11 @@ class Session:
             self._end_refused(pending)
         return True
 
+    @property
+    def has_accepted(self) -> bool:
+        """Whether the gateway has accepted a message whose end has not arrived."""
+        return any(pending.accepted for pending in self._pending.values())
+
     def retry(self, request_id: str) -> protocol.Message | None:
         """Return a refused message, to be sent again now; `None` if it is not refused any more."""
         pending = self._pending.get(request_id)

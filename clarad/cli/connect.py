@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from clarad import config
-from clarad.adapters import Adapter, AuthError, GatewayError, open_adapter
+from clarad.adapters import Adapter, AuthError, GatewayError, UnansweredError, open_adapter
 from clarad.cli import innermost, print_error
 from clarad.config import discovery
 
@@ -39,7 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
-    """Connect, run the conversation and return its exit status; 1 if the connection fails."""
+    """Connect, run the conversation and return its exit status; 1 if the connection fails.
+
+    75 (EX_TEMPFAIL) if it fails after the daemon has accepted a message, which it will run.
+    """
     secret = None
     try:
         settings = config.load_as_client()
@@ -57,6 +60,8 @@ def talk(arguments: argparse.Namespace, conversation: Talk) -> int:
             raise
         needs_secret = isinstance(cause, AuthError) and not secret
         print_error(f"{cause} {_AUTH_HINT}" if needs_secret else f"{cause}")
+        if isinstance(cause, UnansweredError):
+            return os.EX_TEMPFAIL
     return 1
 
 

@@ -18,7 +18,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command."""
     parser.description = (
         "Send one message and write the answer to standard output as it comes. The exit status\n"
-        "is 0 if it was answered, else 1, with the reason on standard error."
+        "is 0 if it was answered, else 1, with the reason on standard error; 75 if the daemon has\n"
+        "gone and will run the message after its next start: do not send it anew."
     )
     parser.add_argument("text", nargs="?", help="the message (default: standard input)")
     connect.add_arguments(parser)

@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import signal
 import socket
 import sqlite3
 from collections import defaultdict
@@ -20,7 +21,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, Request, TextMessage
 
 from clarad import protocol
-from clarad.adapters import Adapter, GatewayError, Outcome, adapter, open_adapter
+from clarad.adapters import Adapter, GatewayError, Outcome, UnansweredError, adapter, open_adapter
 from tests.daemon_process import Process, daemon
 from tests.proxy import cutting_proxy
 
@@ -330,6 +331,31 @@ def test_over_a_kill_every_message_ends_once(run: Run, tmp_path: Path) -> None:
                     while len(ends) < 3:
                         await anyio.sleep(0.01)
         assert sorted(ends) == ["asked meanwhile answered", "quick answered", "waits answered"]
+
+    run(scenario)
+
+
+def test_giving_up_says_whether_the_gateway_will_still_run_a_message(
+    run: Run, tmp_path: Path
+) -> None:
+    async def ask_until_it_stops(stopping: Process) -> None:
+        async with open_adapter(stopping.url, node_id="n", platform="test", patience=0.1) as node:
+            async for frame in node.ask(message("begun", "hold", "c")):
+                if isinstance(frame, protocol.ResponseChunk):
+                    break
+            waits = node.ask(message("waits", "hello", "c"))
+            async for frame in waits:
+                if isinstance(frame, protocol.Status):
+                    break
+            stopping.signal(signal.SIGTERM)
+            await waits.outcome()
+
+    async def scenario() -> None:
+        with (
+            daemon(tmp_path, **RESPONDER, CLARA_DRAIN_TIMEOUT="0") as stopping,
+            pytest.raises(UnansweredError, match="answers it after its next start"),
+        ):
+            await ask_until_it_stops(stopping)
 
     run(scenario)
 

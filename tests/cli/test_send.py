@@ -1,13 +1,19 @@
 """`clarad send`: one message, for scripts."""
 
+import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from clarad.cli import connect, main
 from tests import certificates
 from tests.daemon_process import PATIENCE, Process, clarad, daemon, environment
 
@@ -18,6 +24,9 @@ case "$CLARA_CONTENT" in
     *) printf '%s' "$CLARA_CONTENT";;
 esac
 """
+
+
+COUNT = "SELECT count(*) FROM clarad_messages"
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +72,33 @@ def test_a_signal_cancels_the_message_and_is_named(
     assert sending.returncode == 1
     assert errors == f"clarad: cancelled: {reason}\n"
     process.wait_for_log("message:cancelled")
+
+
+def test_a_message_that_the_daemon_will_still_run_has_an_exit_status_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(connect, "PATIENCE", 0.1)
+    responder = {"CLARA_RESPONDER": "command", "CLARA_RESPONDER_COMMAND": SCRIPT}
+    with daemon(tmp_path, **responder, CLARA_DRAIN_TIMEOUT="0") as process:
+        for name, value in process.environment.items():
+            monkeypatch.setenv(name, value)
+        words = [sys.executable, "-m", "clarad", "send", "--channel", "c", "hold"]
+        with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as first:
+            assert first.stdout is not None
+            assert first.stdout.readline() == b"begun\n"
+
+            def stop_when_it_waits() -> None:
+                with closing(sqlite3.connect(tmp_path / "clarad.db")) as database:
+                    while database.execute(COUNT).fetchone() != (2,):
+                        time.sleep(0.01)
+                process.signal(signal.SIGTERM)
+
+            with ThreadPoolExecutor() as beside:
+                beside.submit(stop_when_it_waits)
+                status = main(["send", "--channel", "c", "hello"])
+            first.wait(PATIENCE)
+    assert status == os.EX_TEMPFAIL
+    assert "answers it after its next start" in capsys.readouterr().err
 
 
 def test_a_daemon_with_tls_is_trusted_by_the_certificate_in_its_settings(tmp_path: Path) -> None:
