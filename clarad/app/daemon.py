@@ -161,7 +161,7 @@ class Daemon:
     async def run(
         self, task_status: trio.TaskStatus[tuple[str, int]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Start all parts in order, serve until `request_stop`, and stop them in reverse order.
+        """Start all parts in order, serve until `request_stop`, and stop them: see `_stop`.
 
         Calls `started` with the address once connections are accepted, unless a stop was requested
         before. Cancelling ends everything without draining; nothing that is stored is lost.

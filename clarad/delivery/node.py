@@ -37,7 +37,7 @@ class Sink(Protocol):
         """Fetch what other daemons have stored for the node, and send it."""
 
     def replace(self) -> None:
-        """Close with 4000: the node has another connection, which gets what is queued."""
+        """Close with 4000: the node has another connection, and this one's queue is dropped."""
 
 
 class Node:
@@ -46,7 +46,7 @@ class Node:
     def __init__(
         self, node_id: str, platform: str, budget: MemoryBudget, last_seq: int = 0
     ) -> None:
-        """`budget` is what all nodes' frames are entry in, `last_seq` the highest number so far."""
+        """All nodes' frames count in `budget`; `last_seq` is the highest number so far."""
         self.id = node_id
         self.platform = platform
         self.session_id = ""

@@ -107,7 +107,7 @@ class Connection:
             nursery.start_soon(self._redelivery.fetch_missed, self.node, self)
 
     def replace(self) -> None:
-        """Close with 4000: the node has another connection, which gets what is queued."""
+        """Close with 4000: the node has another connection, and this one's queue is dropped."""
         self._sender.replace()
 
     def end(self, code: CloseCode, reason: str) -> None:

@@ -146,7 +146,7 @@ class Lease:
             log.info("other daemons on the database: %d", heartbeat.others)
             self.others = heartbeat.others
         if new := heartbeat.inherited - self._inherited:
-            log.info("taking over what %d lives of daemons have left", len(new))
+            log.info("taking over what %d daemons have left", len(new))
         self._inherited = heartbeat.inherited
         self._has_inherited.set()
         self._on_heartbeat(heartbeat)

@@ -10,7 +10,7 @@ from clarad.limits.memory import MemoryBudget
 
 MAX_FRAMES: Final = 4096
 MAX_BYTES: Final = 32 * 1024 * 1024
-"""Bytes of queued frames; the largest answer fits in, with its chunks."""
+"""Bytes of queued frames; the largest answer in ASCII fits in, with its chunks."""
 
 OWN_BYTES: Final = 64 * 1024
 """Bytes that every outbox may hold in any case."""
