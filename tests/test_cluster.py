@@ -152,7 +152,7 @@ async def test_a_daemon_that_stood_still_for_too_long_ends_its_work_and_begins_a
     await trio.to_thread.run_sync(stopped.wait_for_log, "the lease is lost")
     assert await peer.close_code() == 1001
     await peer.drop()
-    await trio.to_thread.run_sync(stopped.wait_for_log, "beginning a new life")
+    await trio.to_thread.run_sync(stopped.wait_for_log, "beginning a new epoch")
     assert marker.alive == []
     with trio.fail_after(PATIENCE):
         while stopped.log.count("listening on") < 2:
@@ -666,7 +666,7 @@ async def test_whose_packets_are_lost_ends_its_work_before_another_one_begins(
         await until(outside, RUNNING, [(2,)])
         assert not (tmp_path / "twice").exists()
         network.mend(forgotten=forgotten)
-        await trio.to_thread.run_sync(alone.wait_for_log, "beginning a new life")
+        await trio.to_thread.run_sync(alone.wait_for_log, "beginning a new epoch")
         await until(outside, BOTH_KNOW, [(2, True)])
         assert "Traceback" not in alone.log + other.log
         assert not (tmp_path / "twice").exists()

@@ -267,10 +267,10 @@ class Daemon:
         self.writer.cut_if_stuck(self._settings.lease)
         self._scheduler.note_heartbeat(heartbeat)
 
-    async def _inherit_messages(self, lives: Collection[int]) -> None:
+    async def _inherit_messages(self, epochs: Collection[int]) -> None:
         if isinstance(self._node_sessions, ClusterNodeSessions):
-            await self._node_sessions.inherit(lives)
-        self.turns.inherit(lives)
+            await self._node_sessions.inherit(epochs)
+        self.turns.inherit(epochs)
 
     def _end_at_once(self) -> None:
         """End all work at once, with the lease: nothing can be written any more.

@@ -1,4 +1,4 @@
-"""The process: one life of the daemon after another, until a signal ends it."""
+"""The process: one epoch of the daemon after another, until a signal ends it."""
 
 import faulthandler
 import gc
@@ -113,7 +113,7 @@ async def _run_until_signal(
             try:
                 await _run_daemon(daemon, signals, hangups, held)
             except* (StoreError, SQLAlchemyError) as failures:
-                # A first life that finds no database has nothing to go back to.
+                # A first epoch that finds no database has nothing to go back to.
                 if handed != NOTHING or (is_first and failures.split(LeaseLost)[1] is not None):
                     raise
                 settings, defined = daemon.in_force
@@ -230,7 +230,7 @@ def _prepare_database(engine: Engine, settings: Settings) -> str | None:
 async def _reach(engine: Engine) -> None:
     """Wait until the database answers."""
     about = catalogue.LEASE_LOST.about()
-    logger.warning("beginning a new life, as soon as the database answers", extra=about)
+    logger.warning("beginning a new epoch, as soon as the database answers", extra=about)
     while True:
         try:
             return await interruptible(engine, partial(reach, engine))

@@ -183,10 +183,10 @@ class Lease:
                     self._adopted[inherit] = before | new
             await self._has_inherited.wait()
 
-    async def _retry(self, inherit: Inherit, lives: Collection[int]) -> None:
+    async def _retry(self, inherit: Inherit, epochs: Collection[int]) -> None:
         while True:
             try:
-                return await inherit(lives)
+                return await inherit(epochs)
             except StoreError as error:
                 about = catalogue.STORE_FAILED.about()
                 log.error("what was taken over cannot be read yet: %s", error, extra=about)

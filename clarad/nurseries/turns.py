@@ -194,9 +194,9 @@ class Turns:
             self._cancel(turn, UNREGISTERED, node.id)
         self._recovery.abandon(node)
 
-    def inherit(self, lives: Collection[int]) -> None:
+    def inherit(self, epochs: Collection[int]) -> None:
         """Recover what these epochs have left."""
-        self._recovery.inherit(lives)
+        self._recovery.inherit(epochs)
 
     def channel_moved(self, platform: str, channel_id: str) -> None:
         """Look whose turn it is: another daemon has ended a message of this channel."""

@@ -1,6 +1,6 @@
 """The fence of a PostgreSQL database that daemons share: only the owner of an epoch writes.
 
-An epoch is one life of a daemon, from when it joins the others until it loses its lease. Each
+An epoch of a daemon lasts from when it joins the others until it leaves or loses its lease. Each
 transaction begins by reading the daemon's own row, with a lock that keeps others from taking over
 until the commit: no write can slip past the fence, and no statement can forget it.
 

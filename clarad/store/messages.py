@@ -287,7 +287,7 @@ class Messages:
     ) -> Sequence[Unfinished]:
         """Return the next page of unfinished messages, by their numbers; empty after the last one.
 
-        They are this daemon's, or those of the lives `of`, with numbers from after `after` to
+        They are this daemon's, or those of the epochs `of`, with numbers from after `after` to
         `last`.
         """
         read = partial(read_page, which=self._owned(of), after=after, last=last)

@@ -83,12 +83,12 @@ class Tasks:
 
         return await self._writer.call(claim)
 
-    async def inherit(self, lives: Collection[int] | None = None) -> None:
+    async def inherit(self, epochs: Collection[int] | None = None) -> None:
         """Own the tasks of these epochs, or of all that this daemon has taken over."""
         epoch = self._writer.epoch
         if epoch is None:
             return
-        theirs = owned(TaskRow.owner, epoch, lives)
+        theirs = owned(TaskRow.owner, epoch, epochs)
         mine = update(TaskRow).where(theirs).values(owner=self._writer.owner)
 
         def inherit(connection: Connection) -> None:

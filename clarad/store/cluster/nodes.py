@@ -45,9 +45,9 @@ class ClusterNodeSessions(NodeSessions):
         await self.inherit()
         return [], 0
 
-    async def inherit(self, lives: Collection[int] | None = None) -> None:
+    async def inherit(self, epochs: Collection[int] | None = None) -> None:
         """Note that the nodes of these epochs have lost their connections."""
-        lost = update(NodeRow).where(owned(NodeRow.owner, self._writer.epoch, lives))
+        lost = update(NodeRow).where(owned(NodeRow.owner, self._writer.epoch, epochs))
         lost = lost.where(NodeRow.left_at.is_(None)).values(left_at=self._writer.now())
 
         def inherit(connection: Connection) -> None:
