@@ -44,7 +44,7 @@ def test_the_socket_waits_to_be_enabled(machine: Machine) -> None:
 
 
 def test_everything_is_compiled_so_that_a_start_is_quick(machine: Machine) -> None:
-    compiled = "/usr/lib/clarad/clarad/__pycache__/daemon.cpython-3*.pyc"
+    compiled = "/usr/lib/clarad/clarad/app/__pycache__/daemon.cpython-3*.pyc"
     assert machine.sh(f"ls {compiled} | wc -l") == "1"
 
 
