@@ -709,7 +709,8 @@ async def test_what_waits_when_the_daemon_stops_is_run_by_its_next_start(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, marker: Marker
 ) -> None:
     monkeypatch.setattr("clarad.app.daemon.HOOKS_BUDGET", 0.0)
-    command = f'[ "$CLARA_CONTENT" != 0 ] || sleep {marker.text}; echo "$CLARA_CONTENT" >> order'
+    first = f'[ "$CLARA_CONTENT" != 0 ] || exec sleep {marker.text}'
+    command = first + '; echo "$CLARA_CONTENT" >> order'
     slow = hook(tmp_path, command, overlap="queue")
     running = await start(Definitions(hooks=[slow]))
     peer = await running.node()
