@@ -174,8 +174,8 @@ class _Signalled:
     def terminate(self, found: set[int]) -> None:
         """Send SIGTERM to the processes that have had none.
 
-        Descendants of one that has had it are spared while it lives: they are its clean-up, as the
-        `rm` of a trap is.
+        While a process that has had one lives, its descendants get none: they may be its clean-up,
+        such as the `rm` of a trap.
         """
         # A fork has its parent's handlers until it calls execve(2). If SIGTERM comes before that, a
         # handler notes it that execve(2) then discards; so send it again to those whose image has

@@ -67,7 +67,7 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of text in its parameters."""
+        """Bytes of text in its parameters. Encodes them all: `characters` bounds batches instead."""
         texts = (value for value in (self.parameters or {}).values() if type(value) is str)
         return sum(len(text.encode(errors="replace")) for text in texts)
 
