@@ -67,7 +67,10 @@ class Job:
 
     @property
     def size(self) -> int:
-        """Bytes of text in its parameters. Encodes them all: `characters` bounds batches instead."""
+        """Bytes of text in its parameters.
+
+        It encodes them all, so batches are bounded by `characters` instead.
+        """
         texts = (value for value in (self.parameters or {}).values() if type(value) is str)
         return sum(len(text.encode(errors="replace")) for text in texts)
 
